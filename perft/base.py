@@ -1,0 +1,52 @@
+"""Owns what an adapter has to fit: the few facts about a base model that FORMAT.md's rules speak of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """The shape of a Mixture-of-Experts base model.
+
+    `embedded_problem` says why PERFT-E cannot be served on it (None: it can).
+    """
+
+    hidden_size: int
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    dtype: torch.dtype
+    fingerprint: str | None = None
+    embedded_problem: str | None = None
+
+
+def base_fingerprint(router_weights: Iterable[torch.Tensor]) -> str:
+    """sha256 of the MoE router weights [N, D] as little-endian float32 bytes, layer after layer (FORMAT.md)."""
+    digest = sha256()
+    for weight in router_weights:
+        digest.update(weight.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:
+    """The base described by a Hugging Face model config, or None for an architecture not known here.
+
+    `config` is a `transformers` config object of OLMoE, Mixtral or Qwen3-MoE.
+    """
+    count = int(config.num_hidden_layers) if hasattr(config, "num_hidden_layers") else 0
+    layers = range(count)
+    if config.model_type == "mixtral":
+        moe_layers, num_experts = tuple(layers), config.num_local_experts
+    elif config.model_type == "olmoe":
+        moe_layers, num_experts = tuple(layers), config.num_experts
+    elif config.model_type == "qwen3_moe":
+        sparse = [i for i in layers if i not in config.mlp_only_layers and (i + 1) % config.decoder_sparse_step == 0]
+        moe_layers, num_experts = tuple(sparse), config.num_experts
+    else:
+        return None
+    return BaseShape(config.hidden_size, count, moe_layers, num_experts, config.num_experts_per_tok, dtype)

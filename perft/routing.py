@@ -1,0 +1,41 @@
+"""Owns how PEFT experts are weighted: batched tensor code shared by the trainable modules and the operator."""
+
+from typing import Protocol
+
+import torch
+
+from perft.config import AdapterConfig
+
+
+class BaseRouter(Protocol):
+    """What PERFT asks of the base's router at one layer, for the T tokens of the step."""
+
+    def logits(self) -> torch.Tensor:
+        """Raw logits [T, N]."""
+
+    def weights(self) -> torch.Tensor:
+        """Weight of every base expert as the base applies it, [T, N] float32, 0 where not selected."""
+
+
+def top_probabilities(logits_TN: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest probabilities of the full softmax, descending: [T, k] float32, not renormalised."""
+    return torch.softmax(logits_TN.float(), dim=-1).topk(k, dim=-1).values
+
+
+def routed_weights(
+    config: AdapterConfig, logits_TM: torch.Tensor, slot_probabilities_TK: torch.Tensor | None
+) -> torch.Tensor:
+    """PERFT-R: weight of every PEFT expert, [T, M] float32, 0 where not selected.
+
+    q = softmax over M; the top K kept, divided by their sum if `renormalize`. With `base_slot` the k-th
+    largest is weighted by `slot_probabilities_TK` instead (METHOD.md, "The published OLMoE code").
+    """
+    assert config.top_k is not None
+    q_TM = torch.softmax(logits_TM.float(), dim=-1)
+    weights_TK, chosen_TK = q_TM.topk(config.top_k, dim=-1)
+    if config.gate_weight == "base_slot":
+        assert slot_probabilities_TK is not None
+        weights_TK = slot_probabilities_TK
+    elif config.renormalize:
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(q_TM).scatter(1, chosen_TK, weights_TK)
