@@ -5,7 +5,7 @@ weights nor the base model; those two belong to `adapters.check`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ ExpertType = Literal["lora", "parallel"]
 Activation = Literal["silu", "relu", "gelu"]
 GateWeight = Literal["adapter", "base_slot"]
 
-LayerIndex = Annotated[int, Field(ge=0, le=65535)]
+LayerIndex = Annotated[int, Field(strict=True, ge=0, le=65535)]
 
 ROUTED_ONLY = ("top_k", "renormalize", "gate_weight")
 NULLABLE = ("base_fingerprint", "layers")
@@ -45,7 +45,7 @@ class AdapterConfig(BaseModel):
     top_k: Annotated[int, Field(ge=1)] | None = None
     renormalize: bool | None = None
     gate_weight: GateWeight | None = None
-    layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1)] | None = None
+    layers: Annotated[tuple[LayerIndex, ...], Field(strict=False, min_length=1)] | None = None
     description: Annotated[str, Field(max_length=1024)] | None = None
 
     @model_validator(mode="before")
@@ -117,22 +117,23 @@ class AdapterConfig(BaseModel):
         return json.dumps(self.model_dump(exclude_none=True), indent=2, ensure_ascii=False) + "\n"
 
 
-def rule_violations(given: Mapping[str, Any]) -> list[str]:
+def rule_violations(given: Mapping[str, Any], invalid: Collection[str] = ()) -> list[str]:
     """Every broken rule that ties keys of a configuration together.
 
-    `given` maps the keys that are present, and each on its own valid, to their values; rules about
-    keys that are missing from it for being invalid are left out, so that nothing is reported twice.
+    `given` maps the keys that are present and valid on their own to their values; `invalid` names those
+    that are present and are not: nothing more is said of them.
     """
     found: list[str] = []
     variant, expert_type, count = given.get("variant"), given.get("expert_type"), given.get("num_experts")
-    if expert_type == "lora" and "alpha" not in given:
+    if expert_type == "lora" and "alpha" not in given and "alpha" not in invalid:
         found.append("alpha: missing, but expert_type 'lora' needs it (scale = alpha / bottleneck)")
     if expert_type == "parallel" and "alpha" in given:
         found.append(f"alpha: found {given['alpha']!r}, but expert_type 'parallel' has no scale: remove it")
     if expert_type == "lora" and "activation" in given:
         found.append(f"activation: found {given['activation']!r}, but it is for expert_type 'parallel': remove it")
     if variant == "R":
-        found += [f"{key}: missing, but variant 'R' needs it" for key in ("top_k", "renormalize") if key not in given]
+        missing = [key for key in ("top_k", "renormalize") if key not in given and key not in invalid]
+        found += [f"{key}: missing, but variant 'R' needs it" for key in missing]
     elif variant is not None:
         found += [
             f"{key}: found {given[key]!r}, but it is for variant 'R' and this is {variant!r}: remove it"

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from perft.base import BaseShape, base_fingerprint, base_of_config
 from perft.config import AdapterConfig
 from perft.reference import LayerWeights
-from perft.routing import routed_weights, top_probabilities
+from perft.routing import activate, routed_weights, top_probabilities
 
 
 class PerftLayer(nn.Module):
@@ -65,7 +65,7 @@ class PerftLayer(nn.Module):
         else:
             z_TMB = torch.einsum("td,mbd->tmb", x_TD, self.down_proj)
             z_TMB = F.dropout(z_TMB, self.dropout) if drop else z_TMB
-            a_TMB = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}[config.activation or "silu"](z_TMB)
+            a_TMB = activate(config.activation, z_TMB)
         gated_TMB = a_TMB * (w_TM * config.scale).unsqueeze(2).to(a_TMB.dtype)
         return torch.einsum("tmb,mdb->td", gated_TMB, self.up_proj)
 
@@ -163,7 +163,8 @@ def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> Per
             x_TD = inputs[0].flatten(0, -2)
             logits_TN, scores_TJ, chosen_TJ = block.get_submodule("gate")(x_TD)
             weights_TN = torch.zeros_like(logits_TN, dtype=torch.float32).scatter(1, chosen_TJ, scores_TJ.float())
-            return output + layer(x_TD, logits_TN, weights_TN).to(output.dtype).view_as(output)
+            delta_TD: torch.Tensor = layer(x_TD, logits_TN, weights_TN)
+            return output + delta_TD.to(output.dtype).view_as(output)
 
         handles.append(blocks[index].register_forward_hook(add_delta))
     adapter_ref.append(PerftAdapter(config, layers, handles))

@@ -1,10 +1,11 @@
-"""Owns how PEFT experts are weighted: batched tensor code shared by the trainable modules and the operator."""
+"""Owns how PEFT experts are weighted and activated: batched tensor code shared by the trainable modules and the operator."""
 
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
-from perft.config import AdapterConfig
+from perft.config import Activation, AdapterConfig
 
 
 class BaseRouter(Protocol):
@@ -39,3 +40,16 @@ def routed_weights(
     elif config.renormalize:
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
     return torch.zeros_like(q_TM).scatter(1, chosen_TK, weights_TK)
+
+
+def activate(activation: Activation | None, z: torch.Tensor) -> torch.Tensor:
+    """Act of an expert, element by element; None (lora) is the identity."""
+    match activation:
+        case "silu":
+            return F.silu(z)
+        case "relu":
+            return F.relu(z)
+        case "gelu":
+            return F.gelu(z)
+        case None:
+            return z

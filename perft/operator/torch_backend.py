@@ -6,11 +6,9 @@ that a token did not select are masked, so a weight of 0 never meets an infinity
 """
 
 import torch
-import torch.nn.functional as F
 
-from perft.config import Activation
 from perft.operator.base import LayerGroup, LayerPlan
-from perft.routing import BaseRouter, routed_weights, top_probabilities
+from perft.routing import BaseRouter, activate, routed_weights, top_probabilities
 
 
 class TorchOperator:
@@ -64,23 +62,11 @@ def _add_up(
     """out = sum over m of weight_m * scale * Up_m act(Down_m x)."""
     config = group.config
     z_nZ = x_nD @ pool_RD[group.rows.down].T  # Z = M * B
-    a_nZ = _activate(config.activation, z_nZ.float())
+    a_nZ = activate(config.activation, z_nZ.float())
     if weights_nM is not None:
-        a_nMB = a_nZ.unflatten(1, (config.num_experts, config.bottleneck))
+        a_nMB = a_nZ.view(-1, config.num_experts, config.bottleneck)
         gate_nM1 = (weights_nM * config.scale).unsqueeze(2)
         a_nZ = torch.where(gate_nM1 != 0, a_nMB * gate_nM1, 0.0).flatten(1)
     elif config.scale != 1:
         a_nZ = a_nZ * config.scale
     torch.mm(a_nZ.to(x_nD.dtype), pool_RD[group.rows.up], out=out_nD)
-
-
-def _activate(activation: Activation | None, z: torch.Tensor) -> torch.Tensor:
-    match activation:
-        case "silu":
-            return F.silu(z)
-        case "relu":
-            return F.relu(z)
-        case "gelu":
-            return F.gelu(z)
-        case None:
-            return z

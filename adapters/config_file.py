@@ -1,0 +1,79 @@
+"""Owns the strict reading of `adapter_config.json`: every violation at once, nothing skipped.
+
+Python's own json is too kind (duplicate keys, NaN), pydantic checks each key, `rule_violations` the rules across.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from perft.config import NULLABLE, AdapterConfig, rule_violations
+
+MAX_CONFIG_BYTES = 64 * 1024
+
+
+def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
+    """The configuration, or None and every violation found in it."""
+    values, violations = _parse_object(raw)
+    if values is None:
+        return None, violations
+    invalid_keys = {key for key, value in values.items() if value is None and key not in NULLABLE}
+    violations += [f"{key}: found null; leave the key out or give it a value" for key in sorted(invalid_keys)]
+    violations += [f"{key}: missing" for key in ("peft_type", "format_version") if key not in values]
+    given = {key: value for key, value in values.items() if key not in invalid_keys}
+    try:
+        config = AdapterConfig.model_validate(given)
+    except ValidationError as error:
+        broken = {str(e["loc"][0]) for e in error.errors() if e["loc"]} | invalid_keys
+        violations += [_describe(e) for e in error.errors() if e["loc"]]
+        sound = {key: value for key, value in given.items() if key not in broken and value is not None}
+        violations += rule_violations(sound, broken)
+        return None, violations
+    return (None if violations else config), violations
+
+
+def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:
+    """The top-level object, or None; with what is wrong with the JSON itself."""
+    if len(raw) > MAX_CONFIG_BYTES:
+        return None, [f"adapter_config.json: found {len(raw)} bytes, expected at most {MAX_CONFIG_BYTES}"]
+    found: list[str] = []
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                found.append(f"adapter_config.json: key {key!r} stands there more than once")
+            result[key] = value
+        return result
+
+    def constant(name: str) -> None:
+        found.append(f"adapter_config.json: found {name}, which is no JSON number")
+
+    try:
+        values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except UnicodeDecodeError as error:
+        return None, [f"adapter_config.json: not UTF-8 ({error.reason} at byte {error.start})"]
+    except RecursionError:
+        return None, ["adapter_config.json: nested too deeply"]
+    except ValueError as error:
+        return None, [f"adapter_config.json: not JSON ({error})"]
+    if not isinstance(values, dict):
+        return None, [f"adapter_config.json: found a JSON {type(values).__name__}, expected an object"]
+    return values, found
+
+
+def _describe(error: Any) -> str:
+    """One of pydantic's errors as 'where: found, expected'."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where[:80]}: unknown key; the format's keys are {', '.join(sorted(AdapterConfig.model_fields))}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    return f"{where}: found {_short(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

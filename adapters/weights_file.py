@@ -1,0 +1,84 @@
+"""Owns the checks of `adapter_model.safetensors`: which tensors, which shapes and types, only finite values."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from perft.base import BaseShape
+from perft.config import AdapterConfig
+
+MAX_METADATA_BYTES = 16 * 1024
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def weights_violations(path: Path, config: AdapterConfig | None, base: BaseShape | None) -> list[str]:
+    """Every violation in the weights file at `path`.
+
+    Without a sound `config` or a known `base`, what depends on them is left out.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = _metadata_violations(file.metadata())
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            found += _dtype_violations(dtypes)
+            if config is not None and base is not None:
+                found += _shape_violations(shapes, config.tensor_shapes(_layers(config, base), base.hidden_size))
+            for name in names:
+                if dtypes[name] in DTYPES:
+                    found += _value_violations(name, file.get_tensor(name), config, base)
+            return found
+    except (SafetensorError, OSError, ValueError) as error:
+        return [f"adapter_model.safetensors: not a readable safetensors file ({error})"]
+
+
+def _layers(config: AdapterConfig, base: BaseShape) -> tuple[int, ...]:
+    """The layers to expect tensors for: those of the adapter that the base has as MoE layers."""
+    return tuple(layer for layer in config.layer_indices(base.moe_layers) if layer in base.moe_layers)
+
+
+def _metadata_violations(metadata: dict[str, str] | None) -> list[str]:
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in (metadata or {}).items())
+    if size <= MAX_METADATA_BYTES:
+        return []
+    return [f"__metadata__: found {size} bytes, expected at most {MAX_METADATA_BYTES}"]
+
+
+def _dtype_violations(dtypes: dict[str, str]) -> list[str]:
+    return [
+        f"{name}: found dtype {dtype}, expected one of {', '.join(DTYPES)}"
+        for name, dtype in dtypes.items()
+        if dtype not in DTYPES
+    ]
+
+
+def _shape_violations(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
+    found = [f"{name}: missing, expected shape {list(shape)}" for name, shape in expected.items() if name not in shapes]
+    found += [
+        f"{name[:120]}: this tensor is not part of the format here: remove it" for name in shapes.keys() - expected
+    ]
+    found += [
+        f"{name}: found shape {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    return found
+
+
+def _value_violations(
+    name: str, tensor: torch.Tensor, config: AdapterConfig | None, base: BaseShape | None
+) -> list[str]:
+    """Non-finite values: as stored, after the cast to the model's dtype, after `scale`."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        return [f"{name}: {bad} of {tensor.numel()} values are not finite (NaN or infinity)"]
+    if base is None:
+        return []
+    cast = tensor.to(base.dtype)
+    if not torch.isfinite(cast).all():
+        return [f"{name}: values up to {float(tensor.abs().max()):.3g} overflow the model's dtype {base.dtype}"]
+    if config is not None and name.endswith("up_proj") and not torch.isfinite(cast * config.scale).all():
+        return [f"{name}: values times scale {config.scale:.6g} overflow the model's dtype {base.dtype}"]
+    return []
