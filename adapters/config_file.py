@@ -48,8 +48,9 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:
             result[key] = value
         return result
 
-    def constant(name: str) -> None:
+    def constant(name: str) -> float:
         found.append(f"adapter_config.json: found {name}, which is no JSON number")
+        return float(name)
 
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)

@@ -1,4 +1,4 @@
-"""Owns how PEFT experts are weighted and activated: batched tensor code shared by the trainable modules and the operator."""
+"""Owns how PEFT experts are weighted and activated: shared by the trainable modules and the operator."""
 
 from typing import Protocol
 

@@ -1,0 +1,75 @@
+"""Owns finding the MoE layers of a vLLM model, and the base's shape as the engine itself knows it."""
+
+from pathlib import Path
+
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from perft.base import BaseShape, checkpoint_fingerprint
+from perft.engine.base_router import embedded_problem
+from perft.engine.moe_runner import PerftMoERunner, PerftRoutedExperts
+
+logger = init_logger(__name__)
+
+
+class UnsupportedModelError(ValueError):
+    """The model's MoE layers are not ours, so an adapter could have no effect, or a wrong one."""
+
+
+def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
+    """The MoE layers of `model` by decoder layer. Raises UnsupportedModelError if any is not of our classes."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, MoERunner)}
+    if not found:
+        raise UnsupportedModelError(
+            f"found no MoE layer in {type(model).__name__}; PERFT adapts Mixture-of-Experts models only"
+        )
+    foreign = {
+        name: f"{type(module).__name__} with {type(module.routed_experts).__name__}"
+        for name, module in found.items()
+        if type(module) is not PerftMoERunner or type(module.routed_experts) is not PerftRoutedExperts
+    }
+    if foreign:
+        name, what = next(iter(foreign.items()))
+        raise UnsupportedModelError(
+            f"{len(foreign)} of {len(found)} MoE layers of {type(model).__name__} do not carry PERFT's operator "
+            f"({name} is a {what}): this model is not supported"
+        )
+    return {module.layer_id: module for module in found.values() if isinstance(module, PerftMoERunner)}
+
+
+def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> BaseShape:
+    """What an adapter has to fit, read off the loaded model."""
+    model_config = vllm_config.model_config
+    moe_config = next(iter(runners.values())).moe_config
+    problems = (embedded_problem(runner) for runner in runners.values())
+    return BaseShape(
+        hidden_size=model_config.get_hidden_size(),
+        num_layers=model_config.hf_text_config.num_hidden_layers,
+        moe_layers=tuple(sorted(runners)),
+        num_experts=moe_config.num_logical_experts,
+        top_k=moe_config.experts_per_token,
+        dtype=model_config.dtype,
+        fingerprint=_fingerprint(vllm_config),
+        embedded_problem=next((problem for problem in problems if problem), None),
+    )
+
+
+def _fingerprint(vllm_config: VllmConfig) -> str | None:
+    """FORMAT.md's base_fingerprint of the served checkpoint; None (with a warning) where it cannot be read."""
+    from huggingface_hub import snapshot_download
+
+    model_config = vllm_config.model_config
+    folder = Path(model_config.model)
+    try:
+        if not folder.is_dir():
+            cached = snapshot_download(model_config.model, revision=model_config.revision, local_files_only=True)
+            folder = Path(cached)
+        fingerprint = checkpoint_fingerprint(folder)
+    except (OSError, ValueError) as error:
+        logger.warning("PERFT: the checkpoint could not be read again (%s)", error)
+        fingerprint = None
+    if fingerprint is None:
+        logger.warning("PERFT: no router weights found in %s: base_fingerprint is not checked", model_config.model)
+    return fingerprint

@@ -1,0 +1,131 @@
+"""Owns a worker's adapters: which are resident, and which tokens of each step are whose.
+
+Stands in for vLLM's LRUCacheWorkerLoRAManager (see the seam table): PERFT adapters ride on LoRA requests, so the
+scheduler, the prefix cache and the model runner treat them as they treat LoRA. No layer is wrapped for them.
+
+Invariant: a token whose adapter is not resident raises; it never falls through to the base model.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
+
+from adapters import read_folder
+from perft.engine.layers import base_shape, wrapped_runners
+from perft.engine.moe_runner import StepState
+from perft.engine.pool import RowPool, pack
+from perft.engine.settings import EngineSettings
+from perft.engine.unsupported import check_supported
+from perft.operator import TokenGroup, TorchOperator
+from perft.operator.base import BatchPlan
+
+logger = init_logger(__name__)
+
+
+class AdapterManager:
+    """Loads PERFT adapters into the row pool and plans every step."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
+        check_supported(vllm_config)
+        self._device = device
+        self._settings = EngineSettings.of(vllm_config)
+        self._digests: dict[int, str] = {}
+        self._warm_up_ids: set[int] = set()
+
+    def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
+        """Take every MoE layer of `model` in care; the model itself comes back unchanged.
+
+        Raises UnsupportedModelError if it has none, or one whose class we do not stand behind.
+        """
+        self.runners = wrapped_runners(model)
+        self.base = base_shape(self.runners, vllm_config)
+        rows = self._settings.rows(self.base, self._device)
+        self.pool = RowPool(rows, self.base.hidden_size, self.base.dtype, self._device)
+        self.step = StepState(self.pool.tensor_RD, TorchOperator())
+        for runner in self.runners.values():
+            runner.perft = self.step
+        logger.info("PERFT: %d MoE layers carry the operator, row pool of %d rows", len(self.runners), rows)
+        return model
+
+    def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
+        """Plan the step that follows: `mapping.index_mapping` has the adapter id of every token (0: none)."""
+        for request in requests:
+            if request.lora_int_id not in self._warm_up_ids:
+                self.add_adapter(request)
+        if mapping is not None:
+            self.step.plan = self._plan(mapping.index_mapping)
+
+    def add_adapter(self, request: LoRARequest) -> bool:
+        """Make an adapter resident. True if it was not.
+
+        Raises InvalidAdapterError (it breaks the format or does not fit the base) or PoolFullError.
+        """
+        if request.lora_int_id in self._digests:
+            return False
+        checked = read_folder(Path(request.lora_path), self.base, self._settings.limits)
+        if self.pool.get(checked.digest) is None:
+            self.pool.put(checked.digest, pack(checked.config, checked.layer_weights(self.base)))
+        self._digests[request.lora_int_id] = checked.digest
+        return True
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        """Forget an id; the rows are freed with the last id of the same content. False if it is unknown."""
+        digest = self._digests.pop(adapter_id, None)
+        if digest is not None and digest not in self._digests.values():
+            self.pool.remove(digest)
+        return digest is not None
+
+    def remove_all_adapters(self) -> None:
+        self._warm_up_ids.clear()
+        for adapter_id in list(self._digests):
+            self.remove_adapter(adapter_id)
+
+    def list_adapters(self) -> set[int]:
+        return set(self._digests) | self._warm_up_ids
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        """Nothing is evicted here: what is resident stays until it is removed."""
+        return adapter_id in self._digests
+
+    @contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        """vLLM's warm-up runs happen inside; ours needs nothing made for them."""
+        yield
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return default_rank
+
+    def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
+        """An id of a warm-up run: its tokens are planned as the base's."""
+        self._warm_up_ids.add(request.lora_int_id)
+        return True
+
+    def supports_tower_connector_lora(self) -> bool:
+        return False
+
+    def _plan(self, token_ids: Sequence[int]) -> BatchPlan | None:
+        """Group the step's tokens by adapter; None where there is none. Raises KeyError for an absent adapter."""
+        ids_T = np.asarray(token_ids)
+        groups: list[TokenGroup] = []
+        for adapter_id in np.unique(ids_T).tolist():
+            if adapter_id == 0 or adapter_id in self._warm_up_ids:
+                continue
+            adapter = self.pool.get(self._digests[adapter_id])
+            assert adapter is not None
+            tokens_n = torch.from_numpy(np.flatnonzero(ids_T == adapter_id)).to(self._device, non_blocking=True)
+            groups.append(TokenGroup(adapter, tokens_n))
+        return BatchPlan(groups) if groups else None
+
+
+def install_manager() -> None:
+    """Put AdapterManager where vLLM's model runners build their LoRA manager: the only name we replace."""
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = AdapterManager

@@ -1,0 +1,139 @@
+"""Owns the row pool: one [R, D] tensor that holds every resident adapter's rows, of all layers and ranks alike.
+
+Invariant: every row is either free or belongs to exactly one adapter (`check_integrity`). An adapter is charged the
+rows it really has; they lie in one run where there is room for one, else in several, so a pool never fragments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from perft.config import AdapterConfig
+from perft.operator.base import LayerRows, PlacedAdapter, Rows
+from perft.reference import LayerWeights
+
+
+class PoolFullError(RuntimeError):
+    """An adapter needs more rows than are free."""
+
+    def __init__(self, needed: int, free: int, total: int) -> None:
+        self.needed, self.free, self.total = needed, free, total
+        super().__init__(
+            f"too_many_rows: the adapter takes {needed} rows, the pool has {free} free of {total}: "
+            "serve fewer or smaller adapters, or enlarge the pool (--pool-rows)"
+        )
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """An adapter made ready on the host: per layer one [rows, D] block of router, down and up rows, in that order."""
+
+    config: AdapterConfig
+    blocks: dict[int, torch.Tensor]
+
+    @property
+    def rows(self) -> int:
+        return sum(block.shape[0] for block in self.blocks.values())
+
+
+def pack(config: AdapterConfig, layers: dict[int, LayerWeights]) -> PackedAdapter:
+    """Lay out an adapter's tensors as rows of width D (up_proj [M, D, B] becomes M * B rows)."""
+    blocks: dict[int, torch.Tensor] = {}
+    for layer, weights in layers.items():
+        parts = [] if weights.router is None else [weights.router]
+        parts += [weights.down_proj.flatten(0, 1), weights.up_proj.transpose(1, 2).flatten(0, 1)]
+        blocks[layer] = torch.cat(parts).contiguous()
+    return PackedAdapter(config, blocks)
+
+
+class RowPool:
+    """The pool's tensor and who has which rows, by digest."""
+
+    def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
+        self._free: list[range] = [range(rows)]
+        self._taken: dict[str, list[range]] = {}
+        self._placed: dict[str, PlacedAdapter] = {}
+
+    @property
+    def total(self) -> int:
+        return self.tensor_RD.shape[0]
+
+    @property
+    def used(self) -> int:
+        return self.total - sum(map(len, self._free))
+
+    def get(self, digest: str) -> PlacedAdapter | None:
+        return self._placed.get(digest)
+
+    def put(self, digest: str, adapter: PackedAdapter) -> PlacedAdapter:
+        """Copy an adapter in. Raises PoolFullError, with nothing changed, if its rows do not fit."""
+        if digest in self._placed:
+            return self._placed[digest]
+        free = self.total - self.used
+        if adapter.rows > free:
+            raise PoolFullError(adapter.rows, free, self.total)
+        taken: list[range] = []
+        layers: dict[int, LayerRows] = {}
+        for layer, block in adapter.blocks.items():
+            runs = self._take(block.shape[0])
+            taken += runs
+            layers[layer] = self._place(adapter.config, block, runs)
+        self._taken[digest] = taken
+        self._placed[digest] = PlacedAdapter(adapter.config, layers)
+        return self._placed[digest]
+
+    def remove(self, digest: str) -> None:
+        """Give an adapter's rows back. Raises KeyError if it is not here."""
+        del self._placed[digest]
+        runs = sorted([*self._free, *self._taken.pop(digest)], key=lambda run: run.start)
+        merged: list[range] = []
+        for run in runs:
+            if merged and merged[-1].stop == run.start:
+                merged[-1] = range(merged[-1].start, run.stop)
+            else:
+                merged.append(run)
+        self._free = merged
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless free and taken rows make up the pool, each once."""
+        runs = sorted([*self._free, *(run for taken in self._taken.values() for run in taken)], key=lambda r: r.start)
+        edges = [0, *(run.stop for run in runs)]
+        assert [run.start for run in runs] == edges[:-1] and edges[-1] == self.total, runs
+        assert self._taken.keys() == self._placed.keys()
+
+    def _take(self, count: int) -> list[range]:
+        """`count` free rows: the smallest run that holds them all, else the largest runs until they do."""
+        fitting = [run for run in self._free if len(run) >= count]
+        chosen = [min(fitting, key=len)] if fitting else sorted(self._free, key=len, reverse=True)
+        taken: list[range] = []
+        for run in chosen:
+            part = run[: count - sum(map(len, taken))]
+            if part:
+                self._free.remove(run)
+                if len(part) < len(run):
+                    self._free.append(run[len(part) :])
+                taken.append(part)
+        return taken
+
+    def _place(self, config: AdapterConfig, block: torch.Tensor, runs: Sequence[range]) -> LayerRows:
+        """Copy one layer's block into `runs` and say where its parts are."""
+        start = 0
+        for run in runs:
+            self.tensor_RD[run.start : run.stop].copy_(block[start : start + len(run)], non_blocking=True)
+            start += len(run)
+        gate_rows = config.num_experts if config.is_routed else 0
+        half = config.num_experts * config.bottleneck
+        return LayerRows(
+            router=self._rows(runs, 0, gate_rows) if gate_rows else None,
+            down=self._rows(runs, gate_rows, gate_rows + half),
+            up=self._rows(runs, gate_rows + half, gate_rows + 2 * half),
+        )
+
+    def _rows(self, runs: Sequence[range], start: int, stop: int) -> Rows:
+        """The pool's rows of entries start..stop of a block that lies in `runs`."""
+        if len(runs) == 1:
+            return slice(runs[0].start + start, runs[0].start + stop)
+        index = [row for run in runs for row in run][start:stop]
+        return torch.tensor(index, dtype=torch.int64, device=self.tensor_RD.device)

@@ -1,0 +1,62 @@
+"""Owns which modes of vLLM are refused: those PERFT's layer is not tested in yet, each by its name."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+FORBIDDEN_ENVIRONMENT = {
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "it answers unknown adapter names with the base model",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens vLLM's own adapter routes, some of them without a key",
+}
+
+
+class UnsupportedModeError(ValueError):
+    """The engine was asked for a mode in which adapters are not known to be answered right."""
+
+    def __init__(self, problems: list[str]) -> None:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"PERFT adapters are not served in this mode of vLLM:{listed}")
+
+
+def environment_problems(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Every forbidden switch that is set, with the reason."""
+    return [
+        f"{name}={environment[name]}: {why}; unset it"
+        for name, why in FORBIDDEN_ENVIRONMENT.items()
+        if environment.get(name, "0").lower() not in ("", "0", "false")
+    ]
+
+
+def config_problems(vllm_config: Any) -> list[str]:
+    """Every unsupported mode in a `VllmConfig`."""
+    parallel = vllm_config.parallel_config
+    modes = {
+        "several API servers (--api-server-count)": getattr(parallel, "_api_process_count", 1) > 1,
+        "data parallel (--data-parallel-size)": parallel.data_parallel_size > 1,
+        "pipeline parallel (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
+        "expert parallel (--enable-expert-parallel)": parallel.enable_expert_parallel,
+        "expert load balancing (--enable-eplb)": parallel.enable_eplb,
+        "context parallel (--decode/--prefill-context-parallel-size)": (
+            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
+        ),
+        "dual batch overlap (--enable-dbo)": parallel.enable_dbo,
+        "speculative decoding (--speculative-config)": vllm_config.speculative_config is not None,
+        "torch.compile or CUDA graphs (without --enforce-eager)": _is_compiled(vllm_config),
+    }
+    return [f"{mode}: not tested with PERFT yet; leave it off" for mode, is_on in modes.items() if is_on]
+
+
+def check_supported(vllm_config: Any) -> None:
+    """Raises UnsupportedModeError naming every unsupported mode of `vllm_config` and the environment."""
+    problems = environment_problems() + config_problems(vllm_config)
+    if problems:
+        raise UnsupportedModeError(problems)
+
+
+def _is_compiled(vllm_config: Any) -> bool:
+    """Whether the model would run compiled or as captured graphs, where a plan made in Python cannot follow."""
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    compilation = vllm_config.compilation_config
+    graphs = compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE)
+    return compilation.mode not in (None, CompilationMode.NONE) or graphs
