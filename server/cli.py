@@ -1,0 +1,29 @@
+"""Owns the command `perft`."""
+
+import sys
+
+from server.errors import StartError
+
+USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
+
+`perft serve --help` lists the flags."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script. Exits with 0 (ended as asked), 1 (refused to start) or 2 (wrong usage)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] != "serve":
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    from server.serve import serve
+
+    try:
+        serve(arguments[1:])
+    except StartError as error:
+        print(f"perft: refused to start:\n{error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
