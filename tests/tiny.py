@@ -11,7 +11,7 @@ from perft.config import AdapterConfig
 from perft.modules import PerftAdapter, attach
 
 VOCABULARY = 128
-LAYERS = 3
+LAYERS = 4
 KINDS = ("mixtral", "olmoe", "qwen3_moe")
 
 _SHARED: dict[str, Any] = {
@@ -28,7 +28,7 @@ def config_of(kind: str) -> Any:
     if kind == "olmoe":
         return OlmoeConfig(**_SHARED, intermediate_size=96, num_experts=8, num_experts_per_tok=3)
     sparse = {"moe_intermediate_size": 64, "num_experts": 6, "num_experts_per_tok": 2, "head_dim": 32}
-    return Qwen3MoeConfig(**_SHARED, **sparse, intermediate_size=96, norm_topk_prob=True, mlp_only_layers=[])
+    return Qwen3MoeConfig(**_SHARED, **sparse, intermediate_size=96, norm_topk_prob=True, mlp_only_layers=[3])
 
 
 def build(kind: str, folder: Path, seed: int = 0) -> Path:
