@@ -31,7 +31,7 @@ class VllmEngine:
             return EngineStatus(0, None, 0, 0, lacking.get("problem", "no MoE layer carries the operator"))
         return EngineStatus(
             moe_layers=min(rank["moe_layers"] for rank in ranks),
-            base=_base_shape(ranks[0]["base"]),
+            base=base_shape_of(ranks[0]["base"]),
             rows_total=min(rank["rows_total"] for rank in ranks),
             rows_used=max(rank["rows_used"] for rank in ranks),
         )
@@ -40,7 +40,7 @@ class VllmEngine:
         await self._client.add_lora(lora_request(version))
 
 
-def _base_shape(values: dict[str, Any]) -> BaseShape:
+def base_shape_of(values: dict[str, Any]) -> BaseShape:
     """A BaseShape that travelled between processes as plain values."""
     plain = {"dtype": getattr(torch, values["dtype"]), "moe_layers": tuple(values["moe_layers"])}
     return BaseShape(**values | plain)

@@ -81,7 +81,7 @@ SEAMS = (
     ),
     Seam(
         _LORA_MIXIN,
-        "LRUCacheWorkerLoRAManager.__init__",
+        "LRUCacheWorkerLoRAManager",
         ("vllm_config", "device", "embedding_modules"),
         "the one replaced name (private): our manager loads adapters and maps tokens to them",
         "PERFT folders would be read as PEFT LoRA and refused, or not at all.",

@@ -102,7 +102,7 @@ class TinyEngine:
             assert abs(found - float(expected[step][token])) <= 1e-3, (self.kind, case, step)
 
 
-def start(kind: str, folder: Path, **options: Any) -> TinyEngine:
+def start(kind: str, folder: Path, variables: dict[str, str] | None = None, **options: Any) -> TinyEngine:
     """Build a tiny model in `folder` and start an in-process engine on it."""
     tiny.build(kind, folder / kind)
     settings: dict[str, Any] = {
@@ -112,6 +112,6 @@ def start(kind: str, folder: Path, **options: Any) -> TinyEngine:
         "additional_config": {"perft": {"pool_rows": 40_000}}, "enable_prefix_caching": True,
         "enable_chunked_prefill": True, "max_num_batched_tokens": 96, "disable_log_stats": True,
     }  # fmt: skip
-    with environment(**ENVIRONMENT):
+    with environment(**ENVIRONMENT | (variables or {})):
         llm = LLM(**(settings | options))
     return TinyEngine(kind, folder, llm, tiny.load(folder / kind), tiny.every_variant())

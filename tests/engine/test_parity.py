@@ -1,4 +1,4 @@
-"""Engine tokens = Hugging Face model with our modules, for every variant; alone, mixed, and never by another's prefix."""
+"""Engine tokens = Hugging Face model with our modules, for every variant; alone, mixed, never by another's prefix."""
 
 import pytest
 import torch

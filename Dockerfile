@@ -1,0 +1,43 @@
+# syntax=docker/dockerfile:1
+# docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file; holds the demo
+# docker build --target cuda -t perft-server:cuda .    vLLM with CUDA, for GPU machines
+#
+# docker run -p 8000:8000 perft-server:cuda serve allenai/OLMoE-1B-7B-0924 --host 0.0.0.0 --adapter NAME=/adapters/NAME
+
+FROM python:3.11.13-slim-bookworm AS base
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends g++ libnuma1 curl \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --create-home --uid 10001 perft
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VLLM_NO_USAGE_STATS=1
+WORKDIR /opt/perft
+
+FROM base AS cpu
+COPY requirements/cpu.txt requirements/cpu.txt
+RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu \
+ && pip install --no-deps -r requirements/cpu.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY perft perft
+COPY adapters adapters
+COPY server server
+RUN pip install --no-deps --no-build-isolation .
+ENV VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=4
+USER perft
+WORKDIR /home/perft
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD curl -fsS http://127.0.0.1:8000/ready || exit 1
+ENTRYPOINT ["perft"]
+CMD ["--help"]
+
+FROM base AS cuda
+COPY pyproject.toml README.md LICENSE ./
+COPY perft perft
+COPY adapters adapters
+COPY server server
+RUN pip install '.[cuda]'
+USER perft
+WORKDIR /home/perft
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30m CMD curl -fsS http://127.0.0.1:8000/ready || exit 1
+ENTRYPOINT ["perft"]
+CMD ["--help"]

@@ -1,0 +1,107 @@
+"""Makes the virtual environment from the lock files, with the standard library only: `make serve`, `make test`.
+
+    python3.11 requirements/bootstrap.py .venv cpu test
+
+Says what it does and how long that takes; every failure is one sentence and exit code 1. A second call with
+unchanged files returns at once.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+NEEDED_BYTES = 5 * 10**9
+OFFLINE = ("Failed to establish", "NameResolution", "Max retries", "Connection", "timed out", "No matching distr")
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def main(folder: Path, locks: list[str]) -> None:
+    stamp = folder / "perft-locks"
+    wanted = digest(locks)
+    known = stamp.read_text().splitlines() if stamp.is_file() else []
+    if wanted in known:
+        return
+    check_python()
+    check_disk(folder)
+    if not (folder / "bin" / "python").exists():
+        say(f"making a virtual environment in {folder.name}")
+        venv.create(folder, with_pip=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    if "cpu" in locks:
+        say("installing PyTorch for the CPU (0.2 GB)")
+        install_torch(pip)
+    for lock in locks:
+        say(f"installing requirements/{lock}.txt (cpu: 1 GB to download, 2 to 4 minutes)")
+        run([*pip, "--no-deps", "-r", str(HERE / f"{lock}.txt")], f"requirements/{lock}.txt could not be installed")
+    run([*pip, "--no-deps", "--no-build-isolation", "-e", str(PROJECT)], "this project could not be installed")
+    stamp.write_text("\n".join([*known, wanted]) + "\n")
+    say("the virtual environment is ready")
+
+
+def digest(locks: list[str]) -> str:
+    """What the environment was made from: a change makes it anew."""
+    content = (
+        b"".join((HERE / f"{lock}.txt").read_bytes() for lock in locks) + (PROJECT / "pyproject.toml").read_bytes()
+    )
+    return " ".join(locks) + " " + hashlib.sha256(content).hexdigest()
+
+
+def check_python() -> None:
+    found = sys.version_info[:2]
+    if found != (3, 11) or sys.implementation.name != "cpython":
+        fail(
+            f"found Python {found[0]}.{found[1]}, expected 3.11: install it, then `make PYTHON=python3.11 ...`"
+        )
+
+
+def check_disk(folder: Path) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < NEEDED_BYTES:
+        fail(f"found {free / 1e9:.1f} GB free in {folder.parent}, expected {NEEDED_BYTES / 1e9:.0f} GB: make room")
+
+
+def install_torch(pip: list[str]) -> None:
+    """The CPU build: from wherever pip is set up to look, else from PyTorch's own index."""
+    pin = next(line for line in (HERE / "cpu.txt").read_text().splitlines() if line.startswith("torch=="))
+    plain = subprocess.run([*pip, "--no-deps", pin], capture_output=True, text=True, check=False)
+    if plain.returncode:
+        run([*pip, "--no-deps", "--index-url", TORCH_CPU_INDEX, pin], f"{pin} could not be installed")
+
+
+def run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if any(word in done.stderr for word in ("No space left", "Errno 28")):
+        fail(f"{what}: the disk is full; make room and run it again")
+    offline = (
+        "Failed to establish",
+        "NameResolution",
+        "Max retries",
+        "Connection",
+        "timed out",
+        "No matching distribution",
+    )
+    if any(word in done.stderr for word in offline):
+        last = lines[-1] if lines else ""
+        fail(f"{what}: the package index cannot be reached; check the network and run it again ({last})")
+    fail(f"{what}: {lines[-1] if lines else 'pip gave no reason'}")
+
+
+def say(text: str) -> None:
+    print(f"perft: {text}", flush=True)
+
+
+def fail(text: str) -> None:
+    print(f"perft: {text}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), sys.argv[2:])

