@@ -89,5 +89,7 @@ def run(args: Namespace) -> None:
                 f"port {args.port} of {args.host} is taken: stop what listens there, or choose another with --port"
             ) from error
         raise
+    except RuntimeError as error:
+        raise StartError(f"vLLM ended: {error} (the first ERROR above says why)") from error
     except KeyboardInterrupt:
         raise SystemExit(0) from None

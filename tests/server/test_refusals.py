@@ -1,0 +1,94 @@
+"""Real starts that are refused: exit code 1 and the reason, before the model loads where that can be known."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests import tiny
+from tests.server.fakes import BASE
+from tests.server.processes import run_to_end
+from tests.synthetic import write_adapter
+
+MAIN = "import sys; from server.cli import main; main(sys.argv[1:])"
+LOADING = "Loading weights"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build("mixtral", tmp_path_factory.mktemp("refusals") / "model")
+
+
+def refused(code: str, model: Path, *flags: str, **environment: str) -> str:
+    """Run `perft serve`; what it said. Asserts that it ended with 1."""
+    options = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "128", "--port", "0"]
+    options += ["--gpu-memory-utilization", "0.3"]
+    done = run_to_end(code, "serve", str(model), *options, *flags, **environment)
+    assert done.returncode == 1, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_another_version_of_vllm(model: Path) -> None:
+    said = refused(f"import vllm.version; vllm.version.__version__ = '0.33.0'; {MAIN}", model)
+    assert "found vLLM 0.33.0, expected 0.32.0" in said and "Traceback" not in said
+
+
+def test_an_engine_side_that_cannot_be_imported(model: Path) -> None:
+    said = refused(f"import sys; sys.modules['perft.engine.moe_runner'] = None; {MAIN}", model)
+    assert "plugin cannot take its place in vLLM" in said and "perft.engine.moe_runner" in said
+
+
+def test_a_plugin_that_fails_to_import_in_the_worker_alone(model: Path, tmp_path: Path) -> None:
+    """vLLM logs such a failure and would go on without us."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif '--multiprocessing-fork' in sys.argv:\n    sys.modules['perft.engine.plugin'] = None\n"
+    )
+    said = refused(MAIN, model, PYTHONPATH=str(tmp_path))
+    assert "Failed to load plugin perft" in said
+    assert "PERFT is serving" not in said and "Application startup complete" not in said
+
+
+def test_a_mode_that_is_not_tested(model: Path) -> None:
+    said = refused(MAIN, model, "--pipeline-parallel-size", "2")
+    assert "--pipeline-parallel-size: not tested with PERFT yet" in said and LOADING not in said
+
+
+def test_a_model_without_moe_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "dense")
+    said = refused(MAIN, tmp_path / "dense")
+    assert "found no MoE layer in LlamaForCausalLM" in said
+
+
+def test_a_port_that_is_taken(model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(MAIN, model, "--port", str(port))
+    assert f"port {port} of 127.0.0.1 is taken" in said and LOADING not in said
+
+
+def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "broken", BASE, 0)
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "format_version": 2, "variant": "R", "expert_type": "parallel", "bottleneck": 0, '
+        '"alpha": 2.0, "num_experts": true, "top_k": "2", "gate_weight": "other", "layers": [1, 0], "r": 8, "r": 9}'
+    )
+    (folder / "more.bin").write_bytes(b"x")
+    with (folder / "adapter_model.safetensors").open("ab") as weights:
+        weights.write(b"trailing")
+    said = refused(MAIN, model, "--adapter", f"broken={folder}")
+    for part in (
+        "peft_type: found 'LORA'", "format_version: found 2", "bottleneck: found 0", "alpha: found 2.0",
+        "num_experts: found True", "top_k: found '2'", "gate_weight: found 'other'", "layers: found [1, 0]",
+        "r: unknown key", "key 'r' stands there more than once", "renormalize: missing",
+        "base_model_name_or_path: missing", "more.bin: not part of an adapter",
+        "adapter_model.safetensors: not a readable safetensors file",
+    ):  # fmt: skip
+        assert part in said, part
+    assert LOADING not in said and "Traceback" not in said
