@@ -76,7 +76,7 @@ def prepare_arguments(args: Namespace) -> None:
         raise StartError("\n".join(problems))
     args.api_server_count = 1
     args.enable_lora = True
-    if args.max_loras == 1:
+    if args.max_loras == 1 and not args.lora_target_modules:  # PERFT pays nothing per slot, vLLM's LoRA does
         args.max_loras = max(DEFAULT_MAX_LORAS, len(args.adapter or []))
     args.enforce_eager = True
     args.worker_extension_cls = WORKER_EXTENSION

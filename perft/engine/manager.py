@@ -115,7 +115,7 @@ class AdapterManager:
         ids_T = np.asarray(token_ids)
         groups: list[TokenGroup] = []
         for adapter_id in np.unique(ids_T).tolist():
-            if adapter_id == 0 or adapter_id in self._warm_up_ids:
+            if not self._is_planned(adapter_id):
                 continue
             adapter = self.pool.get(self._digests[adapter_id])
             assert adapter is not None
@@ -123,9 +123,23 @@ class AdapterManager:
             groups.append(TokenGroup(adapter, tokens_n))
         return BatchPlan(groups) if groups else None
 
+    def _is_planned(self, adapter_id: int) -> bool:
+        """Whether tokens of this id take part: the base's (0) and those of warm-up runs do not."""
+        return adapter_id != 0 and adapter_id not in self._warm_up_ids
+
+
+def make_manager(vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> AdapterManager:
+    """The worker's adapter manager: PERFT alone, or with LoRA on the modules the operator named."""
+    lora_config = vllm_config.lora_config
+    if lora_config is not None and lora_config.target_modules:
+        from perft.engine.attention_lora import AdapterManagerWithLoRA
+
+        return AdapterManagerWithLoRA(vllm_config, device, embedding_modules)
+    return AdapterManager(vllm_config, device, embedding_modules)
+
 
 def install_manager() -> None:
-    """Put AdapterManager where vLLM's model runners build their LoRA manager: the only name we replace."""
+    """Put `make_manager` where vLLM's model runners build their LoRA manager: the only name we replace."""
     from vllm.v1.worker import lora_model_runner_mixin
 
-    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = AdapterManager
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = make_manager

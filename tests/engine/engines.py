@@ -102,16 +102,25 @@ class TinyEngine:
             assert abs(found - float(expected[step][token])) <= 1e-3, (self.kind, case, step)
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """What every engine of the tests is started with, PERFT or not: float32, chunked prefill, prefix caching."""
+    return {
+        "model": str(folder), "dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True,
+        "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "gpu_memory_utilization": 0.3,
+        "enable_prefix_caching": True, "enable_chunked_prefill": True, "max_num_batched_tokens": 96,
+        "disable_log_stats": True,
+    }  # fmt: skip
+
+
+PERFT_SETTINGS: dict[str, Any] = {
+    "enable_lora": True, "max_loras": 64, "worker_extension_cls": "perft.engine.worker.PerftWorkerExtension",
+    "additional_config": {"perft": {"pool_rows": 40_000}},
+}  # fmt: skip
+
+
 def start(kind: str, folder: Path, variables: dict[str, str] | None = None, **options: Any) -> TinyEngine:
     """Build a tiny model in `folder` and start an in-process engine on it."""
     tiny.build(kind, folder / kind)
-    settings: dict[str, Any] = {
-        "model": str(folder / kind), "dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True,
-        "enable_lora": True, "max_loras": 64, "max_model_len": 256, "max_num_seqs": 64, "seed": 0,
-        "gpu_memory_utilization": 0.3, "worker_extension_cls": "perft.engine.worker.PerftWorkerExtension",
-        "additional_config": {"perft": {"pool_rows": 40_000}}, "enable_prefix_caching": True,
-        "enable_chunked_prefill": True, "max_num_batched_tokens": 96, "disable_log_stats": True,
-    }  # fmt: skip
     with environment(**ENVIRONMENT | (variables or {})):
-        llm = LLM(**(settings | options))
+        llm = LLM(**settings(folder / kind) | PERFT_SETTINGS | options)
     return TinyEngine(kind, folder, llm, tiny.load(folder / kind), tiny.every_variant())

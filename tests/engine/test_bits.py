@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from vllm import LLM
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from perft.engine.moe_runner import PerftMoERunner
 from perft.modules import attach, save
@@ -77,67 +79,56 @@ def test_a_fresh_adapter_is_the_base(engine: TinyEngine, tmp_path: Path) -> None
         assert calls[0] > 0
 
 
-DUMP = """
+@contextmanager
+def every_logit() -> Iterator[list[torch.Tensor]]:
+    """Every tensor of logits that vLLM computes meanwhile."""
+    forward, kept = LogitsProcessor.forward, []
+
+    def keep(self: LogitsProcessor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        logits: torch.Tensor = forward(self, *args, **kwargs)
+        kept.append(logits.clone())
+        return logits
+
+    LogitsProcessor.forward = keep  # type: ignore[method-assign]
+    try:
+        yield kept
+    finally:
+        LogitsProcessor.forward = forward  # type: ignore[method-assign]
+
+
+def base_logits(llm: LLM) -> torch.Tensor:
+    """The logits of six base requests at once, all steps."""
+    with every_logit() as kept:
+        llm.generate([{"prompt_token_ids": prompt} for prompt in prompts(6, seed=21)], greedy(16), use_tqdm=False)
+    return torch.cat(kept)
+
+
+WITHOUT_US = """
 import sys, torch
-from vllm import LLM
-from tests.engine.engines import prompts, greedy
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
-kept, forward = [], LogitsProcessor.forward
-def keep(self, *args, **kwargs):
-    kept.append(forward(self, *args, **kwargs).clone())
-    return kept[-1]
-LogitsProcessor.forward = keep
-def logits(llm):
-    kept.clear()
-    llm.generate([{"prompt_token_ids": p} for p in prompts(6, seed=21)], greedy(16), use_tqdm=False)
-    return torch.cat(list(kept))
-"""
-
-
-def _run(script: str, folder: Path, out: Path, **env: str) -> dict[str, torch.Tensor]:
-    """Run a script that starts an engine in a process of its own; what it saved."""
-    result = subprocess.run(
-        [sys.executable, "-c", DUMP + script, str(folder), str(out)],
-        check=False, env={**os.environ, **ENVIRONMENT, **env}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(out)
-
-
-OPTIONS = "model=sys.argv[1], dtype='float32', enforce_eager=True, skip_tokenizer_init=True, max_model_len=256, \
-gpu_memory_utilization=0.3, enable_prefix_caching=False, disable_log_stats=True"
-ABSENT = f"torch.save({{'absent': logits(LLM({OPTIONS}))}}, sys.argv[2])"
-PRESENT = f"""
 from pathlib import Path
-from tests import tiny
-from perft.modules import save
-from vllm.lora.request import LoRARequest
-llm = LLM({OPTIONS}, enable_lora=True, max_loras=32, worker_extension_cls="perft.engine.worker.PerftWorkerExtension")
-found = {{"present": logits(llm)}}
-model = tiny.load(Path(sys.argv[1]))
-for i, case in enumerate(tiny.every_variant()[:8]):
-    adapter = tiny.attach_random(model, case, i)
-    adapter.detach_from_model()
-    folder = Path(sys.argv[2]).parent / f"resident-{{i}}"
-    save(adapter, folder)
-    llm.llm_engine.add_lora(LoRARequest(f"a{{i}}", i + 1, str(folder)))
-found["used"] = torch.tensor(llm.collective_rpc("perft_status")[0]["rows_used"])
-found["resident"] = logits(llm)
-torch.save(found, sys.argv[2])
+from vllm import LLM
+from tests.engine.engines import settings
+from tests.engine.test_bits import base_logits
+llm = LLM(**settings(Path(sys.argv[1])))
+from vllm.model_executor.custom_op import op_registry_oot
+assert not op_registry_oot, "our layers must not be registered here"
+torch.save(base_logits(llm), sys.argv[2])
 """
 
 
-@pytest.fixture(scope="module")
-def logits_with_and_without_us(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    folder = tiny.build("mixtral", tmp_path_factory.mktemp("bits") / "model")
-    absent = _run(ABSENT, folder, folder.parent / "absent.pt", VLLM_PLUGINS="")
-    return absent | _run(PRESENT, folder, folder.parent / "present.pt")
-
-
-@pytest.mark.parametrize("state", ["present", "resident"])
-def test_base_logits_are_those_of_a_vllm_without_us(
-    logits_with_and_without_us: dict[str, torch.Tensor], state: str
-) -> None:
-    found = logits_with_and_without_us
-    assert found["used"] > 0, "adapters must be resident in the second half"
-    assert found["absent"].shape == found[state].shape and torch.equal(found["absent"], found[state])
+@pytest.mark.parametrize("engine", ["mixtral"], indirect=True)
+def test_base_logits_are_those_of_a_vllm_without_us(engine: TinyEngine, tmp_path: Path) -> None:
+    """Plugin absent (a process of its own), present, and present with adapters resident: the same bits."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(engine.folder / engine.kind), str(tmp_path / "absent.pt")],
+        env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": ""}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    absent = torch.load(tmp_path / "absent.pt")
+    for adapter_id in engine.llm.llm_engine.list_loras():
+        engine.llm.llm_engine.remove_lora(adapter_id)
+    assert engine.llm.collective_rpc("perft_status")[0]["rows_used"] == 0
+    assert torch.equal(base_logits(engine.llm), absent)
+    engine.generate([(prompt, i % 8) for i, prompt in enumerate(prompts(8))], tokens=2)
+    assert engine.llm.collective_rpc("perft_status")[0]["rows_used"] > 0
+    assert torch.equal(base_logits(engine.llm), absent)

@@ -1,0 +1,92 @@
+"""Owns PEFT LoRA on attention beside PERFT, where the operator asked for it (vLLM's `--lora-target-modules`).
+
+vLLM's own manager does the LoRA part, untouched; each of the two sees the other's tokens as the base's.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.lora.request import LoRARequest
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+from adapters.folder import CONFIG_FILE
+from perft.engine.manager import AdapterManager
+
+
+class AdapterManagerWithLoRA(AdapterManager):
+    """AdapterManager that hands PEFT LoRA adapters to vLLM's own manager."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
+        super().__init__(vllm_config, device, embedding_modules)
+        self._lora = LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules)
+
+    def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
+        """Take the MoE layers in care, then let vLLM wrap the target modules."""
+        wrapped: torch.nn.Module = self._lora.create_lora_manager(
+            super().create_lora_manager(model, vllm_config), vllm_config
+        )
+        return wrapped
+
+    def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
+        warm_up = self._warm_up_ids
+        lora = {request for request in requests if request.lora_int_id in warm_up or is_peft_lora(request)}
+        lora_ids = {request.lora_int_id for request in lora}
+        self._lora.set_active_adapters(lora, None if mapping is None else _only(mapping, lora_ids))
+        super().set_active_adapters(requests - lora, mapping)
+
+    def add_adapter(self, request: LoRARequest) -> bool:
+        if is_peft_lora(request):
+            return bool(self._lora.add_adapter(request))
+        return super().add_adapter(request)
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        return super().remove_adapter(adapter_id) or bool(self._lora.remove_adapter(adapter_id))
+
+    def remove_all_adapters(self) -> None:
+        super().remove_all_adapters()
+        self._lora.remove_all_adapters()
+
+    def list_adapters(self) -> set[int]:
+        return super().list_adapters() | set(self._lora.list_adapters())
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        return super().pin_adapter(adapter_id) or bool(self._lora.pin_adapter(adapter_id))
+
+    @contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        with self._lora.dummy_lora_cache():
+            yield
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return int(self._lora.get_dummy_lora_warmup_rank(default_rank))
+
+    def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
+        super().add_dummy_lora(request, rank)
+        return bool(self._lora.add_dummy_lora(request, rank))
+
+    def _is_planned(self, adapter_id: int) -> bool:
+        return adapter_id not in self._lora.list_adapters() and super()._is_planned(adapter_id)
+
+
+def is_peft_lora(request: LoRARequest) -> bool:
+    """Whether a request's folder holds a PEFT LoRA adapter. Anything else is PERFT's to judge."""
+    try:
+        values = json.loads((Path(request.lora_path) / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("peft_type") == "LORA"
+
+
+def _only(mapping: Any, ids: set[int]) -> Any:
+    """The mapping with every id but `ids` as 0, the base."""
+    return replace(
+        mapping,
+        index_mapping=tuple(i if i in ids else 0 for i in mapping.index_mapping),
+        prompt_mapping=tuple(i if i in ids else 0 for i in mapping.prompt_mapping),
+    )

@@ -1,0 +1,83 @@
+"""PEFT LoRA on attention beside PERFT, where the operator asks for it: both kinds and the base in one batch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
+
+from tests.engine.engines import TinyEngine, greedy, prompts, start
+
+RANK, ALPHA, LORA_ID = 8, 16, 700
+
+
+@pytest.fixture(scope="module")
+def with_lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyEngine]:
+    running = start(
+        "mixtral", tmp_path_factory.mktemp("lora"), lora_target_modules=["qkv_proj"], max_loras=4, max_lora_rank=8
+    )
+    yield running
+    running.llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+def write_lora(engine: TinyEngine, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A random PEFT LoRA adapter on q_proj and v_proj; its folder and its tensors."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in engine.reference.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            out_features, in_features = module.weight.shape
+            a = torch.randn(RANK, in_features, generator=generator) / in_features**0.5
+            b = torch.randn(out_features, RANK, generator=generator) / RANK**0.5
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    folder.mkdir()
+    values = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder, tensors
+
+
+@torch.inference_mode()
+def merged_logprobs(engine: TinyEngine, tensors: dict[str, torch.Tensor], sequence: list[int]) -> torch.Tensor:
+    """What transformers gives with the LoRA merged into its weights."""
+    merged = [name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in tensors if "_A" in name]
+    deltas = {
+        name: tensors[f"base_model.model.{name}.lora_B.weight"] @ tensors[f"base_model.model.{name}.lora_A.weight"]
+        for name in merged
+    }
+    for name, delta in deltas.items():
+        engine.reference.get_submodule(name).weight += delta * ALPHA / RANK
+    try:
+        logprobs: torch.Tensor = engine.reference(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        return logprobs
+    finally:
+        for name, delta in deltas.items():
+            engine.reference.get_submodule(name).weight -= delta * ALPHA / RANK
+
+
+def test_lora_perft_and_base_in_one_batch(with_lora: TinyEngine, tmp_path: Path) -> None:
+    folder, tensors = write_lora(with_lora, tmp_path / "lora")
+    lora = LoRARequest("lora@1", LORA_ID, str(folder))
+    plan: list[Any] = [0, "lora", None, 2, "lora", 4, None, "lora"]
+    requests = [lora if item == "lora" else with_lora.request(item) for item in plan]
+    outputs = with_lora.llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts(len(plan), seed=31)],
+        greedy(24),
+        lora_request=requests,
+        use_tqdm=False,
+    )
+    for item, output in zip(plan, outputs, strict=True):
+        if item != "lora":
+            with_lora.check(item, output)
+            continue
+        prompt, answer = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
+        expected = merged_logprobs(with_lora, tensors, prompt + answer)[len(prompt) - 1 : -1]
+        for step, token in enumerate(answer):
+            assert abs(output.outputs[0].logprobs[step][token].logprob - float(expected[step][token])) <= 1e-3
+    assert with_lora.llm.collective_rpc("perft_status")[0]["moe_layers"] == 4
