@@ -14,7 +14,7 @@ WORKDIR /opt/perft
 
 FROM base AS cpu
 COPY requirements/cpu.txt requirements/cpu.txt
-RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu \
+RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements/cpu.txt)" \
  && pip install --no-deps -r requirements/cpu.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY perft perft

@@ -31,7 +31,7 @@ def main(folder: Path, locks: list[str]) -> None:
     if not (folder / "bin" / "python").exists():
         say(f"making a virtual environment in {folder.name}")
         venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--retries", "2"]
     if "cpu" in locks:
         say("installing PyTorch for the CPU (0.2 GB)")
         install_torch(pip)

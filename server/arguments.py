@@ -9,6 +9,8 @@ from adapters import Limits
 from perft.engine.settings import SETTINGS_KEY, EngineSettings
 from server.errors import StartError
 
+DESCRIPTION = """Serve a Mixture-of-Experts base model and its PERFT adapters, selected by name through the OpenAI API.
+Flags by group: --help=PERFT, --help=Frontend, ...; all of them: --help=all."""
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_MAX_LORAS = 256
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
@@ -16,7 +18,7 @@ WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
 
 def make_parser() -> FlexibleArgumentParser:
     """vLLM's own parser with one more group of flags."""
-    parser = make_arg_parser(FlexibleArgumentParser(prog="perft serve", description=__doc__))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="perft serve", description=DESCRIPTION))
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
     group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
     group.add_argument("--pool-rows", type=int, help="rows of the device pool (default: 5%% of the device's memory)")

@@ -6,7 +6,7 @@ from server.errors import StartError
 
 USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
 
-`perft serve --help` lists the flags."""
+`perft serve --help=PERFT` lists our flags, `perft serve --help=all` every one."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,7 +38,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": cards}
 
 
-@router.get("/v1/models/{model}", response_model=None)
+@router.get("/v1/models/{model:path}", response_model=None)
 async def retrieve_model(model: str, request: Request) -> dict[str, Any] | JSONResponse:
     """One model by name."""
     registry: Registry = request.app.state.perft_registry

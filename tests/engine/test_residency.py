@@ -1,11 +1,14 @@
 """What adapters take: their own rows and nothing of the base's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from vllm.lora.request import LoRARequest
 
 from adapters import InvalidAdapterError
+from perft.engine.base_router import embedded_problem
+from perft.engine.moe_runner import PerftMoERunner
 from perft.engine.pool import PoolFullError
 from tests.engine.engines import TinyEngine, prompts
 from tests.synthetic import RANDOM_R, write_adapter
@@ -72,6 +75,23 @@ def test_an_adapter_that_breaks_the_format_is_refused(engine: TinyEngine, tmp_pa
     (folder / "extra.txt").write_text("x")
     with pytest.raises(InvalidAdapterError, match=r"extra\.txt"):
         engine.llm.llm_engine.add_lora(LoRARequest("broken@1", 1201, str(folder)))
+
+
+def test_an_expert_kernel_that_hides_the_top_k_refuses_embedded_adapters(
+    engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    runner = manager.runners[0]
+    assert embedded_problem(runner) is None and manager.base.embedded_problem is None
+    monkeypatch.setattr(PerftMoERunner, "is_monolithic", True)
+    problem = embedded_problem(runner)
+    assert problem is not None and "monolithic expert kernel" in problem and runner.layer_name in problem
+    monkeypatch.setattr(manager, "base", replace(manager.base, embedded_problem=problem))
+    values = {key: value for key, value in RANDOM_R.items() if key not in ("top_k", "renormalize")}
+    values |= {"variant": "E", "num_experts": manager.base.num_experts}
+    folder = write_adapter(tmp_path / "embedded", manager.base, 8, values)
+    with pytest.raises(InvalidAdapterError, match="hides the base's top-k"):
+        engine.llm.llm_engine.add_lora(LoRARequest("embedded@1", 1202, str(folder)))
 
 
 def test_a_token_of_an_absent_adapter_never_falls_through_to_the_base(engine: TinyEngine) -> None:
