@@ -26,8 +26,10 @@ def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
     try:
         config = AdapterConfig.model_validate(given)
     except ValidationError as error:
-        broken = {str(e["loc"][0]) for e in error.errors() if e["loc"]} | invalid_keys
-        violations += [_describe(e) for e in error.errors() if e["loc"]]
+        errors = [e for e in error.errors() if e["loc"] and e["loc"][0] not in invalid_keys]
+        inner = {e["loc"][0] for e in errors if len(e["loc"]) > 1}
+        broken = {str(e["loc"][0]) for e in errors} | invalid_keys
+        violations += [_describe(e) for e in errors if len(e["loc"]) > 1 or e["loc"][0] not in inner]
         sound = {key: value for key, value in given.items() if key not in broken and value is not None}
         violations += rule_violations(sound, broken)
         return None, violations
@@ -54,6 +56,9 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:
 
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return None, [*found, "adapter_config.json: found half of a surrogate pair in a string, which is no character"]
     except UnicodeDecodeError as error:
         return None, [f"adapter_config.json: not UTF-8 ({error.reason} at byte {error.start})"]
     except RecursionError:

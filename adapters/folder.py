@@ -77,16 +77,15 @@ def check_folder(
         return None, [f"found no folder at {folder}, expected one with {CONFIG_FILE} and {WEIGHTS_FILE}"]
     violations = _file_violations(folder, limits)
     config: AdapterConfig | None = None
-    if _is_plain_file(folder / CONFIG_FILE):
-        with (folder / CONFIG_FILE).open("rb") as file:
-            config, config_violations = parse_config(file.read(MAX_CONFIG_BYTES + 1))
+    if _is_plain_file(folder / CONFIG_FILE) and (folder / CONFIG_FILE).stat().st_size <= MAX_CONFIG_BYTES:
+        config, config_violations = parse_config((folder / CONFIG_FILE).read_bytes())
         violations += config_violations
     if config is not None and base is not None:
         violations += base_violations(config, base, limits)
     weights = folder / WEIGHTS_FILE
     if _is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
         violations += weights_violations(weights, config, base)
-    return config, violations
+    return config, [text if text.isprintable() else repr(text)[1:-1] for text in violations]
 
 
 def base_violations(config: AdapterConfig, base: BaseShape, limits: Limits = DEFAULT_LIMITS) -> list[str]:
@@ -131,7 +130,7 @@ def _file_violations(folder: Path, limits: Limits) -> list[str]:
             found.append(f"{name[:120]}: not part of an adapter (only {', '.join(limit)} are): remove it")
         elif not _is_plain_file(entry):
             found.append(f"{name}: found a link, folder or device, expected a plain file")
-        elif (size := entry.stat().st_size) > limit[name] and name != CONFIG_FILE:
+        elif (size := entry.stat().st_size) > limit[name]:
             found.append(f"{name}: found {size} bytes, expected at most {limit[name]}")
     return found
 

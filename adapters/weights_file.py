@@ -57,7 +57,8 @@ def _dtype_violations(dtypes: dict[str, str]) -> list[str]:
 def _shape_violations(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
     found = [f"{name}: missing, expected shape {list(shape)}" for name, shape in expected.items() if name not in shapes]
     found += [
-        f"{name[:120]}: this tensor is not part of the format here: remove it" for name in shapes.keys() - expected
+        f"{name[:120]}: this tensor is not part of the format here: remove it"
+        for name in sorted(shapes.keys() - expected)
     ]
     found += [
         f"{name}: found shape {list(shapes[name])}, expected {list(shape)}"

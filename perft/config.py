@@ -33,7 +33,7 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     peft_type: Literal["PERFT"] = "PERFT"
-    format_version: Literal[1] = 1
+    format_version: Annotated[int, Field(ge=1, le=1)] = 1
     base_model_name_or_path: str
     base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     variant: Variant
@@ -72,6 +72,12 @@ class AdapterConfig(BaseModel):
     def scale(self) -> float:
         """alpha / bottleneck for lora (not rank-stabilised), 1 for parallel."""
         return 1.0 if self.alpha is None else self.alpha / self.bottleneck
+
+    @property
+    def arithmetic(self) -> tuple[object, ...]:
+        """What decides how a delta is computed: adapters equal in it differ in their weights alone."""
+        shape = (self.num_experts, self.bottleneck, self.top_k)
+        return (self.variant, self.activation, self.scale, self.renormalize, self.gate_weight, *shape)
 
     @property
     def is_routed(self) -> bool:

@@ -116,8 +116,8 @@ def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
     known = (MixtralSparseMoeBlock, OlmoeSparseMoeBlock, Qwen3MoeSparseMoeBlock)
-    decoder: Any = model.get_submodule("model.layers")
-    blocks = {index: layer.mlp for index, layer in enumerate(decoder) if isinstance(layer.mlp, known)}
+    decoder: Any = getattr(getattr(model, "model", None), "layers", ())
+    blocks = {i: layer.mlp for i, layer in enumerate(decoder) if isinstance(getattr(layer, "mlp", None), known)}
     if not blocks:
         raise ValueError(f"found no MoE block in {type(model).__name__}; expected an OLMoE, Mixtral or Qwen3-MoE model")
     return blocks
@@ -143,6 +143,8 @@ def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> Per
         raise ValueError(
             f"num_experts: found {config.num_experts}, but variant 'E' needs the base's {shape.num_experts}"
         )
+    if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > shape.top_k:
+        raise ValueError(f"top_k: found {config.top_k}, but 'base_slot' needs at most the base's top-k {shape.top_k}")
     missing = [index for index in config.layer_indices(shape.moe_layers) if index not in blocks]
     if missing:
         raise ValueError(f"layers: found {missing}, which are no MoE layers of the base (it has {list(blocks)})")

@@ -74,6 +74,7 @@ class RowPool:
         free = self.total - self.used
         if adapter.rows > free:
             raise PoolFullError(adapter.rows, free, self.total)
+        assert all(block.shape[1] == self.tensor_RD.shape[1] for block in adapter.blocks.values())
         taken: list[range] = []
         layers: dict[int, LayerRows] = {}
         for layer, block in adapter.blocks.items():

@@ -4,7 +4,8 @@ Invariant: a plan is made once per engine step and read by every layer; a layer 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -42,53 +43,81 @@ class TokenGroup:
 
 
 @dataclass(frozen=True)
-class LayerGroup:
-    """One adapter's part of a layer plan: entries start..end of `LayerPlan.tokens_n`."""
+class Span:
+    """Entries start..end of `Layout.tokens_n`, and the index of the group they belong to."""
 
-    config: AdapterConfig
-    rows: LayerRows
+    group: int
     start: int
     end: int
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """What one layer has to add: for token `tokens_n[i]` (no token twice), the delta of its group."""
+class AlikeGroups:
+    """Neighbouring groups whose deltas are computed alike: one back end call does what they share for all of them."""
+
+    config: AdapterConfig
+    spans: Sequence[Span]
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.spans[0].start, self.spans[-1].end)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In which order a layer's tokens are worked on: token `tokens_n[i]` belongs to the span that holds i."""
 
     tokens_n: torch.Tensor
-    groups: Sequence[LayerGroup]
+    alike: Sequence[AlikeGroups]
 
     @property
     def needs_base_weights(self) -> bool:
-        return any(group.config.variant == "E" for group in self.groups)
+        return any(groups.config.variant == "E" for groups in self.alike)
 
     @property
     def slots(self) -> int:
         """How many of the base's largest probabilities `base_slot` adapters use (0: there are none)."""
-        return max((g.config.top_k or 0 for g in self.groups if g.config.gate_weight == "base_slot"), default=0)
+        return max((g.config.top_k or 0 for g in self.alike if g.config.gate_weight == "base_slot"), default=0)
 
 
-@dataclass
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer has to add: its layout, and where each group's rows lie at this layer."""
+
+    layout: Layout
+    rows: Mapping[int, LayerRows]
+
+    @property
+    def tokens_n(self) -> torch.Tensor:
+        return self.layout.tokens_n
+
+
 class BatchPlan:
-    """The groups of one engine step; `at(layer)` is made on first use, once per distinct set of adapters."""
+    """The groups of one engine step (no token in two of them). A layout is made once per distinct set of groups."""
 
-    groups: Sequence[TokenGroup]
-    _tokens: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    def __init__(self, groups: Sequence[TokenGroup]) -> None:
+        self._groups = sorted(groups, key=lambda group: repr(group.adapter.config.arithmetic))
+        self._layouts: dict[tuple[int, ...], Layout] = {}
 
     def at(self, layer: int) -> LayerPlan | None:
         """The plan of one decoder layer, None where no adapter of the step touches it."""
-        present = tuple(i for i, group in enumerate(self.groups) if layer in group.adapter.layers)
-        if not present:
+        rows = {i: group.adapter.layers[layer] for i, group in enumerate(self._groups) if layer in group.adapter.layers}
+        if not rows:
             return None
-        if present not in self._tokens:
-            self._tokens[present] = torch.cat([self.groups[i].tokens_n for i in present])
-        layer_groups, start = [], 0
+        present = tuple(rows)
+        if present not in self._layouts:
+            self._layouts[present] = self._lay_out(present)
+        return LayerPlan(self._layouts[present], rows)
+
+    def _lay_out(self, present: tuple[int, ...]) -> Layout:
+        spans: list[Span] = []
         for i in present:
-            group = self.groups[i]
-            end = start + group.tokens_n.numel()
-            layer_groups.append(LayerGroup(group.adapter.config, group.adapter.layers[layer], start, end))
-            start = end
-        return LayerPlan(self._tokens[present], layer_groups)
+            start = spans[-1].end if spans else 0
+            spans.append(Span(i, start, start + self._groups[i].tokens_n.numel()))
+        runs = groupby(spans, key=lambda span: self._groups[span.group].adapter.config.arithmetic)
+        alike = [list(run) for _, run in runs]
+        tokens_n = torch.cat([self._groups[i].tokens_n for i in present])
+        return Layout(tokens_n, [AlikeGroups(self._groups[run[0].group].adapter.config, run) for run in alike])
 
 
 class Operator(Protocol):

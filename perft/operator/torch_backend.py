@@ -1,13 +1,14 @@
 """The plain torch back end: right on every device, and always there.
 
-An adapter's experts lie together in the pool, so its whole share of a layer is two products with a gate
-between their halves: a = act(x Down^T) [n, M * B], each expert's B columns times its weight, then a Up. Experts
-that a token did not select are masked, so a weight of 0 never meets an infinity.
+An adapter's experts lie together in the pool, so its share of a layer is two products with a gate between their
+halves: z = x Down^T [n, M * B], a = act(z) with each expert's B columns times its weight, then a Up. Only the products
+are done adapter by adapter; gates and activations once for all adapters that compute alike. Experts that a token did
+not select are masked, so a weight of 0 never meets an infinity.
 """
 
 import torch
 
-from perft.operator.base import LayerGroup, LayerPlan
+from perft.operator.base import AlikeGroups, LayerPlan
 from perft.routing import BaseRouter, activate, routed_weights, top_probabilities
 
 
@@ -15,58 +16,58 @@ class TorchOperator:
     """See `perft.operator.base.Operator`."""
 
     def delta(self, pool_RD: torch.Tensor, plan: LayerPlan, x_TD: torch.Tensor, base: BaseRouter) -> torch.Tensor:
-        x_nD = x_TD.index_select(0, plan.tokens_n)
-        base_nN = base.weights().index_select(0, plan.tokens_n) if plan.needs_base_weights else None
+        layout = plan.layout
+        x_nD = x_TD.index_select(0, layout.tokens_n)
+        base_nN = base.weights().index_select(0, layout.tokens_n) if layout.needs_base_weights else None
         slots_nK = None
-        if plan.slots:
-            slots_nK = top_probabilities(base.logits().index_select(0, plan.tokens_n), plan.slots)
+        if layout.slots:
+            slots_nK = top_probabilities(base.logits().index_select(0, layout.tokens_n), layout.slots)
         delta_nD = torch.empty_like(x_nD)
-        for group in plan.groups:
-            part = slice(group.start, group.end)
-            weights_nM = _expert_weights(
-                group,
-                pool_RD,
-                x_nD[part],
-                None if base_nN is None else base_nN[part],
-                None if slots_nK is None else slots_nK[part],
-            )
-            _add_up(group, pool_RD, x_nD[part], weights_nM, out_nD=delta_nD[part])
+        for groups in layout.alike:
+            part = groups.tokens
+            if groups.config.variant == "E":
+                weights_nM = None if base_nN is None else base_nN[part]
+            else:
+                slots = None if slots_nK is None else slots_nK[part, : groups.config.top_k]
+                weights_nM = _own_weights(groups, plan, pool_RD, x_nD, slots)
+            z_nZ = x_nD.new_empty(part.stop - part.start, groups.config.num_experts * groups.config.bottleneck)
+            for span in groups.spans:
+                down_ZD = pool_RD[plan.rows[span.group].down]
+                torch.mm(x_nD[span.start : span.end], down_ZD.T, out=_of(z_nZ, span.start, span.end, part))
+            a_nZ = _gate(groups, z_nZ, weights_nM)
+            for span in groups.spans:
+                up_ZD = pool_RD[plan.rows[span.group].up]
+                torch.mm(_of(a_nZ, span.start, span.end, part), up_ZD, out=delta_nD[span.start : span.end])
         return delta_nD
 
 
-def _expert_weights(
-    group: LayerGroup,
-    pool_RD: torch.Tensor,
-    x_nD: torch.Tensor,
-    base_nN: torch.Tensor | None,
-    slots_nK: torch.Tensor | None,
+def _of(tensor: torch.Tensor, start: int, end: int, part: slice) -> torch.Tensor:
+    """Entries start..end of the layout in a tensor that holds `part` of it."""
+    return tensor[start - part.start : end - part.start]
+
+
+def _own_weights(
+    groups: AlikeGroups, plan: LayerPlan, pool_RD: torch.Tensor, x_nD: torch.Tensor, slots_nK: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Weight of every PEFT expert [n, M] float32, 0 where not selected; None where all count 1 (D, S)."""
-    config = group.config
-    if config.variant == "E":
-        return base_nN
-    if not config.is_routed:
+    """Weight of every PEFT expert [n, M] float32 by the adapters' own routers; None where all count 1 (D, S)."""
+    if not groups.config.is_routed:
         return None
-    assert group.rows.router is not None
-    logits_nM = x_nD.float() @ pool_RD[group.rows.router].float().T
-    return routed_weights(config, logits_nM, None if slots_nK is None else slots_nK[:, : config.top_k])
+    part = groups.tokens
+    logits_nM = torch.empty(part.stop - part.start, groups.config.num_experts, device=x_nD.device)
+    for span in groups.spans:
+        router = plan.rows[span.group].router
+        assert router is not None
+        x_float = x_nD[span.start : span.end].float()
+        torch.mm(x_float, pool_RD[router].float().T, out=_of(logits_nM, span.start, span.end, part))
+    return routed_weights(groups.config, logits_nM, slots_nK)
 
 
-def _add_up(
-    group: LayerGroup,
-    pool_RD: torch.Tensor,
-    x_nD: torch.Tensor,
-    weights_nM: torch.Tensor | None,
-    out_nD: torch.Tensor,
-) -> None:
-    """out = sum over m of weight_m * scale * Up_m act(Down_m x)."""
-    config = group.config
-    z_nZ = x_nD @ pool_RD[group.rows.down].T  # Z = M * B
+def _gate(groups: AlikeGroups, z_nZ: torch.Tensor, weights_nM: torch.Tensor | None) -> torch.Tensor:
+    """weight_m * scale * act(z_m), [n, M * B] in z's dtype; computed in float32."""
+    config = groups.config
     a_nZ = activate(config.activation, z_nZ.float())
-    if weights_nM is not None:
-        a_nMB = a_nZ.view(-1, config.num_experts, config.bottleneck)
-        gate_nM1 = (weights_nM * config.scale).unsqueeze(2)
-        a_nZ = torch.where(gate_nM1 != 0, a_nMB * gate_nM1, 0.0).flatten(1)
-    elif config.scale != 1:
-        a_nZ = a_nZ * config.scale
-    torch.mm(a_nZ.to(x_nD.dtype), pool_RD[group.rows.up], out=out_nD)
+    if weights_nM is None:
+        return (a_nZ if config.scale == 1 else a_nZ * config.scale).to(z_nZ.dtype)
+    a_nMB = a_nZ.view(-1, config.num_experts, config.bottleneck)
+    gate_nM1 = (weights_nM * config.scale).unsqueeze(2)
+    return torch.where(gate_nM1 != 0, a_nMB * gate_nM1, 0.0).flatten(1).to(z_nZ.dtype)

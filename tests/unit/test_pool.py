@@ -1,0 +1,250 @@
+"""The row pool: every row is free or one adapter's, an adapter costs what it has, contents survive fragmentation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from perft.config import AdapterConfig
+from perft.engine.pool import PackedAdapter, PoolFullError, RowPool, pack
+from perft.operator import PlacedAdapter
+from perft.reference import LayerWeights
+
+D = 3
+LAYERS = (0, 1, 4)
+CPU = torch.device("cpu")
+
+Size = tuple[str, int, int, int]
+"""Variant, experts M, bottleneck B, how many layers."""
+
+SIZES: tuple[Size, ...] = (
+    ("S", 1, 1, 1),
+    ("R", 1, 1, 1),
+    ("S", 1, 1, 3),
+    ("D", 2, 2, 1),
+    ("R", 3, 1, 2),
+    ("R", 2, 3, 3),
+    ("E", 4, 2, 2),
+    ("S", 1, 8, 1),
+    ("D", 3, 3, 2),
+)
+TOTAL = 64
+
+
+def config_of(size: Size) -> AdapterConfig:
+    variant, experts, bottleneck, layers = size
+    values: dict[str, Any] = {"base_model_name_or_path": "b", "variant": variant, "expert_type": "parallel"}
+    values |= {"num_experts": experts, "bottleneck": bottleneck, "layers": LAYERS[:layers]}
+    values |= {"top_k": 1, "renormalize": True} if variant == "R" else {}
+    return AdapterConfig.model_validate(values)
+
+
+def tensors_of(config: AdapterConfig, seed: int) -> dict[int, LayerWeights]:
+    generator = torch.Generator().manual_seed(seed)
+    made = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in config.tensor_shapes(config.layers or (), D).items()
+    }
+    return {
+        i: LayerWeights(made.get(f"layers.{i}.router"), made[f"layers.{i}.down_proj"], made[f"layers.{i}.up_proj"])
+        for i in config.layers or ()
+    }
+
+
+def packed(number: int) -> PackedAdapter:
+    """The adapter of digest `number`: size and contents follow from it."""
+    config = config_of(SIZES[number])
+    return pack(config, tensors_of(config, number))
+
+
+def rows_of(number: int) -> int:
+    """The rows of digest `number` by FORMAT.md's shapes: M B down, M B up and M router, at every layer."""
+    variant, experts, bottleneck, layers = SIZES[number]
+    return layers * (2 * experts * bottleneck + (experts if variant == "R" else 0))
+
+
+def assert_contents(pool: RowPool, placed: PlacedAdapter, number: int) -> None:
+    """What lies in the pool is digest `number`'s tensors."""
+    config = config_of(SIZES[number])
+    shape_down, shape_up = (config.num_experts, config.bottleneck, D), (config.num_experts, config.bottleneck, D)
+    expected = tensors_of(config, number)
+    assert placed.config == config and tuple(placed.layers) == tuple(expected)
+    for layer, weights in expected.items():
+        rows = placed.layers[layer]
+        assert torch.equal(pool.tensor_RD[rows.down].view(shape_down), weights.down_proj)
+        assert torch.equal(pool.tensor_RD[rows.up].view(shape_up).transpose(1, 2), weights.up_proj)
+        assert (rows.router is None) == (weights.router is None)
+        if rows.router is not None and weights.router is not None:
+            assert torch.equal(pool.tensor_RD[rows.router], weights.router)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Adapters come and go in any order; after every step the pool agrees with a plain set of digests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = RowPool(TOTAL, D, torch.float32, CPU)
+        self.pool.tensor_RD.fill_(torch.nan)
+        self.present: dict[int, PlacedAdapter] = {}
+
+    @rule(number=st.integers(0, len(SIZES) - 1))
+    def put(self, number: int) -> None:
+        free, before = TOTAL - self.pool.used, self.pool.tensor_RD.clone()
+        if number in self.present:
+            assert self.pool.put(str(number), packed(number)) is self.present[number]
+            assert self.pool.used == TOTAL - free
+        elif rows_of(number) > free:
+            with pytest.raises(PoolFullError) as caught:
+                self.pool.put(str(number), packed(number))
+            assert (caught.value.needed, caught.value.free, caught.value.total) == (rows_of(number), free, TOTAL)
+            torch.testing.assert_close(self.pool.tensor_RD, before, rtol=0, atol=0, equal_nan=True)
+        else:
+            self.present[number] = self.pool.put(str(number), packed(number))
+            assert self.pool.used == TOTAL - free + rows_of(number)
+
+    @precondition(lambda self: self.present)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.present)))
+        self.pool.remove(str(number))
+        del self.present[number]
+
+    @rule(number=st.integers(0, len(SIZES) - 1))
+    def remove_what_is_not_there(self, number: int) -> None:
+        if number not in self.present:
+            with pytest.raises(KeyError):
+                self.pool.remove(str(number))
+
+    @invariant()
+    def agrees(self) -> None:
+        self.pool.check_integrity()
+        assert self.pool.total == TOTAL
+        assert self.pool.used == sum(rows_of(number) for number in self.present)
+        for number in range(len(SIZES)):
+            placed = self.pool.get(str(number))
+            assert placed is self.present.get(number)
+            if placed is not None:
+                assert_contents(self.pool, placed, number)
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
+)
+TestPool = PoolMachine.TestCase
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_an_adapter_costs_exactly_its_rows(number: int) -> None:
+    adapter, config = packed(number), config_of(SIZES[number])
+    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool.put("a", adapter)
+    assert pool.used == adapter.rows == rows_of(number) == config.rows_per_layer() * len(config.layers or ())
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_a_pool_of_exactly_its_rows_is_enough(number: int) -> None:
+    pool = RowPool(rows_of(number), D, torch.float32, CPU)
+    assert_contents(pool, pool.put("a", packed(number)), number)
+    assert pool.used == pool.total
+    with pytest.raises(PoolFullError):
+        pool.put("b", packed(0))
+    pool.remove("a")
+    assert pool.used == 0
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_one_row_less_is_too_few(number: int) -> None:
+    pool = RowPool(rows_of(number) - 1, D, torch.float32, CPU)
+    pool.tensor_RD.fill_(7)
+    with pytest.raises(PoolFullError, match=rf"takes {rows_of(number)} rows, the pool has {rows_of(number) - 1} free"):
+        pool.put("a", packed(number))
+    assert pool.used == 0 and pool.get("a") is None and (pool.tensor_RD == 7).all()
+    pool.check_integrity()
+
+
+def test_the_same_digest_twice_costs_nothing() -> None:
+    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    placed = pool.put("a", packed(5))
+    used = pool.used
+    assert pool.put("a", packed(5)) is placed and pool.used == used
+    pool.remove("a")
+    assert pool.used == 0 and pool.get("a") is None
+
+
+def test_the_same_digest_is_found_even_in_a_full_pool() -> None:
+    pool = RowPool(rows_of(5), D, torch.float32, CPU)
+    assert pool.put("a", packed(5)) is pool.put("a", packed(5))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)])
+def test_freed_rows_are_one_run_again(order: Sequence[int]) -> None:
+    """However they left, the whole pool is free for one adapter in one run."""
+    pool = RowPool(4 * rows_of(4), D, torch.float32, CPU)
+    for name in range(4):
+        pool.put(str(name), packed(4))
+    assert pool.used == pool.total
+    for name in order:
+        pool.remove(str(name))
+    config = config_of(("D", pool.total // 2, 1, 1))
+    placed = pool.put("all", pack(config, tensors_of(config, 0)))
+    assert isinstance(placed.layers[0].down, slice) and isinstance(placed.layers[0].up, slice)
+    assert pool.used == pool.total
+
+
+def test_a_fragmented_pool_takes_all_its_free_rows() -> None:
+    """Holes of two rows: whatever fits by number fits, scattered, and its neighbours stay as they are."""
+    pool = RowPool(2 * rows_of(5), D, torch.float32, CPU)
+    pool.tensor_RD.fill_(torch.nan)
+    fillers = [str(i) for i in range(rows_of(5))]
+    for name in fillers:
+        pool.put(name, packed(0))
+    for name in fillers[::2]:
+        pool.remove(name)
+    placed = pool.put("a", packed(5))
+    assert pool.used == pool.total
+    assert all(
+        isinstance(rows.down, torch.Tensor) and rows.down.dtype == torch.int64 for rows in placed.layers.values()
+    )
+    assert_contents(pool, placed, 5)
+    for name in fillers[1::2]:
+        filler = pool.get(name)
+        assert filler is not None
+        assert_contents(pool, filler, 0)
+    pool.check_integrity()
+
+
+def test_contents_are_cast_to_the_dtype_of_the_pool() -> None:
+    pool = RowPool(TOTAL, D, torch.bfloat16, CPU)
+    adapter = packed(5)
+    placed = pool.put("a", adapter)
+    for layer, weights in tensors_of(adapter.config, 5).items():
+        down_MBD = weights.down_proj.to(torch.bfloat16)
+        assert torch.equal(pool.tensor_RD[placed.layers[layer].down], down_MBD.flatten(0, 1))
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice", "unknown"])
+def test_check_integrity_notices(fault: str) -> None:
+    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool.put("a", packed(3))
+    match fault:
+        case "lost":
+            pool._free.clear()
+        case "twice":
+            pool._free.append(range(0, 2))
+        case _:
+            del pool._placed["a"]
+    with pytest.raises(AssertionError):
+        pool.check_integrity()
+
+
+def test_an_adapter_of_another_width_leaves_the_pool_whole() -> None:
+    """A failure half-way through a copy must not lose rows."""
+    pool = RowPool(TOTAL, D + 1, torch.float32, CPU)
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        pool.put("a", packed(5))
+    pool.check_integrity()
+    assert pool.used == 0 and pool.get("a") is None
