@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from adapters.config_file import MAX_CONFIG_BYTES, parse_config
 from adapters.errors import InvalidAdapterError
 from adapters.weights_file import weights_violations
-from perft.base import BaseShape
+from perft.base import BaseShape, fit_violations
 from perft.config import AdapterConfig
 from perft.reference import LayerWeights
 
@@ -81,34 +81,11 @@ def check_folder(
         config, config_violations = parse_config((folder / CONFIG_FILE).read_bytes())
         violations += config_violations
     if config is not None and base is not None:
-        violations += base_violations(config, base, limits)
+        violations += fit_violations(config, base, limits.allow_other_base)
     weights = folder / WEIGHTS_FILE
     if _is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
         violations += weights_violations(weights, config, base)
     return config, [text if text.isprintable() else repr(text)[1:-1] for text in violations]
-
-
-def base_violations(config: AdapterConfig, base: BaseShape, limits: Limits = DEFAULT_LIMITS) -> list[str]:
-    """Every way in which a sound configuration does not fit the served base."""
-    found: list[str] = []
-    if config.variant == "E" and config.num_experts != base.num_experts:
-        found.append(f"num_experts: found {config.num_experts}, variant 'E' needs the base's {base.num_experts}")
-    if config.variant == "E" and base.embedded_problem:
-        found.append(f"variant: found 'E', which is not served on this base: {base.embedded_problem}")
-    if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > base.top_k:
-        found.append(f"top_k: found {config.top_k}, 'base_slot' needs at most the base's top-k {base.top_k}")
-    for layer in config.layers or ():
-        if layer >= base.num_layers:
-            found.append(f"layers: found {layer}, the base has layers 0 to {base.num_layers - 1}")
-        elif layer not in base.moe_layers:
-            found.append(f"layers: found {layer}, which is no MoE layer of the base")
-    known = None not in (config.base_fingerprint, base.fingerprint) and not limits.allow_other_base
-    if known and config.base_fingerprint != base.fingerprint:
-        found.append(
-            f"base_fingerprint: found {config.base_fingerprint}, the served base has {base.fingerprint}: "
-            "the adapter was trained on another base"
-        )
-    return found
 
 
 def digest_of(config: AdapterConfig, weights: Path) -> str:

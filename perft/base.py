@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from perft.config import AdapterConfig
+
 
 @dataclass(frozen=True)
 class BaseShape:
@@ -70,3 +72,26 @@ def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:
     else:
         return None
     return BaseShape(config.hidden_size, count, moe_layers, num_experts, config.num_experts_per_tok, dtype)
+
+
+def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: bool = False) -> list[str]:
+    """Every way in which a sound configuration does not fit a base (FORMAT.md)."""
+    found: list[str] = []
+    if config.variant == "E" and config.num_experts != base.num_experts:
+        found.append(f"num_experts: found {config.num_experts}, variant 'E' needs the base's {base.num_experts}")
+    if config.variant == "E" and base.embedded_problem:
+        found.append(f"variant: found 'E', which is not served on this base: {base.embedded_problem}")
+    if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > base.top_k:
+        found.append(f"top_k: found {config.top_k}, 'base_slot' needs at most the base's top-k {base.top_k}")
+    for layer in config.layers or ():
+        if layer >= base.num_layers:
+            found.append(f"layers: found {layer}, the base has layers 0 to {base.num_layers - 1}")
+        elif layer not in base.moe_layers:
+            found.append(f"layers: found {layer}, which is no MoE layer of the base")
+    known = None not in (config.base_fingerprint, base.fingerprint) and not allow_other_base
+    if known and config.base_fingerprint != base.fingerprint:
+        found.append(
+            f"base_fingerprint: found {config.base_fingerprint}, the served base has {base.fingerprint}: "
+            "the adapter was trained on another base"
+        )
+    return found

@@ -5,7 +5,7 @@
     ...
     save(adapter, folder)                   # FORMAT.md's two files
 
-Invariant: attaching adds a term to a block's output and changes nothing else; `detach` gives the model back.
+Invariant: attaching adds a term to a block's output and changes nothing else but that the model is frozen.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from perft.base import BaseShape, base_fingerprint, base_of_config
+from perft.base import BaseShape, base_fingerprint, base_of_config, fit_violations
 from perft.config import AdapterConfig
 from perft.reference import LayerWeights
 from perft.routing import activate, routed_weights, top_probabilities
@@ -75,14 +75,43 @@ class PerftLayer(nn.Module):
 
 
 class PerftAdapter(nn.Module):
-    """One adapter on one model: a `PerftLayer` for every layer that carries it."""
+    """One adapter on one model: a `PerftLayer` for every layer that carries it. `enabled` switches all of it."""
 
-    def __init__(self, config: AdapterConfig, layers: dict[int, PerftLayer], handles: list[RemovableHandle]) -> None:
+    def __init__(self, config: AdapterConfig, layers: dict[int, PerftLayer]) -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
-        self._handles = handles
         self.enabled = True
+        self._attached: list[tuple[nn.Module, RemovableHandle]] = []
+
+    def attach_to(self, blocks: dict[int, nn.Module]) -> None:
+        """Add each layer's delta to its block's output. Raises ValueError if another adapter is there already."""
+        for index, _ in self.by_layer():
+            if getattr(blocks[index], "perft_layer", None):
+                raise ValueError(f"layer {index} carries an adapter already: detach that one first")
+        for index, layer in self.by_layer():
+            object.__setattr__(blocks[index], "perft_layer", layer)  # known to the block, but no submodule of it
+            self._attached.append((blocks[index], blocks[index].register_forward_hook(self._add_delta)))
+
+    def detach_from_model(self) -> None:
+        """Take the adapter off its model; its parameters stay, and the model stays frozen."""
+        for block, handle in self._attached:
+            handle.remove()
+            object.__delattr__(block, "perft_layer")
+        self._attached.clear()
+
+    def _add_delta(self, block: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook of a block; the adapter trains or not as its model does."""
+        layer: Any = block.perft_layer
+        if not self.enabled:
+            return output
+        if layer.training != block.training:
+            layer.train(block.training)
+        x_TD = inputs[0].flatten(0, -2)
+        logits_TN, scores_TJ, chosen_TJ = block.get_submodule("gate")(x_TD)
+        weights_TN = torch.zeros_like(logits_TN, dtype=torch.float32).scatter(1, chosen_TJ, scores_TJ.float())
+        delta_TD: torch.Tensor = layer(x_TD, logits_TN, weights_TN)
+        return output + delta_TD.to(output.dtype).view_as(output)
 
     def by_layer(self) -> Iterator[tuple[int, PerftLayer]]:
         for index, layer in self.layers.items():
@@ -98,12 +127,6 @@ class PerftAdapter(nn.Module):
             named[f"layers.{index}.down_proj"] = layer.down_proj.detach().contiguous()
             named[f"layers.{index}.up_proj"] = layer.up_proj.detach().contiguous()
         return named
-
-    def detach_from_model(self) -> None:
-        """Take the adapter off its model; its parameters stay."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
 
 def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
@@ -136,41 +159,20 @@ def shape_of(model: nn.Module) -> BaseShape:
 def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> PerftAdapter:
     """Freeze `model` and add a fresh adapter to its MoE blocks. One adapter at a time.
 
-    Raises ValueError if the configuration does not fit the model.
+    Raises ValueError, with every reason, if the configuration does not fit the model.
     """
     blocks, shape = moe_blocks(model), shape_of(model)
-    if config.variant == "E" and config.num_experts != shape.num_experts:
-        raise ValueError(
-            f"num_experts: found {config.num_experts}, but variant 'E' needs the base's {shape.num_experts}"
-        )
-    if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > shape.top_k:
-        raise ValueError(f"top_k: found {config.top_k}, but 'base_slot' needs at most the base's top-k {shape.top_k}")
-    missing = [index for index in config.layer_indices(shape.moe_layers) if index not in blocks]
-    if missing:
-        raise ValueError(f"layers: found {missing}, which are no MoE layers of the base (it has {list(blocks)})")
+    if violations := fit_violations(config, shape):
+        raise ValueError("; ".join(violations))
     model.requires_grad_(False)
     device = next(model.parameters()).device
-    layers: dict[int, PerftLayer] = {}
-    handles: list[RemovableHandle] = []
-    adapter_ref: list[PerftAdapter] = []
-    for index in config.layer_indices(shape.moe_layers):
-        layer = PerftLayer(config, shape.hidden_size, dropout).to(device)
-        layers[index] = layer
-
-        def add_delta(
-            block: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor, layer: PerftLayer = layer
-        ) -> torch.Tensor:
-            if not adapter_ref[0].enabled:
-                return output
-            x_TD = inputs[0].flatten(0, -2)
-            logits_TN, scores_TJ, chosen_TJ = block.get_submodule("gate")(x_TD)
-            weights_TN = torch.zeros_like(logits_TN, dtype=torch.float32).scatter(1, chosen_TJ, scores_TJ.float())
-            delta_TD: torch.Tensor = layer(x_TD, logits_TN, weights_TN)
-            return output + delta_TD.to(output.dtype).view_as(output)
-
-        handles.append(blocks[index].register_forward_hook(add_delta))
-    adapter_ref.append(PerftAdapter(config, layers, handles))
-    return adapter_ref[0]
+    layers = {
+        index: PerftLayer(config, shape.hidden_size, dropout).to(device)
+        for index in config.layer_indices(shape.moe_layers)
+    }
+    adapter = PerftAdapter(config, layers)
+    adapter.attach_to(blocks)
+    return adapter
 
 
 def save(adapter: PerftAdapter, folder: Path, dtype: torch.dtype = torch.float32) -> None:
