@@ -1,6 +1,7 @@
 """Owns the command `perft`."""
 
 import sys
+from importlib.metadata import version
 
 from server.errors import StartError
 
@@ -12,6 +13,9 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script. Exits with 0 (ended as asked), 1 (refused to start) or 2 (wrong usage)."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--version"]:
+        print(f"perft-server {version('perft-server')}")
+        return
     if not arguments or arguments[0] != "serve":
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
