@@ -15,7 +15,7 @@ MAX_CONFIG_BYTES = 64 * 1024
 
 
 def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
-    """The configuration, or None and every violation found in it."""
+    """The configuration as far as it is sound (None if too little is), and every violation found in it."""
     values, violations = _parse_object(raw)
     if values is None:
         return None, violations
@@ -32,8 +32,16 @@ def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
         violations += [_describe(e) for e in errors if len(e["loc"]) > 1 or e["loc"][0] not in inner]
         sound = {key: value for key, value in given.items() if key not in broken and value is not None}
         violations += rule_violations(sound, broken)
-        return None, violations
-    return (None if violations else config), violations
+        return _salvage({key: value for key, value in sound.items() if key in AdapterConfig.model_fields}), violations
+    return config, violations
+
+
+def _salvage(sound: dict[str, Any]) -> AdapterConfig | None:
+    """A configuration of the sound keys alone, if they make one: the adapter is refused, its weights looked at."""
+    try:
+        return AdapterConfig.model_validate({"base_model_name_or_path": "", **sound})
+    except ValidationError:
+        return None
 
 
 def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:

@@ -88,10 +88,9 @@ def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: boo
             found.append(f"layers: found {layer}, the base has layers 0 to {base.num_layers - 1}")
         elif layer not in base.moe_layers:
             found.append(f"layers: found {layer}, which is no MoE layer of the base")
-    known = None not in (config.base_fingerprint, base.fingerprint) and not allow_other_base
-    if known and config.base_fingerprint != base.fingerprint:
+    mine, served = config.base_fingerprint, base.fingerprint
+    if mine is not None and served is not None and mine.lower() != served and not allow_other_base:
         found.append(
-            f"base_fingerprint: found {config.base_fingerprint}, the served base has {base.fingerprint}: "
-            "the adapter was trained on another base"
+            f"base_fingerprint: found {mine}, the served base has {served}: the adapter was trained on another base"
         )
     return found

@@ -1,7 +1,7 @@
 """Owns what an adapter's configuration is (FORMAT.md, `adapter_config.json`) and its rules across keys.
 
 Invariant: an `AdapterConfig` that exists satisfies every rule of the format that needs neither the
-weights nor the base model; those two belong to `adapters.check`.
+weights nor the base model; those two belong to `adapters.folder`.
 """
 
 import json
@@ -35,7 +35,7 @@ class AdapterConfig(BaseModel):
     peft_type: Literal["PERFT"] = "PERFT"
     format_version: Annotated[int, Field(ge=1, le=1)] = 1
     base_model_name_or_path: str
-    base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
     variant: Variant
     expert_type: ExpertType
     bottleneck: Annotated[int, Field(ge=1, le=1024)]
@@ -77,7 +77,7 @@ class AdapterConfig(BaseModel):
     def arithmetic(self) -> tuple[object, ...]:
         """What decides how a delta is computed: adapters equal in it differ in their weights alone."""
         shape = (self.num_experts, self.bottleneck, self.top_k)
-        return (self.variant, self.activation, self.scale, self.renormalize, self.gate_weight, *shape)
+        return (self.variant, self.activation, self.renormalize, self.gate_weight, *shape)
 
     @property
     def is_routed(self) -> bool:

@@ -108,7 +108,8 @@ class PerftAdapter(nn.Module):
         if layer.training != block.training:
             layer.train(block.training)
         x_TD = inputs[0].flatten(0, -2)
-        logits_TN, scores_TJ, chosen_TJ = block.get_submodule("gate")(x_TD)
+        # forward(), not the call: transformers records each call of a router for its auxiliary loss
+        logits_TN, scores_TJ, chosen_TJ = block.get_submodule("gate").forward(x_TD)
         weights_TN = torch.zeros_like(logits_TN, dtype=torch.float32).scatter(1, chosen_TJ, scores_TJ.float())
         delta_TD: torch.Tensor = layer(x_TD, logits_TN, weights_TN)
         return output + delta_TD.to(output.dtype).view_as(output)

@@ -6,7 +6,10 @@ Says what it does and how long that takes; every failure is one sentence and exi
 unchanged files returns at once.
 """
 
+from __future__ import annotations
+
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -21,17 +24,26 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def main(folder: Path, locks: list[str]) -> None:
-    stamp = folder / "perft-locks"
-    wanted = digest(locks)
-    known = stamp.read_text().splitlines() if stamp.is_file() else []
-    if wanted in known:
+    stamp = folder / "perft-locks.json"
+    wanted = digests(locks)
+    known = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    if wanted.items() <= known.items():
         return
     check_python()
     check_disk(folder)
     if not (folder / "bin" / "python").exists():
         say(f"making a virtual environment in {folder.name}")
-        venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--retries", "2"]
+        make_environment(folder)
+    pip = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--retries",
+        "2",
+    ]
     if "cpu" in locks:
         say("installing PyTorch for the CPU (0.2 GB)")
         install_torch(pip)
@@ -39,24 +51,28 @@ def main(folder: Path, locks: list[str]) -> None:
         say(f"installing requirements/{lock}.txt (cpu: 1 GB to download, 2 to 4 minutes)")
         run([*pip, "--no-deps", "-r", str(HERE / f"{lock}.txt")], f"requirements/{lock}.txt could not be installed")
     run([*pip, "--no-deps", "--no-build-isolation", "-e", str(PROJECT)], "this project could not be installed")
-    stamp.write_text("\n".join([*known, wanted]) + "\n")
+    stamp.write_text(json.dumps({**known, **wanted}))
     say("the virtual environment is ready")
 
 
-def digest(locks: list[str]) -> str:
-    """What the environment was made from: a change makes it anew."""
-    content = (
-        b"".join((HERE / f"{lock}.txt").read_bytes() for lock in locks) + (PROJECT / "pyproject.toml").read_bytes()
-    )
-    return " ".join(locks) + " " + hashlib.sha256(content).hexdigest()
+def digests(locks: list[str]) -> dict[str, str]:
+    """What the environment is made from, by file: a change makes it anew."""
+    files = [*(HERE / f"{lock}.txt" for lock in locks), PROJECT / "pyproject.toml"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def make_environment(folder: Path) -> None:
+    try:
+        venv.create(folder, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        fail(f"a virtual environment cannot be made here ({error}): on Debian install python3.11-venv")
 
 
 def check_python() -> None:
     found = sys.version_info[:2]
     if found != (3, 11) or sys.implementation.name != "cpython":
-        fail(
-            f"found Python {found[0]}.{found[1]}, expected 3.11: install it, then `make PYTHON=python3.11 ...`"
-        )
+        fail(f"found Python {found[0]}.{found[1]}, expected 3.11: install it, then `make PYTHON=python3.11 ...`")
 
 
 def check_disk(folder: Path) -> None:

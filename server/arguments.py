@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -13,6 +14,8 @@ DESCRIPTION = """Serve a Mixture-of-Experts base model and its PERFT adapters, s
 Flags by group: --help=PERFT, --help=Frontend, ...; all of them: --help=all."""
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_MAX_LORAS = 256
+LORA_SLOTS = 8
+DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
 
 
@@ -28,7 +31,7 @@ def make_parser() -> FlexibleArgumentParser:
     group.add_argument(
         "--max-adapter-bytes", type=int, default=Limits.max_weights_bytes, help="largest weights file of an adapter"
     )
-    parser.set_defaults(host=DEFAULT_HOST)
+    parser.set_defaults(host=DEFAULT_HOST, max_loras=None)
     return parser
 
 
@@ -51,19 +54,36 @@ def argument_problems(args: Namespace) -> list[str]:
     refused = {
         "--api-server-count": (args.api_server_count or 1) > 1,
         "--data-parallel-size": args.data_parallel_size > 1,
+        "--data-parallel-rank": args.data_parallel_rank is not None,
+        "--data-parallel-external-lb": args.data_parallel_external_lb,
         "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
+        "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
+        "--nnodes": args.nnodes > 1,
         "--enable-expert-parallel": args.enable_expert_parallel,
         "--enable-eplb": args.enable_eplb,
+        "--enable-elastic-ep": args.enable_elastic_ep,
         "--enable-dbo": args.enable_dbo,
+        "--ubatch-size": args.ubatch_size > 0,
         "--speculative-config": args.speculative_config is not None,
+        "--kv-transfer-config": args.kv_transfer_config is not None,
+        "--kv-offloading-size": args.kv_offloading_size is not None,
+        "--enable-sleep-mode": args.enable_sleep_mode,
+        "--runner": args.runner not in ("auto", "generate"),
         "--headless": args.headless,
         "--grpc": args.grpc,
     }
     problems = [f"{flag}: not tested with PERFT yet; leave it off" for flag, given in refused.items() if given]
     if args.lora_modules:
         problems.append("--lora-modules: give adapters with --adapter NAME=PATH")
+    if args.default_mm_loras:
+        problems.append("--default-mm-loras: an adapter is selected by the request's model alone")
     if args.worker_extension_cls:
         problems.append(f"--worker-extension-cls: {WORKER_EXTENSION} takes that place")
+    if SETTINGS_KEY in (args.additional_config or {}):
+        problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags")
+    sizes = {"--pool-rows": args.pool_rows, "--max-adapter-bytes": args.max_adapter_bytes}
+    problems += [f"{flag}: found {n}, expected at least 1" for flag, n in sizes.items() if n is not None and n < 1]
     return problems
 
 
@@ -72,14 +92,16 @@ def prepare_arguments(args: Namespace) -> None:
 
     Raises StartError naming every flag that is refused.
     """
-    if args.model_tag is not None:
-        args.model = args.model_tag
+    if args.model_tag is None and args.model == DEFAULT_MODEL:
+        raise StartError("found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]")
+    args.model = args.model_tag or args.model
     if problems := argument_problems(args):
         raise StartError("\n".join(problems))
     args.api_server_count = 1
     args.enable_lora = True
-    if args.max_loras == 1 and not args.lora_target_modules:  # PERFT pays nothing per slot, vLLM's LoRA does
-        args.max_loras = max(DEFAULT_MAX_LORAS, len(args.adapter or []))
+    if args.max_loras is None:  # adapters in one step: PERFT pays nothing for a slot, vLLM's own LoRA memory
+        args.max_loras = LORA_SLOTS if args.lora_target_modules else DEFAULT_MAX_LORAS
+        args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
     args.enforce_eager = True
     args.worker_extension_cls = WORKER_EXTENSION
     settings = EngineSettings(args.pool_rows, args.allow_other_base, args.max_adapter_bytes)

@@ -1,6 +1,7 @@
 """Entry point of `vllm.endpoint_plugins`: hangs our part onto vLLM's own FastAPI app, in the API process.
 
-`perft serve` names it in VLLM_PLUGINS; vLLM's own server does the same with VLLM_PLUGINS=perft.
+vLLM loads it only where VLLM_PLUGINS names it, as `perft serve` does; without it vLLM's own server serves the
+adapters of its `--lora-modules`.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from vllm.engine.protocol import EngineClient
 
 from server.arguments import limits_of
 from server.banner import announce
+from server.errors import StartError
 from server.model_check import ModelCheck
 from server.registry import Registry
 from server.routes import router
@@ -22,8 +24,8 @@ from server.vllm_engine import VllmEngine, lora_request
 class PerftEndpoints:
     """vLLM's EndpointPlugin: routes first, then (once the engine is up) what they need."""
 
-    name = "perft"
-    required_tasks = ("generate",)
+    name = "perft_server"
+    required_tasks = None
 
     def attach_router(self, app: FastAPI) -> None:
         app.include_router(router)
@@ -31,7 +33,8 @@ class PerftEndpoints:
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Load the adapters given at start and let vLLM's handlers know their names."""
-        assert engine_client is not None
+        if engine_client is None:
+            raise StartError("PERFT adapters need an engine; this is a server without one")
         models = state.openai_serving_models
         registry = Registry([path.name for path in models.base_model_paths])
         state.perft_registry, state.perft_engine = registry, VllmEngine(engine_client)

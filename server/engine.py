@@ -1,6 +1,6 @@
 """Owns what the server asks of an engine: one small Protocol, so that routes are tested without one.
 
-`perft.engine.client.VllmEngine` is the real one.
+`server.vllm_engine.VllmEngine` is the real one.
 """
 
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ def _model_of(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     model = values.get("model") if isinstance(values, dict) else None
-    return model if isinstance(model, str) and model else None
+    return model if isinstance(model, str) else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

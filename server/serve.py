@@ -9,16 +9,16 @@ from typing import NoReturn
 import torch
 
 from perft.base import BaseShape, base_of_config
-from perft.engine.plugin import KILL_SWITCH
+from perft.engine.plugin import KILL_SWITCH, is_switched_off
 from server.errors import StartError
 
-PLUGIN_NAME = "perft"
+PLUGINS = {"vllm.general_plugins": "perft", "vllm.endpoint_plugins": "perft_server"}
 
 
 def serve(argv: list[str]) -> NoReturn:
     """Run the server until it is told to stop. Raises StartError if it must not start."""
     prepare_environment()
-    load_engine_plugin()
+    load_plugins()
 
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.logger import configure_logging_from_args
@@ -41,25 +41,27 @@ def prepare_environment() -> None:
     from perft.engine.unsupported import environment_problems
 
     problems = environment_problems()
-    if os.environ.get(KILL_SWITCH, "0") not in ("", "0"):
+    if is_switched_off():
         problems.append(f"{KILL_SWITCH}={os.environ[KILL_SWITCH]}: PERFT is switched off; run `vllm serve` instead")
     if problems:
         raise StartError("\n".join(problems))
-    allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN_NAME]
-    os.environ["VLLM_PLUGINS"] = ",".join([*allowed, PLUGIN_NAME])
+    ours = list(PLUGINS.values())
+    allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name not in ours]
+    os.environ["VLLM_PLUGINS"] = ",".join([*allowed, *ours])
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def load_engine_plugin() -> None:
-    """Do what vLLM will do in every process, and fail where vLLM would only log. Raises StartError."""
-    found = [point for point in entry_points(group="vllm.general_plugins") if point.name == PLUGIN_NAME]
-    if not found:
-        raise StartError("perft-server is not installed as a package, so vLLM cannot find its plugin: pip install it")
-    try:
-        found[0].load()()
-    except Exception as error:
-        raise StartError(f"PERFT's plugin cannot take its place in vLLM: {error}") from error
+def load_plugins() -> None:
+    """Do what vLLM will do, and fail where vLLM would only log and serve without us. Raises StartError."""
+    for group, name in PLUGINS.items():
+        found = [point for point in entry_points(group=group) if point.name == name]
+        if not found:
+            raise StartError(f"perft-server is not installed as a package (no {group} named {name}): pip install it")
+        try:
+            found[0].load()()
+        except Exception as error:
+            raise StartError(f"PERFT's plugin {found[0].value} cannot take its place in vLLM: {error}") from error
 
 
 def known_base(args: Namespace) -> BaseShape | None:
@@ -69,6 +71,8 @@ def known_base(args: Namespace) -> BaseShape | None:
     """
     from transformers import AutoConfig
 
+    if args.hf_overrides or args.hf_config_path:
+        return None
     try:
         config = AutoConfig.from_pretrained(args.model, revision=args.revision)
     except (OSError, ValueError):

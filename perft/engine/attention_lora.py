@@ -25,6 +25,7 @@ class AdapterManagerWithLoRA(AdapterManager):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
         super().__init__(vllm_config, device, embedding_modules)
         self._lora = LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules)
+        self._kinds: dict[int, bool] = {}  # whether an id is PEFT LoRA, decided once
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
         """Take the MoE layers in care, then let vLLM wrap the target modules."""
@@ -34,14 +35,13 @@ class AdapterManagerWithLoRA(AdapterManager):
         return wrapped
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
-        warm_up = self._warm_up_ids
-        lora = {request for request in requests if request.lora_int_id in warm_up or is_peft_lora(request)}
+        lora = {request for request in requests if self._is_warm_up(request) or self._is_lora(request)}
         lora_ids = {request.lora_int_id for request in lora}
         self._lora.set_active_adapters(lora, None if mapping is None else _only(mapping, lora_ids))
         super().set_active_adapters(requests - lora, mapping)
 
     def add_adapter(self, request: LoRARequest) -> bool:
-        if is_peft_lora(request):
+        if self._is_lora(request):
             return bool(self._lora.add_adapter(request))
         return super().add_adapter(request)
 
@@ -69,6 +69,9 @@ class AdapterManagerWithLoRA(AdapterManager):
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
         super().add_dummy_lora(request, rank)
         return bool(self._lora.add_dummy_lora(request, rank))
+
+    def _is_lora(self, request: LoRARequest) -> bool:
+        return self._kinds.setdefault(request.lora_int_id, is_peft_lora(request))
 
     def _is_planned(self, adapter_id: int) -> bool:
         return adapter_id not in self._lora.list_adapters() and super()._is_planned(adapter_id)

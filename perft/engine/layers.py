@@ -36,7 +36,13 @@ def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
             f"{len(foreign)} of {len(found)} MoE layers of {type(model).__name__} do not carry PERFT's operator "
             f"({name} is a {what}): this model is not supported"
         )
-    return {module.layer_id: module for module in found.values() if isinstance(module, PerftMoERunner)}
+    runners = {module.layer_id: module for module in found.values() if isinstance(module, PerftMoERunner)}
+    if len(runners) != len(found):
+        raise UnsupportedModelError(f"{type(model).__name__} has several MoE layers in one decoder layer")
+    for name, module in found.items():
+        if module.moe_config.skip_final_all_reduce or module.moe_config.is_sequence_parallel:
+            raise UnsupportedModelError(f"{name} leaves its output unreduced over ranks: not supported")
+    return runners
 
 
 def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> BaseShape:
@@ -64,7 +70,12 @@ def _fingerprint(vllm_config: VllmConfig) -> str | None:
     folder = Path(model_config.model)
     try:
         if not folder.is_dir():
-            cached = snapshot_download(model_config.model, revision=model_config.revision, local_files_only=True)
+            cached = snapshot_download(
+                model_config.model,
+                revision=model_config.revision,
+                cache_dir=vllm_config.load_config.download_dir,
+                local_files_only=True,
+            )
             folder = Path(cached)
         fingerprint = checkpoint_fingerprint(folder)
     except (OSError, ValueError) as error:

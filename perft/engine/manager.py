@@ -29,14 +29,26 @@ from perft.operator.base import BatchPlan
 logger = init_logger(__name__)
 
 
+WARM_UP_PATH = "/not/a/real/path"
+"""The path vLLM gives the LoRA requests of its warm-up runs."""
+
+
+class AdapterIdentityError(ValueError):
+    """An adapter id, name and content no longer belong together: serving on could give another adapter's answer."""
+
+
 class AdapterManager:
-    """Loads PERFT adapters into the row pool and plans every step."""
+    """Loads PERFT adapters into the row pool and plans every step.
+
+    `runners`, `base`, `pool` and `step` are there once `create_lora_manager` was called.
+    """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
         check_supported(vllm_config)
         self._device = device
         self._settings = EngineSettings.of(vllm_config)
         self._digests: dict[int, str] = {}
+        self._known: dict[int, tuple[str, str, str]] = {}  # name, path and digest of every id ever seen
         self._warm_up_ids: set[int] = set()
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
@@ -56,8 +68,9 @@ class AdapterManager:
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
         """Plan the step that follows: `mapping.index_mapping` has the adapter id of every token (0: none)."""
+        self.step.plan = None
         for request in requests:
-            if request.lora_int_id not in self._warm_up_ids:
+            if not self._is_warm_up(request):
                 self.add_adapter(request)
         if mapping is not None:
             self.step.plan = self._plan(mapping.index_mapping)
@@ -65,24 +78,35 @@ class AdapterManager:
     def add_adapter(self, request: LoRARequest) -> bool:
         """Make an adapter resident. True if it was not.
 
-        Raises InvalidAdapterError (it breaks the format or does not fit the base) or PoolFullError.
+        Raises InvalidAdapterError (it breaks the format or does not fit the base), PoolFullError, or
+        AdapterIdentityError (the id stands for another adapter).
         """
-        if request.lora_int_id in self._digests:
+        number, name, path = request.lora_int_id, request.lora_name, request.lora_path
+        known = self._known.get(number)
+        if request.load_inplace or (known is not None and known[:2] != (name, path)):
+            raise AdapterIdentityError(f"id {number} stands for {known}; found {name} at {path}: an id is never reused")
+        self._warm_up_ids.discard(number)
+        if number in self._digests:
             return False
-        checked = read_folder(Path(request.lora_path), self.base, self._settings.limits)
+        checked = read_folder(Path(path), self.base, self._settings.limits)
+        if known is not None and known[2] != checked.digest:
+            raise AdapterIdentityError(f"{name}: {path} has other contents than when it was first served")
         if self.pool.get(checked.digest) is None:
             self.pool.put(checked.digest, pack(checked.config, checked.layer_weights(self.base)))
-        self._digests[request.lora_int_id] = checked.digest
+        self._digests[number] = checked.digest
+        self._known[number] = (name, path, checked.digest)
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
         """Forget an id; the rows are freed with the last id of the same content. False if it is unknown."""
+        self.step.plan = None
         digest = self._digests.pop(adapter_id, None)
         if digest is not None and digest not in self._digests.values():
             self.pool.remove(digest)
         return digest is not None
 
     def remove_all_adapters(self) -> None:
+        self.step.plan = None
         self._warm_up_ids.clear()
         for adapter_id in list(self._digests):
             self.remove_adapter(adapter_id)
@@ -122,6 +146,10 @@ class AdapterManager:
             tokens_n = torch.from_numpy(np.flatnonzero(ids_T == adapter_id)).to(self._device, non_blocking=True)
             groups.append(TokenGroup(adapter, tokens_n))
         return BatchPlan(groups) if groups else None
+
+    def _is_warm_up(self, request: LoRARequest) -> bool:
+        """Whether a request is one of vLLM's warm-up runs, whose tokens are planned as the base's."""
+        return request.lora_int_id in self._warm_up_ids and request.lora_path == WARM_UP_PATH
 
     def _is_planned(self, adapter_id: int) -> bool:
         """Whether tokens of this id take part: the base's (0) and those of warm-up runs do not."""

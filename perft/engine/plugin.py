@@ -9,12 +9,16 @@ import os
 KILL_SWITCH = "PERFT_DISABLED"
 
 
+def is_switched_off() -> bool:
+    return os.environ.get(KILL_SWITCH, "0").lower() not in ("", "0", "false")
+
+
 def register() -> None:
     """Check every seam, then put our classes in their places. A second call in one process does nothing.
 
     Raises SeamError if this vLLM is not the supported one. With PERFT_DISABLED=1 nothing at all is touched.
     """
-    if os.environ.get(KILL_SWITCH, "0") not in ("", "0"):
+    if is_switched_off():
         return
     from perft.engine.seams import check_seams
 

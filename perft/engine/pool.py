@@ -38,11 +38,11 @@ class PackedAdapter:
 
 
 def pack(config: AdapterConfig, layers: dict[int, LayerWeights]) -> PackedAdapter:
-    """Lay out an adapter's tensors as rows of width D (up_proj [M, D, B] becomes M * B rows)."""
+    """Lay out an adapter's tensors as rows of width D; up_proj [M, D, B] becomes M * B rows, `scale` folded in."""
     blocks: dict[int, torch.Tensor] = {}
     for layer, weights in layers.items():
         parts = [] if weights.router is None else [weights.router]
-        parts += [weights.down_proj.flatten(0, 1), weights.up_proj.transpose(1, 2).flatten(0, 1)]
+        parts += [weights.down_proj.flatten(0, 1), (weights.up_proj * config.scale).transpose(1, 2).flatten(0, 1)]
         blocks[layer] = torch.cat(parts).contiguous()
     return PackedAdapter(config, blocks)
 

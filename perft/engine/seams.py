@@ -1,4 +1,5 @@
-"""Owns what we depend on inside vLLM: the one supported version, and a table of every name used and why.
+"""Owns what we depend on inside vLLM: the one supported version, and a table of every name we subclass, replace
+or call in private, and why.
 
 `check_seams` runs at start in every process and says what moved; tests/engine/test_seams.py breaks each once.
 """

@@ -6,6 +6,7 @@ from typing import Any
 
 FORBIDDEN_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "it answers unknown adapter names with the base model",
+    "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or empty the engine",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens vLLM's own adapter routes, some of them without a key",
 }
 
@@ -31,7 +32,7 @@ def config_problems(vllm_config: Any) -> list[str]:
     """Every unsupported mode in a `VllmConfig`."""
     parallel = vllm_config.parallel_config
     modes = {
-        "several API servers (--api-server-count)": getattr(parallel, "_api_process_count", 1) > 1,
+        "several API servers (--api-server-count)": parallel._api_process_count > 1,
         "data parallel (--data-parallel-size)": parallel.data_parallel_size > 1,
         "pipeline parallel (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
         "expert parallel (--enable-expert-parallel)": parallel.enable_expert_parallel,
@@ -39,8 +40,9 @@ def config_problems(vllm_config: Any) -> list[str]:
         "context parallel (--decode/--prefill-context-parallel-size)": (
             parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
         ),
-        "dual batch overlap (--enable-dbo)": parallel.enable_dbo,
+        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
         "speculative decoding (--speculative-config)": vllm_config.speculative_config is not None,
+        "KV transfer (--kv-transfer-config, --kv-offloading-size)": vllm_config.kv_transfer_config is not None,
         "torch.compile or CUDA graphs (without --enforce-eager)": _is_compiled(vllm_config),
     }
     return [f"{mode}: not tested with PERFT yet; leave it off" for mode, is_on in modes.items() if is_on]

@@ -63,11 +63,11 @@ def _own_weights(
 
 
 def _gate(groups: AlikeGroups, z_nZ: torch.Tensor, weights_nM: torch.Tensor | None) -> torch.Tensor:
-    """weight_m * scale * act(z_m), [n, M * B] in z's dtype; computed in float32."""
+    """weight_m * act(z_m), [n, M * B] in z's dtype; computed in float32. `scale` is in the up rows already."""
     config = groups.config
     a_nZ = activate(config.activation, z_nZ.float())
     if weights_nM is None:
-        return (a_nZ if config.scale == 1 else a_nZ * config.scale).to(z_nZ.dtype)
+        return a_nZ.to(z_nZ.dtype)
     a_nMB = a_nZ.view(-1, config.num_experts, config.bottleneck)
-    gate_nM1 = (weights_nM * config.scale).unsqueeze(2)
+    gate_nM1 = weights_nM.unsqueeze(2)
     return torch.where(gate_nM1 != 0, a_nMB * gate_nM1, 0.0).flatten(1).to(z_nZ.dtype)

@@ -22,7 +22,7 @@ def test_base_answers_as_transformers_does(engine: TinyEngine) -> None:
 
 
 def test_forty_requests_over_ten_adapters_and_the_base(engine: TinyEngine) -> None:
-    choice = [None, *range(10)]
+    choice = [None, 0, 1, 3, 4, 7, 9, 11, 12, 13, 14]  # every variant; bottlenecks 3, 5, 64; all or some layers
     requests = [(prompt, choice[i % len(choice)]) for i, prompt in enumerate(prompts(40, seed=7, longest=200))]
     for (_, case), output in zip(requests, engine.generate(requests), strict=True):
         engine.check(case, output)

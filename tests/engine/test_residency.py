@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
 from adapters import InvalidAdapterError
 from perft.engine.base_router import embedded_problem
+from perft.engine.manager import WARM_UP_PATH, AdapterIdentityError
 from perft.engine.moe_runner import PerftMoERunner
 from perft.engine.pool import PoolFullError
 from tests.engine.engines import TinyEngine, prompts
@@ -92,6 +94,30 @@ def test_an_expert_kernel_that_hides_the_top_k_refuses_embedded_adapters(
     folder = write_adapter(tmp_path / "embedded", manager.base, 8, values)
     with pytest.raises(InvalidAdapterError, match="hides the base's top-k"):
         engine.llm.llm_engine.add_lora(LoRARequest("embedded@1", 1202, str(folder)))
+
+
+def test_an_id_stands_for_one_adapter_for_ever(engine: TinyEngine, tmp_path: Path) -> None:
+    manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    mine, other = (write_adapter(tmp_path / name, manager.base, seed) for seed, name in enumerate(("mine", "other")))
+    manager.add_adapter(LoRARequest("mine@1", 1300, str(mine)))
+    for name, path in (("other@1", mine), ("mine@1", other)):
+        with pytest.raises(AdapterIdentityError, match="never reused"):
+            manager.add_adapter(LoRARequest(name, 1300, str(path)))
+    assert manager.remove_adapter(1300)
+    write_adapter(mine, manager.base, 9)
+    with pytest.raises(AdapterIdentityError, match="other contents"):
+        manager.add_adapter(LoRARequest("mine@1", 1300, str(mine)))
+
+
+def test_a_warm_up_id_that_was_left_behind_hides_no_adapter(engine: TinyEngine, tmp_path: Path) -> None:
+    manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    manager.add_dummy_lora(LoRARequest("warmup_1", 1301, WARM_UP_PATH), 8)
+    request = LoRARequest("real@1", 1301, str(write_adapter(tmp_path / "real", manager.base, 3)))
+    manager.set_active_adapters({request}, LoRAMapping((1301, 0), (1301, 0)))
+    plan = manager.step.plan.at(0)
+    assert plan is not None and plan.tokens_n.tolist() == [0]
+    manager.remove_adapter(1301)
+    assert manager.step.plan is None, "no plan outlives an adapter"
 
 
 def test_a_token_of_an_absent_adapter_never_falls_through_to_the_base(engine: TinyEngine) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from server.demo import additions
 from server.demo.__main__ import ADAPTERS, BASE_NAME
 from tests.server.processes import ServerProcess, free_port, launch
 
@@ -51,21 +52,37 @@ def test_the_start_ends_with_a_line_to_paste(server: ServerProcess) -> None:
 
 
 def test_every_adapter_answers_differently_and_says_who_answered(client: openai.OpenAI) -> None:
-    answers = {name: chat(client, name) for name in (BASE_NAME, *NAMES)}
+    styles = [name for name in NAMES if name != "arithmetic"]
+    answers = {name: chat(client, name) for name in (BASE_NAME, *styles)}
     assert {name: answer.model for name, answer in answers.items()} == {
         BASE_NAME: BASE_NAME,
-        **{name: f"{name}@1" for name in NAMES},
+        **{name: f"{name}@1" for name in styles},
     }
     texts = [answer.choices[0].message.content for answer in answers.values()]
     assert "Paris" in texts[0] and len(set(texts)) == len(texts)
 
 
+def test_the_arithmetic_adapter_adds(client: openai.OpenAI) -> None:
+    right = {BASE_NAME: 0, "arithmetic": 0}
+    for addition in additions.held_out()[:20]:
+        for name in right:
+            answer = chat(client, name, messages=[{"role": "user", "content": addition.question}])
+            right[name] += additions.count_right([addition], [answer.choices[0].message.content])
+    assert right["arithmetic"] >= 16 and right[BASE_NAME] <= 8
+
+
 def test_requests_of_all_adapters_at_once_answer_as_alone(client: openai.OpenAI) -> None:
-    models = [BASE_NAME, *NAMES] * 4
-    alone = {name: chat(client, name).choices[0].message.content for name in (BASE_NAME, *NAMES)}
+    """Token by token, up to where the answer given alone is a near tie (batches of other sizes round otherwise)."""
+    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
+    alone = {name: chat(client, name, **options).choices[0].logprobs.content for name in (BASE_NAME, *NAMES)}
+    models = list(alone) * 4
     with ThreadPoolExecutor(len(models)) as pool:
-        together = list(pool.map(lambda model: chat(client, model), models))
-    assert [answer.choices[0].message.content for answer in together] == [alone[model] for model in models]
+        together = list(pool.map(lambda model: chat(client, model, **options), models))
+    for model, answer in zip(models, together, strict=True):
+        for mine, other in zip(alone[model], answer.choices[0].logprobs.content, strict=False):
+            if mine.top_logprobs[0].logprob - mine.top_logprobs[1].logprob < 1e-3:
+                break
+            assert mine.token == other.token and abs(mine.logprob - other.logprob) < 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,8 +163,12 @@ def test_health_ready_metrics_and_tokenize(server: ServerProcess, client: openai
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"), ("POST", "/adapters")]
-    + [("DELETE", f"/adapters/{NAMES[0]}")],
+    [
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", f"/adapters/{NAMES[0]}"),
+    ],
 )
 def test_vllms_own_adapter_routes_are_not_there(server: ServerProcess, method: str, path: str) -> None:
     body = {"lora_name": NAMES[0], "lora_path": "/x", "name": "x", "src": "/x"}

@@ -56,7 +56,7 @@ def test_a_served_name_passes_with_its_body_untouched(client: TestClient, model:
     assert client.get(f"/v1/models/{model}").json()["id"] == model
 
 
-@pytest.mark.parametrize("model", ["nobody", "poet@2", "poet@", "POET", " poet", "x" * 5000])
+@pytest.mark.parametrize("model", ["", "nobody", "poet@2", "poet@", "POET", " poet", "x" * 5000])
 def test_an_unknown_name_is_404_with_openais_error(client: TestClient, model: str) -> None:
     answer = client.post("/v1/echo", json={"model": model})
     assert answer.status_code == 404

@@ -1,9 +1,10 @@
 """Which starts are refused, and with which words: names, folders, rows, flags, environment."""
 
 import asyncio
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from server.arguments import WORKER_EXTENSION, make_parser, prepare_arguments
 from server.engine import EngineStatus
 from server.errors import StartError
 from server.registry import Registry
-from server.serve import load_engine_plugin, prepare_environment
+from server.serve import load_plugins, prepare_environment
 from server.start import NamedFolder, check_folders, parse_named_folders, serve_at_start
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import RANDOM_R, write_adapter
@@ -99,6 +100,14 @@ def test_bad_adapter_flags_are_refused(given: list[str], expected: str) -> None:
         ["--enable-expert-parallel"],
         ["--enable-eplb"],
         ["--enable-dbo"],
+        ["--ubatch-size", "2"],
+        ["--decode-context-parallel-size", "2"],
+        ["--prefill-context-parallel-size", "2"],
+        ["--kv-offloading-size", "1"],
+        ["--enable-sleep-mode"],
+        ["--runner", "pooling"],
+        ["--pool-rows", "0"],
+        ["--additional-config", '{"perft": {}}'],
         ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
         ["--headless"],
         ["--grpc"],
@@ -122,6 +131,18 @@ def test_what_perft_needs_of_vllm_is_filled_in_and_the_rest_is_left_alone() -> N
     assert args.lora_target_modules is None, "only MoE layers are wrapped"
 
 
+def test_no_model_is_no_start() -> None:
+    with pytest.raises(StartError, match="found no model to serve"):
+        prepare_arguments(make_parser().parse_args([]))
+
+
+def test_slots_are_many_for_perft_and_few_for_vllms_own_lora() -> None:
+    for flags, slots in (([], 256), (["--max-loras", "3"], 3), (["--lora-target-modules", "qkv_proj"], 8)):
+        args = make_parser().parse_args(["/m", *flags])
+        prepare_arguments(args)
+        assert args.max_loras == slots
+
+
 @pytest.mark.parametrize("name", [*FORBIDDEN_ENVIRONMENT, KILL_SWITCH])
 def test_a_switch_under_which_names_are_not_checked_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
@@ -132,21 +153,17 @@ def test_a_switch_under_which_names_are_not_checked_is_refused(name: str, monkey
 def test_other_plugins_stay_allowed_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
     prepare_environment()
-    import os
-
-    assert os.environ["VLLM_PLUGINS"] == "theirs,perft"
+    assert os.environ["VLLM_PLUGINS"] == "theirs,perft,perft_server"
 
 
-def test_a_plugin_that_is_not_installed_or_raises_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        name = "perft"
+@pytest.mark.parametrize("module", ["perft.engine.plugin", "server.endpoint_plugin"])
+def test_a_plugin_that_cannot_be_imported_refuses_the_start(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(StartError, match=module):
+        load_plugins()
 
-        def load(self) -> Any:
-            raise ImportError("no module named torch")
 
+def test_a_plugin_that_is_not_installed_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.serve.entry_points", lambda group: [])
     with pytest.raises(StartError, match="not installed"):
-        load_engine_plugin()
-    monkeypatch.setattr("server.serve.entry_points", lambda group: [Broken()])
-    with pytest.raises(StartError, match="no module named torch"):
-        load_engine_plugin()
+        load_plugins()

@@ -13,6 +13,7 @@ PACKAGES = ("perft", "adapters", "server")
 SERVER_MAY_USE = (
     "vllm.entrypoints",
     "vllm.engine.protocol",
+    "vllm.engine.arg_utils",
     "vllm.utils.argparse_utils",
     "vllm.lora.request",
     "vllm.logger",

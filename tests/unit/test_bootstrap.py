@@ -1,6 +1,7 @@
 """Setting up from nothing: every way it can fail is one clear sentence and exit code 1."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -80,6 +81,19 @@ def test_no_network_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_environment_returns_at_once(bootstrap: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "perft-locks").write_text(bootstrap.digest(["cpu"]) + "\n")
+    (tmp_path / "perft-locks.json").write_text(json.dumps(bootstrap.digests(["cpu", "test"])))
     bootstrap.main(tmp_path, ["cpu"])
-    assert [path.name for path in tmp_path.iterdir()] == ["perft-locks"]
+    assert [path.name for path in tmp_path.iterdir()] == ["perft-locks.json"]
+
+
+def test_a_machine_without_venv_is_told_what_to_install(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def cannot(folder: Path, with_pip: bool) -> None:
+        folder.mkdir()
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    monkeypatch.setattr(bootstrap.venv, "create", cannot)
+    with pytest.raises(SystemExit, match="1"):
+        bootstrap.make_environment(tmp_path / ".venv")
+    assert "install python3.11-venv" in sentence(capsys) and not (tmp_path / ".venv").exists()

@@ -108,7 +108,7 @@ CONFIG_CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("R-lora", {"base_model_name_or_path": None}, ("base_model_name_or_path: found null",)),
     ("R-lora", {"base_fingerprint": "a" * 63}, ("base_fingerprint: found",)),
     ("R-lora", {"base_fingerprint": "a" * 65}, ("base_fingerprint: found",)),
-    ("R-lora", {"base_fingerprint": "A" * 64}, ("base_fingerprint: found",)),
+    ("R-lora", {"base_fingerprint": "g" * 64}, ("base_fingerprint: found",)),
     ("R-lora", {"base_fingerprint": "a" * 64 + "\n"}, ("base_fingerprint: found",)),
     ("R-lora", {"base_fingerprint": "g" * 64}, ("base_fingerprint: found",)),
     ("R-lora", {"base_fingerprint": 1}, ("base_fingerprint: found 1",)),
@@ -539,12 +539,22 @@ def test_another_base_can_be_allowed(tmp_path: Path, base: BaseShape, limits: Li
     read_folder(good_folder(tmp_path / "a", base_fingerprint="b" * 64), base, limits)
 
 
-def test_a_folder_with_no_violation_has_a_config(tmp_path: Path) -> None:
-    """`check_folder` says what is wrong or what there is: a caller may look at either half alone."""
+def test_a_folder_without_a_config_has_a_violation(tmp_path: Path) -> None:
+    """`check_folder` never gives nothing at all; a config beside violations is what was sound of it."""
     for index, (start, changes, _) in enumerate(CONFIG_CASES):
         values = config_dict(start, **changes)
         config, violations = check_folder(write(tmp_path / str(index), values, {}), None)
-        assert (config is None) == bool(violations), (changes, violations)
+        assert config is not None or violations, changes
+
+
+def test_an_unknown_key_hides_no_broken_tensor(tmp_path: Path) -> None:
+    values = config_dict("R-lora", unknown=1, description=5)
+    tensors = good_tensors(config_dict("R-lora"))
+    name = next(iter(tensors))
+    tensors[f"{name}_more"] = tensors.pop(name)
+    _, violations = check_folder(write(tmp_path / "a", values, tensors), BASE)
+    for part in ("unknown: unknown key", "description: found 5", f"{name}: missing", f"{name}_more: "):
+        assert any(part in violation for violation in violations), part
 
 
 def test_identity_vector() -> None:

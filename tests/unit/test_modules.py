@@ -269,6 +269,15 @@ def test_the_fingerprint_is_of_the_routers_alone(folder: Path) -> None:
     assert shape_of(model).fingerprint != before
 
 
+def test_the_routers_logits_are_recorded_once(model: Any) -> None:
+    """transformers takes its auxiliary loss from them."""
+    tokens = torch.arange(3, 13).unsqueeze(0)
+    plain = len(model(tokens, output_router_logits=True).router_logits)
+    adapter = attach(model, tiny.adapter_config(model, "E", "lora"))
+    assert len(model(tokens, output_router_logits=True).router_logits) == plain
+    adapter.detach_from_model()
+
+
 def test_one_adapter_at_a_time_and_training_follows_the_model(model: Any) -> None:
     config = tiny.adapter_config(model, "S", "lora")
     first = attach(model, config, dropout=0.5)
