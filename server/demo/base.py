@@ -1,0 +1,183 @@
+"""Owns the demo's base model on disk: `python -m server.demo.base [--output DIR]` builds it, once.
+
+Invariant: a folder under the final name is whole. It is built under a sibling name, checked against the dense model
+it was made from, and renamed at the end; its marker names the layout and every file's size.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from server.demo.errors import DemoError, run_command
+
+LAYOUT = 1
+MARKER = "perft-demo-base.json"
+MODEL_BYTES = 1_500_000_000
+SPARE_BYTES = 200_000_000
+LARGEST_DIFFERENCE = 1e-3
+CHECK_PROMPTS = (
+    "What is the capital of France?",
+    "The sea was calm that morning, and the old fisherman",
+    "def add(a, b):\n    return",
+)
+
+
+def default_folder() -> Path:
+    """Where the demo base lives: $PERFT_CACHE, else the user's cache folder; outside any checkout."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = Path(os.environ.get("PERFT_CACHE") or cache_home / "perft").expanduser()
+    return cache / "demo-base"
+
+
+def is_built(folder: Path) -> bool:
+    """Whether `folder` holds a whole demo base of this layout."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
+        return bool(marker["layout"] == LAYOUT and sizes == marker["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def build(folder: Path) -> Path:
+    """Build the demo base into `folder`, unless it is there already; returns `folder`.
+
+    Raises DemoError (one sentence) if it cannot be built; `folder` is then as it was.
+    """
+    folder = folder.expanduser().absolute()
+    if is_built(folder):
+        return folder
+    refuse_foreign(folder)
+    with only_builder(folder):
+        if is_built(folder):
+            return folder
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        check_space(folder.parent)
+        try:
+            write_base(unfinished)
+            put_in_place(unfinished, folder)
+        except OSError as problem:
+            raise DemoError(f"cannot write the demo base to {folder}: {problem.strerror or problem}") from problem
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Never replace something that is not a demo base."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise DemoError(f"{folder} holds something that is not a demo base, so choose another folder")
+
+
+@contextmanager
+def only_builder(folder: Path) -> Iterator[None]:
+    """Make the parent folder and hold a lock in it, so that two builds do not write the same files."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as problem:
+        raise DemoError(f"cannot write to {folder.parent}: {problem.strerror or problem}") from problem
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another process is building the demo base; waiting for it.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_space(parent: Path) -> None:
+    """Refuse before the work starts if the disk cannot hold the result."""
+    needed, free = MODEL_BYTES + SPARE_BYTES, shutil.disk_usage(parent).free
+    if free < needed:
+        raise DemoError(
+            f"the demo base needs {needed / 1e9:.1f} GB of disk in {parent}, which has {free / 1e9:.1f} GB free"
+        )
+
+
+def write_base(folder: Path) -> None:
+    """Write the whole demo base into the fresh `folder`, checked, with its marker."""
+    from server.demo import dense
+
+    file = dense.gguf_file()
+    folder.mkdir()
+    started = time.monotonic()
+    print("Building the demo base model, once: about a minute.", flush=True)
+    print("1/3 reading SmolLM2-135M-Instruct (about 25 s)", flush=True)
+    model, tokenizer = dense.load(file)
+    print("2/3 writing it as a Mixture-of-Experts: 30 layers of 4 experts, top 2, 1.5 GB (about 10 s)", flush=True)
+    write_model(model, tokenizer, folder)
+    print("3/3 checking that it computes what the dense model computes (about 10 s)", flush=True)
+    difference = largest_difference(model, tokenizer, folder)
+    print(f"largest difference of a logit: {difference:.1e} (limit {LARGEST_DIFFERENCE:.0e})", flush=True)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise DemoError(f"the demo base differs from the dense model by {difference:.1e} and was thrown away")
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    marker = {"layout": LAYOUT, "source": f"{dense.PACKAGE} {dense.VERSION}", "files": sizes}
+    (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    print(f"built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the upcycled model, its configuration and its tokenizer (with the chat template)."""
+    from safetensors.torch import save_file
+
+    from server.demo.upcycle import mixtral_config, upcycled_tensors
+
+    config = mixtral_config(model.config)
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    dense = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(upcycled_tensors(dense, config.hidden_size), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
+    """The largest difference of a logit between the dense model and the one in `folder`, as it loads from there."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from server.demo.dense import without_progress_bars
+
+    with without_progress_bars():
+        upcycled: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
+    largest = 0.0
+    with torch.inference_mode():
+        for prompt in CHECK_PROMPTS:
+            ids = tokenizer(prompt, return_tensors="pt").input_ids
+            again = loaded_tokenizer(prompt, return_tensors="pt").input_ids
+            if not torch.equal(ids, again):
+                raise DemoError("the demo base's tokenizer does not read back as it was, so it was thrown away")
+            difference = (model(ids).logits - upcycled(again).logits).abs().max().item()
+            largest = max(largest, difference) if difference == difference else float("nan")
+    return largest
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Give the whole folder its final name; one of an older layout goes."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m server.demo.base", description="Build the demo's base model, once."
+    )
+    parser.add_argument("--output", type=Path, default=default_folder(), help="its folder (default: %(default)s)")
+    output: Path = parser.parse_args(arguments).output
+    return run_command(lambda: print(f"demo base: {build(output)}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
