@@ -55,25 +55,35 @@ def build(folder: Path) -> Path:
     folder = folder.expanduser().absolute()
     if is_built(folder):
         return folder
-    refuse_foreign(folder)
-    with only_builder(folder):
-        if is_built(folder):
-            return folder
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        check_space(folder.parent)
-        try:
-            write_base(unfinished)
-            put_in_place(unfinished, folder)
-        except OSError as problem:
-            raise DemoError(f"cannot write the demo base to {folder}: {problem.strerror or problem}") from problem
-        finally:
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    with disk_problems_told(folder):
+        refuse_foreign(folder)
+        with only_builder(folder):
+            if is_built(folder):
+                return folder
             shutil.rmtree(unfinished, ignore_errors=True)
+            check_space(folder.parent)
+            try:
+                write_base(unfinished)
+                put_in_place(unfinished, folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def disk_problems_told(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a DemoError."""
+    try:
+        yield
+    except OSError as problem:
+        raise DemoError(f"cannot write the demo base to {folder}: {problem.strerror or problem}") from problem
 
 
 def refuse_foreign(folder: Path) -> None:
     """Never replace something that is not a demo base."""
+    if folder.exists() and not folder.is_dir():
+        raise DemoError(f"{folder} is a file, so choose a folder for the demo base")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
         raise DemoError(f"{folder} holds something that is not a demo base, so choose another folder")
 
@@ -81,12 +91,8 @@ def refuse_foreign(folder: Path) -> None:
 @contextmanager
 def only_builder(folder: Path) -> Iterator[None]:
     """Make the parent folder and hold a lock in it, so that two builds do not write the same files."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as problem:
-        raise DemoError(f"cannot write to {folder.parent}: {problem.strerror or problem}") from problem
-    with lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,6 +135,7 @@ def write_base(folder: Path) -> None:
 
 def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the upcycled model, its configuration and its tokenizer (with the chat template)."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from server.demo.upcycle import mixtral_config, upcycled_tensors
@@ -138,7 +145,10 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     dense = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(upcycled_tensors(dense, config.hidden_size), folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(upcycled_tensors(dense, config.hidden_size), folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as problem:
+        raise OSError(str(problem)) from problem
 
 
 def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
@@ -151,16 +161,15 @@ def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
     with without_progress_bars():
         upcycled: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
-    largest = 0.0
+    differences = []
     with torch.inference_mode():
         for prompt in CHECK_PROMPTS:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             again = loaded_tokenizer(prompt, return_tensors="pt").input_ids
             if not torch.equal(ids, again):
                 raise DemoError("the demo base's tokenizer does not read back as it was, so it was thrown away")
-            difference = (model(ids).logits - upcycled(again).logits).abs().max().item()
-            largest = max(largest, difference) if difference == difference else float("nan")
-    return largest
+            differences.append((model(ids).logits - upcycled(again).logits).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:

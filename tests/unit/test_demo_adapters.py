@@ -1,0 +1,43 @@
+"""The adapters that are shipped for the demo: small, of the format, and made for the base that is built."""
+
+from pathlib import Path
+
+import pytest
+
+from perft.base import base_fingerprint
+from perft.config import AdapterConfig
+from server.demo import base, upcycle
+from server.demo.recipes import RECIPES
+
+SHIPPED = Path(base.__file__).parent / "adapters"
+MOST_BYTES = 1_500_000
+
+
+class TestShippedAdapters:
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_folder_holds_the_two_files_of_the_format_and_is_small(self, name: str) -> None:
+        files = {file.name: file.stat().st_size for file in (SHIPPED / name).iterdir()}
+        assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
+        assert sum(files.values()) <= MOST_BYTES
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_config_is_the_recipes(self, name: str) -> None:
+        config = shipped()[name]
+        assert config.canonical_json() == RECIPES[name].config.canonical_json()
+        assert config.description
+
+    def test_no_other_adapter_is_shipped(self) -> None:
+        assert set(shipped()) == set(RECIPES)
+        assert {config.variant for config in shipped().values()} >= {"R", "E", "S"}
+
+    def test_shipped_adapters_name_the_base_that_is_built(self) -> None:
+        built = base_fingerprint(upcycle.router_weight(layer, 576) for layer in range(30))
+        assert {config.base_fingerprint for config in shipped().values()} == {built}
+
+
+def shipped() -> dict[str, AdapterConfig]:
+    """The configurations of the shipped adapters, by name."""
+    return {
+        folder.name: AdapterConfig.model_validate_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        for folder in SHIPPED.iterdir()
+    }
