@@ -18,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
+SIZES = {"cpu": "1 GB to download, 2 to 4 minutes", "test": "small, half a minute"}
 NEEDED_BYTES = 5 * 10**9
 OFFLINE = ("Failed to establish", "NameResolution", "Max retries", "Connection", "timed out", "No matching distr")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -44,11 +45,12 @@ def main(folder: Path, locks: list[str]) -> None:
         "--retries",
         "2",
     ]
-    if "cpu" in locks:
+    pending = [lock for lock in locks if known.get(f"{lock}.txt") != wanted[f"{lock}.txt"]]
+    if "cpu" in pending:
         say("installing PyTorch for the CPU (0.2 GB)")
         install_torch(pip)
-    for lock in locks:
-        say(f"installing requirements/{lock}.txt (cpu: 1 GB to download, 2 to 4 minutes)")
+    for lock in pending:
+        say(f"installing requirements/{lock}.txt ({SIZES[lock]})")
         run([*pip, "--no-deps", "-r", str(HERE / f"{lock}.txt")], f"requirements/{lock}.txt could not be installed")
     run([*pip, "--no-deps", "--no-build-isolation", "-e", str(PROJECT)], "this project could not be installed")
     stamp.write_text(json.dumps({**known, **wanted}))

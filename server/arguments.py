@@ -1,6 +1,6 @@
 """Owns the flags of `perft serve`: every flag of `vllm serve`, ours beside them, and which of vLLM's are refused."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -33,6 +33,16 @@ def make_parser() -> FlexibleArgumentParser:
     )
     parser.set_defaults(host=DEFAULT_HOST, max_loras=None)
     return parser
+
+
+def parse_arguments(argv: list[str]) -> Namespace:
+    """The flags given. `--adapter` is read first: vLLM's parser warns of every flag that is given twice."""
+    repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
+    repeated.add_argument("--adapter", action="append", default=[])
+    adapters, rest = repeated.parse_known_args(argv)
+    args: Namespace = make_parser().parse_args(rest)
+    args.adapter = adapters.adapter
+    return args
 
 
 def limits_of(args: Namespace) -> Limits:

@@ -23,10 +23,10 @@ def serve(argv: list[str]) -> NoReturn:
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.logger import configure_logging_from_args
 
-    from server.arguments import base_names, limits_of, make_parser, prepare_arguments
+    from server.arguments import base_names, limits_of, parse_arguments, prepare_arguments
     from server.start import check_folders, parse_named_folders
 
-    args = make_parser().parse_args(argv)
+    args = parse_arguments(argv)
     prepare_arguments(args)
     folders = parse_named_folders(args.adapter or [], base_names(args))
     check_folders(folders, known_base(args), limits_of(args))

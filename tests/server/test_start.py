@@ -11,7 +11,7 @@ import pytest
 from adapters import Limits
 from perft.engine.plugin import KILL_SWITCH
 from perft.engine.unsupported import FORBIDDEN_ENVIRONMENT
-from server.arguments import WORKER_EXTENSION, make_parser, prepare_arguments
+from server.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
 from server.engine import EngineStatus
 from server.errors import StartError
 from server.registry import Registry
@@ -129,6 +129,12 @@ def test_what_perft_needs_of_vllm_is_filled_in_and_the_rest_is_left_alone() -> N
     assert args.enable_lora and args.enforce_eager and args.worker_extension_cls == WORKER_EXTENSION
     assert args.additional_config["perft"]["pool_rows"] == 7
     assert args.lora_target_modules is None, "only MoE layers are wrapped"
+
+
+def test_adapters_are_given_by_a_flag_that_repeats_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    args = parse_arguments(["/m", "--adapter", "a=/x", "--port", "8123", "--adapter=b=/y.z"])
+    assert args.adapter == ["a=/x", "b=/y.z"] and args.model_tag == "/m" and args.port == 8123
+    assert "duplicate" not in caplog.text
 
 
 def test_no_model_is_no_start() -> None:
