@@ -182,3 +182,4 @@ def save(adapter: PerftAdapter, folder: Path, dtype: torch.dtype = torch.float32
     (folder / "adapter_config.json").write_text(adapter.config.file_json(), encoding="utf-8")
     tensors = {name: tensor.cpu().to(dtype) for name, tensor in adapter.tensors().items()}
     save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner alone
