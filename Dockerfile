@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file; holds the demo
+# docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file
 # docker build --target cuda -t perft-server:cuda .    vLLM with CUDA, for GPU machines
 #
 # docker run -p 8000:8000 perft-server:cuda serve allenai/OLMoE-1B-7B-0924 --host 0.0.0.0 --adapter NAME=/adapters/NAME
