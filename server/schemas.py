@@ -1,0 +1,78 @@
+"""Owns the objects of the adapter routes as they stand on the wire (API.md): one model each, all of them documented."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Residency = Literal["device", "host", "disk"]
+VersionState = Literal["ready", "draining", "failed"]
+
+
+class VersionObject(BaseModel):
+    """One version of an adapter. What a PEFT LoRA adapter does not have (variant, ...) is null."""
+
+    version: int = Field(ge=1)
+    id: str = Field(description="NAME@version: selects exactly this version as a request's `model`")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="the content's identity (FORMAT.md)")
+    state: VersionState
+    reason: str | None = Field(None, description="why state is failed")
+    peft_type: Literal["PERFT", "LORA"]
+    variant: str | None
+    expert_type: str | None
+    num_experts: int | None
+    top_k: int | None
+    bottleneck: int | None
+    size_bytes: int = Field(ge=0)
+    rows: int = Field(ge=0, description="rows of the device pool it takes")
+    created: int = Field(description="unix seconds")
+    resident: Residency
+    requests_running: int = Field(ge=0)
+    last_used: int | None = Field(description="unix seconds; null if not used since the server started")
+    description: str | None
+
+
+class AdapterObject(BaseModel):
+    """A name, its versions and which of them is active."""
+
+    object: Literal["adapter"] = "adapter"
+    name: str
+    active: int | None
+    allowed_keys: list[str] | None
+    pinned: bool
+    versions: list[VersionObject]
+
+
+class AdapterList(BaseModel):
+    """A page of adapters, by name. `next` is the `after` of the following page."""
+
+    object: Literal["list"] = "list"
+    data: list[AdapterObject]
+    has_more: bool
+    next: str | None
+
+
+class AdapterPatch(BaseModel):
+    """What PATCH changes; a key that is not given stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    active: int | None = Field(None, ge=1, description="the version that the bare name selects")
+    if_active: int | None = Field(None, ge=1, description="change only if this version is the active one now")
+    allowed_keys: list[str] | None = Field(None, description="labels that may select the adapter; null: all")
+    pinned: bool = Field(False, description="whether it stays on the device")
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None
+    violations: list[str] | None = Field(None, description="every violation of the format (code invalid_adapter)")
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
