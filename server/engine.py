@@ -50,11 +50,11 @@ class EngineAdapter:
 class EngineCounters:
     """Counters that live in the workers. step_load_bytes: bytes read, hashed or packed inside an engine step.
 
-    expert_tokens: key -> tokens (of the sampled steps) that each PEFT expert worked on.
+    expert_tokens: engine id -> tokens (of the sampled steps) that each PEFT expert worked on.
     """
 
     step_load_bytes: int = 0
-    expert_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    expert_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class AdapterLoadError(Exception):

@@ -1,13 +1,17 @@
-"""Owns a worker's adapters: which are resident, and which tokens of each step are whose.
+"""Owns a worker's adapters: which ids are known, and which tokens of each step are whose.
 
 Stands in for vLLM's LRUCacheWorkerLoRAManager (see the seam table): PERFT adapters ride on LoRA requests, so the
 scheduler, the prefix cache and the model runner treat them as they treat LoRA. No layer is wrapped for them.
+
+Under our server adapters are brought to the device by orders (`order`), beside the steps, before any request of
+theirs is admitted. Through vLLM alone, `add_adapter` reads what is missing at once, on the engine's thread.
 
 Invariant: a token whose adapter is not resident raises; it never falls through to the base model.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,12 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
 from adapters import read_folder
+from perft.engine.expert_counts import ExpertCounts
 from perft.engine.layers import base_shape, wrapped_runners
 from perft.engine.moe_runner import StepState
 from perft.engine.pool import RowPool, pack
 from perft.engine.settings import EngineSettings
+from perft.engine.tiers import Mover, Outcome, Tiers
 from perft.engine.unsupported import check_supported
 from perft.operator import TokenGroup, TorchOperator
 from perft.operator.base import BatchPlan
@@ -37,11 +43,30 @@ class AdapterIdentityError(ValueError):
     """An adapter id, name and content no longer belong together: serving on could give another adapter's answer."""
 
 
-class AdapterManager:
-    """Loads PERFT adapters into the row pool and plans every step.
+@dataclass(frozen=True)
+class Order:
+    """One adapter version as the server names it; PERFT ones are moved by digest, LoRA ones by id."""
 
-    `runners`, `base`, `pool` and `step` are there once `create_lora_manager` was called.
+    name: str
+    engine_id: int
+    kind: str
+    digest: str
+    folder: str
+
+    @property
+    def key(self) -> str:
+        return self.digest if self.kind == "PERFT" else f"{self.digest}/{self.engine_id}"
+
+
+class AdapterManager:
+    """Moves PERFT adapters to the row pool and plans every step.
+
+    `runners`, `base`, `pool`, `tiers` and `step` are there once `create_lora_manager` was called. `step_load_bytes`
+    counts what was read on the engine's thread.
     """
+
+    lora_slots = 0
+    """PEFT LoRA adapters that can be on the device at once."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
         check_supported(vllm_config)
@@ -50,6 +75,9 @@ class AdapterManager:
         self._digests: dict[int, str] = {}
         self._known: dict[int, tuple[str, str, str]] = {}  # name, path and digest of every id ever seen
         self._warm_up_ids: set[int] = set()
+        self.mover = Mover()
+        self.step_load_bytes = 0
+        self.expert_counts = ExpertCounts(self._settings.expert_sampling)
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
         """Take every MoE layer of `model` in care; the model itself comes back unchanged.
@@ -60,6 +88,7 @@ class AdapterManager:
         self.base = base_shape(self.runners, vllm_config)
         rows = self._settings.rows(self.base, self._device)
         self.pool = RowPool(rows, self.base.hidden_size, self.base.dtype, self._device)
+        self.tiers = Tiers(self.pool, self.base, self._settings.limits)
         self.step = StepState(self.pool.tensor_RD, TorchOperator())
         for runner in self.runners.values():
             runner.perft = self.step
@@ -88,21 +117,57 @@ class AdapterManager:
         self._warm_up_ids.discard(number)
         if number in self._digests:
             return False
-        checked = read_folder(Path(path), self.base, self._settings.limits)
-        if known is not None and known[2] != checked.digest:
-            raise AdapterIdentityError(f"{name}: {path} has other contents than when it was first served")
-        if self.pool.get(checked.digest) is None:
-            self.pool.put(checked.digest, pack(checked.config, checked.layer_weights(self.base)))
-        self._digests[number] = checked.digest
-        self._known[number] = (name, path, checked.digest)
+        digest = self.tiers.digest_of(path) or self._read_at_once(Path(path), None if known is None else known[2])
+        self._digests[number] = digest
+        self._known[number] = (name, path, digest)
         return True
 
+    def _read_at_once(self, folder: Path, expected: str | None) -> str:
+        """Bring a folder to the device on the engine's thread; everybody waits. Returns its digest."""
+        checked = read_folder(folder, self.base, self._settings.limits)
+        self.step_load_bytes += sum(path.stat().st_size for path in folder.iterdir())
+        if expected not in (None, checked.digest):
+            raise AdapterIdentityError(f"{folder} has other contents than when it was first served")
+        if self.pool.get(checked.digest) is None:
+            self.pool.put(checked.digest, pack(checked.config, checked.layer_weights(self.base)))
+        return checked.digest
+
+    def prepare(self, order: Order) -> Outcome:
+        """Start disk to host; `outcome` tells the end."""
+        return self.mover.start(f"prepare {order.key}", lambda: self.tiers.read(order.digest, Path(order.folder)))
+
+    def place(self, order: Order) -> Outcome:
+        """Start host to device, into rows that must be free."""
+        return self.mover.start(f"place {order.key}", lambda: self.tiers.place(order.digest))
+
+    def outcome(self, move: str, order: Order) -> Outcome:
+        """How a move that was started stands."""
+        return self.mover.outcome(f"{move} {order.key}")
+
+    def evict(self, order: Order) -> None:
+        """Give the device rows back; no running request may use them."""
+        self.step.plan = None
+        self.tiers.evict(order.digest)
+
+    def drop(self, order: Order) -> None:
+        """Give the host's copy up."""
+        self.tiers.drop(order.digest)
+
+    def forget(self, engine_id: int) -> None:
+        """The version is gone for ever: nothing of its id stays."""
+        self.remove_adapter(engine_id)
+        self._known.pop(engine_id, None)
+        self.expert_counts.forget(engine_id)
+
     def remove_adapter(self, adapter_id: int) -> bool:
-        """Forget an id; the rows are freed with the last id of the same content. False if it is unknown."""
+        """Forget an id. False if it is unknown.
+
+        Rows that were filled at once are freed with the last id of the same content; those filled by order, by order.
+        """
         self.step.plan = None
         digest = self._digests.pop(adapter_id, None)
-        if digest is not None and digest not in self._digests.values():
-            self.pool.remove(digest)
+        if digest is not None and digest not in self._digests.values() and not self.tiers.holds(digest):
+            self.tiers.evict(digest)
         return digest is not None
 
     def remove_all_adapters(self) -> None:
@@ -142,10 +207,11 @@ class AdapterManager:
             if not self._is_planned(adapter_id):
                 continue
             adapter = self.pool.get(self._digests[adapter_id])
-            assert adapter is not None
+            if adapter is None:
+                raise KeyError(f"adapter {adapter_id} has tokens in this step and no rows on the device")
             tokens_n = torch.from_numpy(np.flatnonzero(ids_T == adapter_id)).to(self._device, non_blocking=True)
-            groups.append(TokenGroup(adapter, tokens_n))
-        return BatchPlan(groups) if groups else None
+            groups.append(TokenGroup(adapter, tokens_n, adapter_id))
+        return BatchPlan(groups, self.expert_counts.watch()) if groups else None
 
     def _is_warm_up(self, request: LoRARequest) -> bool:
         """Whether a request is one of vLLM's warm-up runs, whose tokens are planned as the base's."""

@@ -2,8 +2,10 @@
 
 Invariant: every row is either free or belongs to exactly one adapter (`check_integrity`). An adapter is charged the
 rows it really has; they lie in one run where there is room for one, else in several, so a pool never fragments.
+Rows may be filled on one thread while a step reads others on another: what is free is kept under a lock.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +38,10 @@ class PackedAdapter:
     def rows(self) -> int:
         return sum(block.shape[0] for block in self.blocks.values())
 
+    def pinned(self) -> "PackedAdapter":
+        """The same in page-locked memory, from which a device copies without the processor."""
+        return PackedAdapter(self.config, {layer: block.pin_memory() for layer, block in self.blocks.items()})
+
 
 def pack(config: AdapterConfig, layers: dict[int, LayerWeights]) -> PackedAdapter:
     """Lay out an adapter's tensors as rows of width D; up_proj [M, D, B] becomes M * B rows, `scale` folded in."""
@@ -52,6 +58,8 @@ class RowPool:
 
     def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
+        self._lock = threading.Lock()
+        self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._free: list[range] = [range(rows)]
         self._taken: dict[str, list[range]] = {}
         self._placed: dict[str, PlacedAdapter] = {}
@@ -68,34 +76,44 @@ class RowPool:
         return self._placed.get(digest)
 
     def put(self, digest: str, adapter: PackedAdapter) -> PlacedAdapter:
-        """Copy an adapter in. Raises PoolFullError, with nothing changed, if its rows do not fit."""
-        if digest in self._placed:
-            return self._placed[digest]
-        free = self.total - self.used
-        if adapter.rows > free:
-            raise PoolFullError(adapter.rows, free, self.total)
+        """Copy an adapter in; it is there (`get`) once all of it is.
+
+        Raises PoolFullError, with nothing changed, if its rows do not fit.
+        """
         assert all(block.shape[1] == self.tensor_RD.shape[1] for block in adapter.blocks.values())
-        taken: list[range] = []
-        layers: dict[int, LayerRows] = {}
-        for layer, block in adapter.blocks.items():
-            runs = self._take(block.shape[0])
-            taken += runs
-            layers[layer] = self._place(adapter.config, block, runs)
-        self._taken[digest] = taken
-        self._placed[digest] = PlacedAdapter(adapter.config, layers)
+        with self._lock:
+            if digest in self._placed:
+                return self._placed[digest]
+            free = self.total - self.used
+            if adapter.rows > free:
+                raise PoolFullError(adapter.rows, free, self.total)
+            runs = {layer: self._take(block.shape[0]) for layer, block in adapter.blocks.items()}
+        with torch.cuda.stream(self._writes):
+            layers = {layer: self._place(adapter.config, adapter.blocks[layer], runs[layer]) for layer in runs}
+        if self._writes is not None:
+            self._writes.synchronize()
+        with self._lock:
+            self._taken[digest] = [run for parts in runs.values() for run in parts]
+            self._placed[digest] = PlacedAdapter(adapter.config, layers)
         return self._placed[digest]
 
     def remove(self, digest: str) -> None:
-        """Give an adapter's rows back. Raises KeyError if it is not here."""
-        del self._placed[digest]
-        runs = sorted([*self._free, *self._taken.pop(digest)], key=lambda run: run.start)
-        merged: list[range] = []
-        for run in runs:
-            if merged and merged[-1].stop == run.start:
-                merged[-1] = range(merged[-1].start, run.stop)
-            else:
-                merged.append(run)
-        self._free = merged
+        """Give an adapter's rows back; a later write waits for the steps that still read them.
+
+        Raises KeyError if it is not here.
+        """
+        if self._writes is not None:
+            self._writes.wait_stream(torch.cuda.current_stream(self.tensor_RD.device))
+        with self._lock:
+            del self._placed[digest]
+            runs = sorted([*self._free, *self._taken.pop(digest)], key=lambda run: run.start)
+            merged: list[range] = []
+            for run in runs:
+                if merged and merged[-1].stop == run.start:
+                    merged[-1] = range(merged[-1].start, run.stop)
+                else:
+                    merged.append(run)
+            self._free = merged
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless free and taken rows make up the pool, each once."""

@@ -17,11 +17,13 @@ DEFAULT_POOL_FRACTION = 0.05
 @dataclass(frozen=True)
 class EngineSettings:
     """pool_rows: rows of the pool (None: DEFAULT_POOL_FRACTION of the device's memory). allow_other_base: take
-    adapters whose base_fingerprint differs. max_weights_bytes: largest weights file."""
+    adapters whose base_fingerprint differs. max_weights_bytes: largest weights file. expert_sampling: every n-th step
+    counts how its tokens used the experts (0: none)."""
 
     pool_rows: int | None = None
     allow_other_base: bool = False
     max_weights_bytes: int = Limits.max_weights_bytes
+    expert_sampling: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> "EngineSettings":

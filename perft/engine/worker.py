@@ -1,8 +1,13 @@
-"""Owns what other processes may ask a worker (vLLM's `worker_extension_cls`, reached through `collective_rpc`)."""
+"""Owns what other processes may ask a worker (vLLM's `worker_extension_cls`, reached through `collective_rpc`).
 
+Every call returns at once: what takes time is started, and asked for again with `perft_outcome`. Values that travel
+are plain dicts.
+"""
+
+from dataclasses import asdict
 from typing import Any
 
-from perft.engine.manager import AdapterManager
+from perft.engine.manager import AdapterManager, Order
 from perft.engine.moe_runner import PerftMoERunner
 
 
@@ -26,4 +31,40 @@ class PerftWorkerExtension:
             "base": {**base.__dict__, "dtype": str(base.dtype).removeprefix("torch.")},
             "rows_total": manager.pool.total,
             "rows_used": manager.pool.used,
+            "lora_slots": manager.lora_slots,
         }
+
+    def perft_prepare(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Start bringing an adapter from disk to the host."""
+        return asdict(self._manager.prepare(Order(**order)))
+
+    def perft_place(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Start bringing an adapter from the host to device rows that are free."""
+        return asdict(self._manager.place(Order(**order)))
+
+    def perft_outcome(self, move: str, order: dict[str, Any]) -> dict[str, Any]:
+        """How a started move ("prepare" or "place") stands; its end is told once."""
+        return asdict(self._manager.outcome(move, Order(**order)))
+
+    def perft_evict(self, order: dict[str, Any]) -> None:
+        """Free an adapter's device rows."""
+        self._manager.evict(Order(**order))
+
+    def perft_drop(self, order: dict[str, Any]) -> None:
+        """Free the host's copy of an adapter."""
+        self._manager.drop(Order(**order))
+
+    def perft_forget(self, engine_id: int) -> None:
+        """Forget a version for ever."""
+        self._manager.forget(engine_id)
+
+    def perft_counters(self) -> dict[str, Any]:
+        """Bytes read inside steps, and tokens per expert by version id."""
+        manager = self._manager
+        return {"step_load_bytes": manager.step_load_bytes, "expert_tokens": manager.expert_counts.read()}
+
+    @property
+    def _manager(self) -> AdapterManager:
+        manager = self.model_runner.lora_manager
+        assert isinstance(manager, AdapterManager)
+        return manager

@@ -3,7 +3,7 @@
 Invariant: a plan is made once per engine step and read by every layer; a layer changes nothing in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -36,10 +36,15 @@ class PlacedAdapter:
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """The tokens of one step (int64 [n], positions in the batch) that belong to one adapter."""
+    """The tokens of one step (int64 [n], positions in the batch) that belong to one adapter, known by `id`."""
 
     adapter: PlacedAdapter
     tokens_n: torch.Tensor
+    id: int = 0
+
+
+Watch = Callable[[int, torch.Tensor], None]
+"""Shown every group's expert weights [n, M] (id, weights; 0: not selected) in the steps that are watched."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer has to add: its layout, and where each group's rows lie at this layer."""
+    """What one layer has to add: its layout, and where each group's rows lie at this layer.
+
+    `ids` are the groups' adapters, for `watch` (None: nobody watches this step).
+    """
 
     layout: Layout
     rows: Mapping[int, LayerRows]
+    ids: Sequence[int] = ()
+    watch: Watch | None = None
 
     @property
     def tokens_n(self) -> torch.Tensor:
@@ -95,8 +105,10 @@ class LayerPlan:
 class BatchPlan:
     """The groups of one engine step (no token in two of them). A layout is made once per distinct set of groups."""
 
-    def __init__(self, groups: Sequence[TokenGroup]) -> None:
+    def __init__(self, groups: Sequence[TokenGroup], watch: Watch | None = None) -> None:
         self._groups = sorted(groups, key=lambda group: repr(group.adapter.config.arithmetic))
+        self._ids = [group.id for group in self._groups]
+        self._watch = watch
         self._layouts: dict[tuple[int, ...], Layout] = {}
 
     def at(self, layer: int) -> LayerPlan | None:
@@ -107,7 +119,7 @@ class BatchPlan:
         present = tuple(rows)
         if present not in self._layouts:
             self._layouts[present] = self._lay_out(present)
-        return LayerPlan(self._layouts[present], rows)
+        return LayerPlan(self._layouts[present], rows, self._ids, self._watch)
 
     def _lay_out(self, present: tuple[int, ...]) -> Layout:
         spans: list[Span] = []

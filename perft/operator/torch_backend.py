@@ -30,6 +30,9 @@ class TorchOperator:
             else:
                 slots = None if slots_nK is None else slots_nK[part, : groups.config.top_k]
                 weights_nM = _own_weights(groups, plan, pool_RD, x_nD, slots)
+            if plan.watch is not None and weights_nM is not None:
+                for span in groups.spans:
+                    plan.watch(plan.ids[span.group], _of(weights_nM, span.start, span.end, part))
             z_nZ = x_nD.new_empty(part.stop - part.start, groups.config.num_experts * groups.config.bottleneck)
             for span in groups.spans:
                 down_ZD = pool_RD[plan.rows[span.group].down]

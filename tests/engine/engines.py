@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
 }
 NEW_TOKENS = 48
 
@@ -114,7 +115,8 @@ def settings(folder: Path) -> dict[str, Any]:
 
 PERFT_SETTINGS: dict[str, Any] = {
     "enable_lora": True, "max_loras": 64, "worker_extension_cls": "perft.engine.worker.PerftWorkerExtension",
-    "additional_config": {"perft": {"pool_rows": 40_000}},
+    "additional_config": {"perft": {"pool_rows": 40_000, "expert_sampling": 1}},
+    "scheduler_cls": "perft.engine.scheduler.make_scheduler",
 }  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""Owns what happens to a request whose logits are no numbers: it ends with an error, and nothing of it stays behind.
+
+The model runner counts the NaNs of every request's logits (VLLM_COMPUTE_NANS_IN_LOGITS, which our server sets).
+Invariant: a cache block that such a request wrote is out of the prefix cache before any other request looks there,
+and zeroed before any other request gets it: attention multiplies stale values by 0, and 0 * NaN is NaN.
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
+
+
+class PoisonedRequests:
+    """Mixed in before one of vLLM's schedulers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._poisoned_blocks: set[int] = set()
+
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """vLLM's own schedule; poisoned blocks that are free by now are zeroed by the worker before the step runs."""
+        blocks = self.kv_cache_manager.block_pool.blocks
+        free = {block for block in self._poisoned_blocks if blocks[block].ref_cnt == 0}
+        output: SchedulerOutput = super().schedule(*args, **kwargs)
+        if free:
+            output.new_block_ids_to_zero = sorted({*(output.new_block_ids_to_zero or ()), *free})
+            self._poisoned_blocks -= free
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """vLLM's own update, after the poisoned requests of the step were ended."""
+        counts = model_runner_output.num_nans_in_logits or {}
+        poisoned = [request_id for request_id, count in counts.items() if count]
+        ended = self._end(poisoned) if poisoned else {}
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
+        for client, lost in ended.items():
+            outputs.setdefault(client, EngineCoreOutputs()).outputs += lost
+        return outputs
+
+    def _end(self: Any, poisoned: list[str]) -> dict[int, list[EngineCoreOutput]]:
+        """Finish requests with an error and take their blocks out of the prefix cache."""
+        manager = self.kv_cache_manager
+        blocks = {
+            block
+            for request_id in poisoned
+            if request_id in self.requests
+            for group in manager.get_block_ids(request_id)
+            for block in group
+        }
+        ended: dict[int, list[EngineCoreOutput]] = {}
+        for request in self.finish_requests(poisoned, RequestStatus.FINISHED_ERROR):
+            output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
+            ended.setdefault(request.client_index, []).append(output)
+        manager.evict_blocks(blocks)
+        self._poisoned_blocks |= blocks
+        return ended
+
+
+class PerftScheduler(PoisonedRequests, Scheduler):
+    """vLLM's scheduler that ends poisoned requests."""
+
+
+class PerftAsyncScheduler(PoisonedRequests, AsyncScheduler):
+    """vLLM's asynchronous scheduler that ends poisoned requests."""
+
+
+def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Scheduler:
+    """The scheduler of an engine (vLLM's `scheduler_cls` names this function)."""
+    chosen = PerftAsyncScheduler if vllm_config.scheduler_config.async_scheduling else PerftScheduler
+    return chosen(vllm_config, *args, **kwargs)
