@@ -107,7 +107,7 @@ def settings(folder: Path) -> dict[str, Any]:
     """What every engine of the tests is started with, PERFT or not: float32, chunked prefill, prefix caching."""
     return {
         "model": str(folder), "dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True,
-        "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "gpu_memory_utilization": 0.3,
+        "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "block_size": 32, "gpu_memory_utilization": 0.3,
         "enable_prefix_caching": True, "enable_chunked_prefill": True, "max_num_batched_tokens": 96,
         "disable_log_stats": True,
     }  # fmt: skip

@@ -61,9 +61,13 @@ def test_an_enormous_adapter_ends_its_own_request_alone(engine: TinyEngine, enor
 
 def test_nothing_poisoned_stays_in_the_cache(engine: TinyEngine, enormous: LoRARequest) -> None:
     prompt = (prompts(1, seed=10)[0] * 200)[:200]
-    first, again = (answers(engine, [(prompt, enormous)])[0] for _ in range(2))
-    assert first.outputs[0].finish_reason == again.outputs[0].finish_reason == "error"
-    assert not again.num_cached_tokens, "a poisoned block was found again"
+    blocks = engine.llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.blocks
+    answers(engine, [(prompt, None)])
+    cached = sum(block.block_hash is not None for block in blocks)
+    assert cached >= 200 // 32
+    (poisoned,) = answers(engine, [(prompt, enormous)])
+    assert poisoned.outputs[0].finish_reason == "error"
+    assert sum(block.block_hash is not None for block in blocks) == cached, "a poisoned block can be found again"
     answers(engine, [(prompts(1, seed=11)[0], None)])
     caches = cached_values(engine)
     assert caches and all(torch.isfinite(cache).all() for cache in caches)
