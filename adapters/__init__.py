@@ -1,6 +1,33 @@
-"""Adapters as files: FORMAT.md read, checked and identified. Knows neither the engine nor HTTP."""
+"""Adapters as files: FORMAT.md read, checked and identified; the store that keeps them. No engine, no HTTP."""
 
-from adapters.errors import InvalidAdapterError
+from adapters.errors import (
+    InvalidAdapterError,
+    StorageFullError,
+    StoreError,
+    StoreLockedError,
+    StoreSchemaError,
+    StoreUnusableError,
+)
 from adapters.folder import CheckedAdapter, Limits, check_folder, read_folder
+from adapters.store import UNCHANGED, Store
+from adapters.store_records import AdapterRecord, VersionRecord
+from adapters.verify import lora_digest, verify_folder
 
-__all__ = ["CheckedAdapter", "InvalidAdapterError", "Limits", "check_folder", "read_folder"]
+__all__ = [
+    "UNCHANGED",
+    "AdapterRecord",
+    "CheckedAdapter",
+    "InvalidAdapterError",
+    "Limits",
+    "StorageFullError",
+    "Store",
+    "StoreError",
+    "StoreLockedError",
+    "StoreSchemaError",
+    "StoreUnusableError",
+    "VersionRecord",
+    "check_folder",
+    "lora_digest",
+    "read_folder",
+    "verify_folder",
+]

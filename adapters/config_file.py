@@ -1,14 +1,13 @@
 """Owns the strict reading of `adapter_config.json`: every violation at once, nothing skipped.
 
-Python's own json is too kind (duplicate keys, NaN), pydantic checks each key, `rule_violations` the rules across.
+`strict_json` reads it, pydantic checks each key, `rule_violations` the rules across.
 """
 
-import json
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapters.strict_json import parse_object, quote
 from perft.config import NULLABLE, AdapterConfig, rule_violations
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -48,34 +47,7 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:
     """The top-level object, or None; with what is wrong with the JSON itself."""
     if len(raw) > MAX_CONFIG_BYTES:
         return None, [f"adapter_config.json: found {len(raw)} bytes, expected at most {MAX_CONFIG_BYTES}"]
-    found: list[str] = []
-
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                found.append(f"adapter_config.json: key {key!r} stands there more than once")
-            result[key] = value
-        return result
-
-    def constant(name: str) -> float:
-        found.append(f"adapter_config.json: found {name}, which is no JSON number")
-        return float(name)
-
-    try:
-        values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-        json.dumps(values, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return None, [*found, "adapter_config.json: found half of a surrogate pair in a string, which is no character"]
-    except UnicodeDecodeError as error:
-        return None, [f"adapter_config.json: not UTF-8 ({error.reason} at byte {error.start})"]
-    except RecursionError:
-        return None, ["adapter_config.json: nested too deeply"]
-    except ValueError as error:
-        return None, [f"adapter_config.json: not JSON ({error})"]
-    if not isinstance(values, dict):
-        return None, [f"adapter_config.json: found a JSON {type(values).__name__}, expected an object"]
-    return values, found
+    return parse_object(raw, "adapter_config.json")
 
 
 def _describe(error: Any) -> str:
@@ -85,9 +57,4 @@ def _describe(error: Any) -> str:
         return f"{where[:80]}: unknown key; the format's keys are {', '.join(sorted(AdapterConfig.model_fields))}"
     if error["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: found {_short(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return f"{where}: found {quote(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -1,10 +1,18 @@
 """Owns the errors of this package.
 
 Exception
-└── InvalidAdapterError     an adapter breaks FORMAT.md; carries every violation found
+├── InvalidAdapterError         an adapter breaks FORMAT.md; carries every violation found (a ValueError)
+└── StoreError                  the store cannot do what was asked; nothing half-done is left
+    ├── StoreLockedError        another process (or another Store of this one) has the folder open
+    ├── StoreSchemaError        the folder was written by another version of the store
+    ├── StoreUnusableError      read-only, no folder, no store, damaged, or the disk fails
+    └── StorageFullError        no space or no quota left
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from pathlib import Path
 
 
 class InvalidAdapterError(ValueError):
@@ -16,3 +24,39 @@ class InvalidAdapterError(ValueError):
         super().__init__(
             f"{source} is no valid PERFT adapter ({len(self.violations)} violations of the format):{listed}"
         )
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked."""
+
+
+class StoreLockedError(StoreError):
+    """Somebody else has the store open."""
+
+
+class StoreSchemaError(StoreError):
+    """The folder's schema is not the one this version reads."""
+
+
+class StoreUnusableError(StoreError):
+    """The folder cannot serve as a store."""
+
+
+class StorageFullError(StoreError):
+    """The disk or a quota is full; the change that was asked for did not happen."""
+
+
+@contextmanager
+def store_errors(root: Path, doing: str) -> Iterator[None]:
+    """Turn what the operating system says while `doing` something into an error of the store at `root`."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{doing} in the store {root}: {error}"
+        if error.errno in (ENOSPC, EDQUOT):
+            raise StorageFullError(
+                f"{found}; nothing changed: free space, or delete adapters, and repeat it"
+            ) from error
+        if error.errno in (EROFS, EACCES, EPERM):
+            raise StoreUnusableError(f"{found}; expected a folder that the server may change: give it one") from error
+        raise StoreUnusableError(f"{found}; look at the disk, then start the server again") from error

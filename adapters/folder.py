@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from adapters.config_file import MAX_CONFIG_BYTES, parse_config
 from adapters.errors import InvalidAdapterError
+from adapters.strict_json import on_one_line
 from adapters.weights_file import weights_violations
 from perft.base import BaseShape, fit_violations
 from perft.config import AdapterConfig
@@ -85,7 +86,7 @@ def check_folder(
     weights = folder / WEIGHTS_FILE
     if _is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
         violations += weights_violations(weights, config, base)
-    return config, [text if text.isprintable() else repr(text)[1:-1] for text in violations]
+    return config, [on_one_line(text) for text in violations]
 
 
 def digest_of(config: AdapterConfig, weights: Path) -> str:

@@ -1,14 +1,21 @@
-"""Owns the checks of `adapter_model.safetensors`: which tensors, which shapes and types, only finite values."""
+"""Owns the checks of `adapter_model.safetensors`: which tensors, which shapes and types, only finite values.
+
+Invariant: the safetensors library sees only files whose header `weights_header` found sound, and what is looked at is
+mapped from the file, a block at a time: a file is never held in memory, however large.
+"""
 
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from adapters.weights_header import header_problems
 from perft.base import BaseShape
 from perft.config import AdapterConfig
 
 MAX_METADATA_BYTES = 16 * 1024
+BLOCK_VALUES = 4 * 1024 * 1024
+SHOWN_PROBLEMS = 20
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -18,6 +25,8 @@ def weights_violations(path: Path, config: AdapterConfig | None, base: BaseShape
     Without a sound `config` or a known `base`, what depends on them is left out.
     """
     try:
+        if problems := header_problems(path):
+            return [_unreadable(problems)]
         with safe_open(path, framework="pt") as file:
             found = _metadata_violations(file.metadata())
             names = list(file.keys())
@@ -31,7 +40,14 @@ def weights_violations(path: Path, config: AdapterConfig | None, base: BaseShape
                     found += _value_violations(name, file.get_tensor(name), config, base)
             return found
     except (SafetensorError, OSError, ValueError) as error:
-        return [f"adapter_model.safetensors: not a readable safetensors file ({error})"]
+        return [_unreadable([str(error)])]
+
+
+def _unreadable(problems: list[str]) -> str:
+    """One violation for a file that is no sound safetensors file, whatever the number of reasons."""
+    listed = "; ".join(problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    return f"adapter_model.safetensors: not a readable safetensors file ({listed}{f'; and {more} more' * (more > 0)})"
 
 
 def _layers(config: AdapterConfig, base: BaseShape) -> tuple[int, ...]:
@@ -72,14 +88,17 @@ def _value_violations(
     name: str, tensor: torch.Tensor, config: AdapterConfig | None, base: BaseShape | None
 ) -> list[str]:
     """Non-finite values: as stored, after the cast to the model's dtype, after `scale`."""
-    bad = int((~torch.isfinite(tensor)).sum())
+    blocks = torch.split(tensor.flatten(), BLOCK_VALUES)
+    bad = sum(int((~torch.isfinite(block)).sum()) for block in blocks)
     if bad:
         return [f"{name}: {bad} of {tensor.numel()} values are not finite (NaN or infinity)"]
     if base is None:
         return []
-    cast = tensor.to(base.dtype)
-    if not torch.isfinite(cast).all():
-        return [f"{name}: values up to {float(tensor.abs().max()):.3g} overflow the model's dtype {base.dtype}"]
-    if config is not None and name.endswith("up_proj") and not torch.isfinite(cast * config.scale).all():
+    if not all(bool(torch.isfinite(block.to(base.dtype)).all()) for block in blocks):
+        largest = max(float(block.abs().max()) for block in blocks)
+        return [f"{name}: values up to {largest:.3g} overflow the model's dtype {base.dtype}"]
+    if config is None or not name.endswith("up_proj"):
+        return []
+    if not all(bool(torch.isfinite(block.to(base.dtype) * config.scale).all()) for block in blocks):
         return [f"{name}: values times scale {config.scale:.6g} overflow the model's dtype {base.dtype}"]
     return []

@@ -1,14 +1,15 @@
 """Owns the flags of `perft serve`: every flag of `vllm serve`, ours beside them, and which of vLLM's are refused."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from adapters import Limits
 from perft.engine.settings import SETTINGS_KEY, EngineSettings
+from server import settings
 from server.errors import StartError
+from server.reach import bind_problem
 
 DESCRIPTION = """Serve a Mixture-of-Experts base model and its PERFT adapters, selected by name through the OpenAI API.
 Flags by group: --help=PERFT, --help=Frontend, ...; all of them: --help=all."""
@@ -17,6 +18,7 @@ DEFAULT_MAX_LORAS = 256
 LORA_SLOTS = 8
 DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
+SCHEDULER = "perft.engine.scheduler.make_scheduler"
 
 
 def make_parser() -> FlexibleArgumentParser:
@@ -24,34 +26,21 @@ def make_parser() -> FlexibleArgumentParser:
     parser = make_arg_parser(FlexibleArgumentParser(prog="perft serve", description=DESCRIPTION))
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
     group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
-    group.add_argument("--pool-rows", type=int, help="rows of the device pool (default: 5%% of the device's memory)")
-    group.add_argument(
-        "--allow-other-base", action="store_true", help="take adapters whose base_fingerprint is another base's"
-    )
-    group.add_argument(
-        "--max-adapter-bytes", type=int, default=Limits.max_weights_bytes, help="largest weights file of an adapter"
-    )
+    settings.add_flags(group)
     parser.set_defaults(host=DEFAULT_HOST, max_loras=None)
     return parser
 
 
 def parse_arguments(argv: list[str]) -> Namespace:
-    """The flags given. `--adapter` is read first: vLLM's parser warns of every flag that is given twice."""
+    """The flags given. Those that repeat are read first: vLLM's parser warns of every flag that is given twice."""
     repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
     repeated.add_argument("--adapter", action="append", default=[])
-    adapters, rest = repeated.parse_known_args(argv)
+    for attribute, flag in settings.repeated_flags().items():
+        repeated.add_argument(flag, dest=attribute, action="append", default=SUPPRESS)
+    first, rest = repeated.parse_known_args(argv)
     args: Namespace = make_parser().parse_args(rest)
-    args.adapter = adapters.adapter
+    args.__dict__ |= first.__dict__
     return args
-
-
-def limits_of(args: Namespace) -> Limits:
-    """The operator's limits; those of vLLM's own server are the defaults."""
-    default = Limits()
-    return Limits(
-        getattr(args, "max_adapter_bytes", default.max_weights_bytes),
-        getattr(args, "allow_other_base", default.allow_other_base),
-    )
 
 
 def base_names(args: Namespace) -> list[str]:
@@ -92,8 +81,8 @@ def argument_problems(args: Namespace) -> list[str]:
         problems.append(f"--worker-extension-cls: {WORKER_EXTENSION} takes that place")
     if SETTINGS_KEY in (args.additional_config or {}):
         problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags")
-    sizes = {"--pool-rows": args.pool_rows, "--max-adapter-bytes": args.max_adapter_bytes}
-    problems += [f"{flag}: found {n}, expected at least 1" for flag, n in sizes.items() if n is not None and n < 1]
+    if args.scheduler_cls:
+        problems.append(f"--scheduler-cls: {SCHEDULER} takes that place")
     return problems
 
 
@@ -105,8 +94,13 @@ def prepare_arguments(args: Namespace) -> None:
     if args.model_tag is None and args.model == DEFAULT_MODEL:
         raise StartError("found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]")
     args.model = args.model_tag or args.model
-    if problems := argument_problems(args):
+    chosen = settings.load(args)
+    problems = argument_problems(args)
+    if problem := bind_problem(args.host, chosen.key_ring.has_admin, args.uds):
+        problems.append(problem)
+    if problems:
         raise StartError("\n".join(problems))
+    args.perft_settings = chosen
     args.api_server_count = 1
     args.enable_lora = True
     if args.max_loras is None:  # adapters in one step: PERFT pays nothing for a slot, vLLM's own LoRA memory
@@ -114,5 +108,7 @@ def prepare_arguments(args: Namespace) -> None:
         args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
     args.enforce_eager = True
     args.worker_extension_cls = WORKER_EXTENSION
-    settings = EngineSettings(args.pool_rows, args.allow_other_base, args.max_adapter_bytes)
-    args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: settings.__dict__}
+    args.scheduler_cls = SCHEDULER
+    args.disable_uvicorn_access_log = True  # ours has the request id, the adapter and the tokens
+    engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)
+    args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: engine.__dict__}

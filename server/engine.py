@@ -4,7 +4,7 @@
 adapter is where, and who has to leave, is decided in one place (`server.residency`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -72,8 +72,8 @@ class Engine(Protocol):
         """Disk to host: read, check and pack, beside the steps. Raises AdapterLoadError."""
         ...
 
-    async def place(self, adapter: EngineAdapter) -> None:
-        """Host to device rows, which must be free. Raises AdapterLoadError."""
+    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+        """Free the rows of `evict`, then host to device rows, which must be free by then. Raises AdapterLoadError."""
         ...
 
     async def evict(self, adapter: EngineAdapter) -> None:

@@ -23,13 +23,14 @@ def serve(argv: list[str]) -> NoReturn:
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.logger import configure_logging_from_args
 
-    from server.arguments import base_names, limits_of, parse_arguments, prepare_arguments
+    from server.arguments import base_names, parse_arguments, prepare_arguments
+    from server.runtime import limits_of
     from server.start import check_folders, parse_named_folders
 
     args = parse_arguments(argv)
     prepare_arguments(args)
     folders = parse_named_folders(args.adapter or [], base_names(args))
-    check_folders(folders, known_base(args), limits_of(args))
+    check_folders(folders, known_base(args), limits_of(args.perft_settings))
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     run(args)
@@ -50,6 +51,7 @@ def prepare_environment() -> None:
     os.environ["VLLM_PLUGINS"] = ",".join([*allowed, *ours])
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"  # what server and scheduler end a request by
 
 
 def load_plugins() -> None:

@@ -1,13 +1,21 @@
-"""Owns bringing the adapters given at start into service. Any failure refuses the start, with every reason."""
+"""Owns bringing the adapters given at start into the catalog. Any failure refuses the start, with every reason."""
 
+import json
+import shutil
+from asyncio import to_thread
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import CheckedAdapter, InvalidAdapterError, Limits, check_folder, read_folder
+from adapters import InvalidAdapterError, Limits, check_folder
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from perft.base import BaseShape
-from server.engine import Engine, EngineStatus
-from server.errors import StartError
-from server.registry import Registry, ServedVersion, name_problem
+from server.catalog import Catalog
+from server.engine import EngineStatus
+from server.errors import ApiError, StartError
+from server.keys import Caller
+from server.names import name_problem
+
+AT_START = Caller("--adapter", True)
 
 
 @dataclass(frozen=True)
@@ -38,44 +46,59 @@ def parse_named_folders(given: list[str], base_names: list[str]) -> list[NamedFo
 
 
 def check_folders(folders: list[NamedFolder], base: BaseShape | None, limits: Limits) -> None:
-    """Check every folder as far as `base` is known. Raises StartError with every violation of every adapter."""
+    """Check every PERFT folder as far as `base` is known. Raises StartError with every violation of every adapter.
+
+    PEFT LoRA adapters are checked once the engine's own settings are known.
+    """
     problems: list[str] = []
     for named in folders:
-        _, violations = check_folder(named.folder, base, limits)
+        _, violations = (None, []) if _is_peft_lora(named.folder) else check_folder(named.folder, base, limits)
         if violations:
             problems.append(f"--adapter {named.name}: {InvalidAdapterError(str(named.folder), violations)}")
     if problems:
         raise StartError("\n".join(problems))
 
 
-async def serve_at_start(engine: Engine, folders: list[NamedFolder], registry: Registry, limits: Limits) -> None:
-    """Load every adapter into the engine, then into the registry.
-
-    Raises StartError if the engine does not carry the operator, an adapter breaks the format, or the rows do not fit.
-    """
-    status = await engine.status()
+def check_status(status: EngineStatus) -> None:
+    """Raises StartError unless every rank carries the operator."""
     if status.moe_layers == 0 or status.base is None:
         raise StartError(f"the engine carries PERFT's operator on no MoE layer: {status.problem}")
-    check_folders(folders, status.base, limits)
-    checked = [read_folder(named.folder, status.base, limits) for named in folders]
-    _check_rows(checked, status)
-    for number, (named, adapter) in enumerate(zip(folders, checked, strict=True), start=1):
-        version = ServedVersion(named.name, 1, number, adapter)
-        await engine.load(version)
-        registry.add(version)
 
 
-def _check_rows(adapters: list[CheckedAdapter], status: EngineStatus) -> None:
-    """Raises StartError unless all adapters fit the pool at once; equal contents are held once."""
-    assert status.base is not None
-    moe_layers = status.base.moe_layers
-    by_digest = {
-        adapter.digest: adapter.config.rows_per_layer() * len(adapter.config.layer_indices(moe_layers))
-        for adapter in adapters
-    }
-    needed, free = sum(by_digest.values()), status.rows_total - status.rows_used
-    if needed > free:
-        raise StartError(
-            f"too_many_rows: the adapters take {needed} rows, the pool has {free} free of {status.rows_total}: "
-            "give fewer adapters, or a larger --pool-rows"
-        )
+async def serve_at_start(catalog: Catalog, folders: list[NamedFolder]) -> None:
+    """Put every folder into the store as a version of its name; of a name that was there, the active one stays.
+
+    Raises StartError with everything that is wrong.
+    """
+    problems: list[str] = []
+    known = set(catalog.names())
+    for named in folders:
+        staged = await to_thread(_copy, named.folder, catalog)
+        try:
+            await catalog.upload(named.name, staged, named.name not in known, AT_START)
+        except ApiError as error:
+            listed = "".join(f"\n  - {violation}" for violation in error.violations or ())
+            problems.append(f"--adapter {named.name}={named.folder}: {error.message}{listed}")
+        finally:
+            await to_thread(catalog.discard, staged)
+    if problems:
+        raise StartError("\n".join(problems))
+
+
+def _copy(folder: Path, catalog: Catalog) -> Path:
+    """A copy of the adapter's two files inside the store."""
+    try:
+        staged = catalog.stage()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(folder / name, staged / name)
+    except (OSError, ApiError) as error:
+        raise StartError(f"--adapter ...={folder}: cannot be copied into the store ({error})") from error
+    return staged
+
+
+def _is_peft_lora(folder: Path) -> bool:
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("peft_type") == "LORA"

@@ -75,7 +75,7 @@ class AdapterManager:
         self._digests: dict[int, str] = {}
         self._known: dict[int, tuple[str, str, str]] = {}  # name, path and digest of every id ever seen
         self._warm_up_ids: set[int] = set()
-        self.mover = Mover()
+        self._moves = {"prepare": Mover(), "place": Mover()}  # a long read does not hold up a copy
         self.step_load_bytes = 0
         self.expert_counts = ExpertCounts(self._settings.expert_sampling)
 
@@ -134,15 +134,15 @@ class AdapterManager:
 
     def prepare(self, order: Order) -> Outcome:
         """Start disk to host; `outcome` tells the end."""
-        return self.mover.start(f"prepare {order.key}", lambda: self.tiers.read(order.digest, Path(order.folder)))
+        return self._moves["prepare"].start(order.key, lambda: self.tiers.read(order.digest, Path(order.folder)))
 
     def place(self, order: Order) -> Outcome:
         """Start host to device, into rows that must be free."""
-        return self.mover.start(f"place {order.key}", lambda: self.tiers.place(order.digest))
+        return self._moves["place"].start(order.key, lambda: self.tiers.place(order.digest))
 
     def outcome(self, move: str, order: Order) -> Outcome:
         """How a move that was started stands."""
-        return self.mover.outcome(f"{move} {order.key}")
+        return self._moves[move].outcome(order.key)
 
     def evict(self, order: Order) -> None:
         """Give the device rows back; no running request may use them."""

@@ -7,7 +7,6 @@ activates and takes effect with every one of its tensors. Runs wherever the Vllm
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,15 @@ from adapters.config_file import MAX_CONFIG_BYTES
 from adapters.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits
 from adapters.folder import _file_violations as file_violations
 from adapters.folder import _is_plain_file as is_plain_file
-from adapters.weights_file import DTYPES
+from adapters.strict_json import on_one_line
+from adapters.verify import lora_digest
+from adapters.weights_file import BLOCK_VALUES, DTYPES
 from adapters.weights_file import _metadata_violations as metadata_violations
+from adapters.weights_file import _unreadable as unreadable
+from adapters.weights_header import header_problems
 from perft.engine.peft_lora_config import parse_peft_config
+
+__all__ = ["LoRATarget", "lora_digest", "lora_problem", "peft_lora_violations"]
 
 QKV = ("q_proj", "k_proj", "v_proj")
 KNOWN_MODELS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
@@ -62,18 +67,6 @@ class LoRATarget:
     def modules(self) -> tuple[str, ...]:
         """The opened modules' last names."""
         return tuple(sorted({name.rpartition(".")[2] for name in self.features}))
-
-
-def lora_digest(folder: Path) -> str:
-    """The identity of a PEFT LoRA adapter: sha256(sha256(config) + sha256(weights)) of the two files, 64 hex digits."""
-    inner = b""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        hashed = sha256()
-        with (folder / name).open("rb") as file:
-            while block := file.read(1024 * 1024):
-                hashed.update(block)
-        inner += hashed.digest()
-    return sha256(inner).hexdigest()
 
 
 def lora_problem(vllm_config: Any) -> str | None:
@@ -115,7 +108,7 @@ def peft_lora_violations(folder: Path, vllm_config: Any, limits: Limits = DEFAUL
         found += _target_violations(helper, target)
     if is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
         found += _weights_violations(weights, helper, target)
-    return [text if text.isprintable() else repr(text)[1:-1] for text in found]
+    return [on_one_line(text) for text in found]
 
 
 def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
@@ -131,6 +124,8 @@ def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
 
 def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarget) -> list[str]:
     try:
+        if problems := header_problems(path):
+            return [unreadable(problems)]
         with safe_open(path, framework="pt") as file:
             names: list[str] = list(file.keys())
             placed = {name: place for name in names if (place := _place(name, target)) is not None}
@@ -141,7 +136,7 @@ def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarge
                 found += _value_violations(file, name, _scaling(module, factor, helper), target)
             return found
     except (SafetensorError, OSError, ValueError) as error:
-        return [f"{WEIGHTS_FILE}: not a readable safetensors file ({error})"]
+        return [unreadable([str(error)])]
 
 
 def _place(name: str, target: LoRATarget) -> tuple[str, str] | None:
@@ -207,10 +202,10 @@ def _value_violations(file: Any, name: str, scaling: float, target: LoRATarget) 
     """Non-finite values: as stored, after the cast to LoRA's dtype, after the scale."""
     if file.get_slice(name).get_dtype() not in DTYPES:
         return
-    tensor = file.get_tensor(name)
-    bad = int((~torch.isfinite(tensor)).sum())
+    blocks = file.get_tensor(name).flatten().split(BLOCK_VALUES)
+    bad = sum(int((~torch.isfinite(block)).sum()) for block in blocks)
     if bad:
-        yield f"{name}: {bad} of {tensor.numel()} values are not finite (NaN or infinity)"
-    elif not torch.isfinite(tensor.to(target.dtype) * scaling).all():
-        largest = float(tensor.abs().max())
+        yield f"{name}: {bad} of {sum(block.numel() for block in blocks)} values are not finite (NaN or infinity)"
+    elif not all(bool(torch.isfinite(block.to(target.dtype) * scaling).all()) for block in blocks):
+        largest = max(float(block.abs().max()) for block in blocks)
         yield f"{name}: values up to {largest:.3g} times scale {scaling:.6g} overflow the dtype {target.dtype}"

@@ -12,7 +12,8 @@ from typing import Any
 from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 
-from adapters.config_file import _parse_object as parse_object
+from adapters.folder import CONFIG_FILE
+from adapters.strict_json import parse_object, quote
 
 MAX_ALPHA = 65536
 MAX_RANK = 65536
@@ -85,7 +86,7 @@ WITHOUT_EFFECT = frozenset(
 
 def parse_peft_config(raw: bytes, lora_config: LoRAConfig) -> tuple[PEFTHelper | None, list[str]]:
     """vLLM's view of the configuration (None if rank and scale are not sound), and every violation found."""
-    values, violations = parse_object(raw)
+    values, violations = parse_object(raw, CONFIG_FILE)
     if values is None:
         return None, violations
     broken = _rule_violations(values)
@@ -102,7 +103,7 @@ def parse_peft_config(raw: bytes, lora_config: LoRAConfig) -> tuple[PEFTHelper |
 def _rule_violations(values: dict[str, Any]) -> list[str]:
     found = [f"{key}: missing, expected {rule.expected}" for key, rule in RULES.items() if _is_lacking(key, values)]
     return found + [
-        f"{key}: found {_short(values[key])}, expected {rule.expected}"
+        f"{key}: found {quote(values[key])}, expected {rule.expected}"
         for key, rule in RULES.items()
         if key in values and not rule.is_kept(values[key])
     ]
@@ -116,7 +117,7 @@ def _meaning_violations(values: dict[str, Any]) -> list[str]:
     """Keys in use that vLLM would drop unseen, though they change what the adapter computes (or may)."""
     ignored = values.keys() - RULES.keys() - VLLM_JUDGES - WITHOUT_EFFECT
     return [
-        f"{key[:80]}: found {_short(values[key])}, which vLLM does not carry out; expected it absent, null or false"
+        f"{key[:80]}: found {quote(values[key])}, which vLLM does not carry out; expected it absent, null or false"
         for key in sorted(ignored)
         if values[key]
     ]
@@ -127,7 +128,7 @@ def _vllm_violations(judged: dict[str, Any], lora_config: LoRAConfig) -> list[st
     found: list[str] = []
     for key, value in sorted(judged.items()):
         if refusal := _refusal({"r": 1, "lora_alpha": 1, "target_modules": [], key: value}, lora_config):
-            found.append(f"{key}: found {_short(value)}, expected it absent or at PEFT's default: {refusal}")
+            found.append(f"{key}: found {quote(value)}, expected it absent or at PEFT's default: {refusal}")
     return found
 
 
@@ -147,8 +148,3 @@ def _refusal(values: dict[str, Any], lora_config: LoRAConfig) -> str | None:
     except (ValueError, TypeError, AttributeError) as error:
         return str(error)
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

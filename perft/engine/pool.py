@@ -59,7 +59,7 @@ class RowPool:
     def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
         self._lock = threading.Lock()
-        self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._free: list[range] = [range(rows)]
         self._taken: dict[str, list[range]] = {}
         self._placed: dict[str, PlacedAdapter] = {}

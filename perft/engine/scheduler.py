@@ -26,7 +26,7 @@ class PoisonedRequests:
         """vLLM's own schedule; poisoned blocks that are free by now are zeroed by the worker before the step runs."""
         blocks = self.kv_cache_manager.block_pool.blocks
         free = {block for block in self._poisoned_blocks if blocks[block].ref_cnt == 0}
-        output: SchedulerOutput = super().schedule(*args, **kwargs)
+        output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if free:
             output.new_block_ids_to_zero = sorted({*(output.new_block_ids_to_zero or ()), *free})
             self._poisoned_blocks -= free

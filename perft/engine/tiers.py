@@ -30,9 +30,9 @@ class OtherContentsError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a move went."""
+    """How a move went. told: its end was told before, or there was none."""
 
-    state: Literal["running", "done", "failed"]
+    state: Literal["running", "done", "failed", "told"]
     reason: str | None = None
 
 
@@ -50,7 +50,9 @@ class Mover:
         return self.outcome(key, BRIEF_WAIT_S)
 
     def outcome(self, key: str, wait_s: float = 0.0) -> Outcome:
-        """How the job stands; its end is told once, after which the key is free. Raises KeyError for none."""
+        """How the job stands; its end is told once, after which the key is free."""
+        if key not in self._jobs:
+            return Outcome("told")
         try:
             self._jobs[key].result(wait_s)
         except StillRunning:

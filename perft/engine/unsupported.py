@@ -8,6 +8,10 @@ FORBIDDEN_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "it answers unknown adapter names with the base model",
     "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or empty the engine",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens vLLM's own adapter routes, some of them without a key",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "it keeps answers that every key can read and continue",
+    "VLLM_API_KEY": "keys are given with --api-key LABEL=KEY (PERFT_API_KEYS)",
+    "VLLM_RAISE_ON_LOGIT_NANS": "it ends the whole engine where one request should end",
+    "PROMETHEUS_MULTIPROC_DIR": "metrics of adapters that are gone could not be removed",
 }
 
 

@@ -38,8 +38,10 @@ class PerftWorkerExtension:
         """Start bringing an adapter from disk to the host."""
         return asdict(self._manager.prepare(Order(**order)))
 
-    def perft_place(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Start bringing an adapter from the host to device rows that are free."""
+    def perft_place(self, order: dict[str, Any], evict: list[dict[str, Any]]) -> dict[str, Any]:
+        """Free the rows of `evict`, then start bringing an adapter from the host to rows that are free."""
+        for leaving in evict:
+            self._manager.evict(Order(**leaving))
         return asdict(self._manager.place(Order(**order)))
 
     def perft_outcome(self, move: str, order: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our routes and the check of names, on a small app of their own with the fake engine."""
+"""The check of names, on a small app of its own."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,15 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from adapters import read_folder
-from server.engine import EngineStatus
 from server.model_check import ModelCheck
 from server.registry import Registry, ServedVersion
-from server.routes import router
-from tests.server.fakes import BASE, FakeEngine
+from tests.server.fakes import BASE
 from tests.synthetic import write_adapter
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def client(tmp_path: Path, engine: FakeEngine) -> TestClient:
+def client(tmp_path: Path) -> TestClient:
     app = FastAPI()
-    app.include_router(router)
     app.add_middleware(ModelCheck)
 
     @app.post("/v1/echo")
@@ -36,16 +28,7 @@ def client(tmp_path: Path, engine: FakeEngine) -> TestClient:
     app.state.perft_registry.add(
         ServedVersion("poet", 1, 1, read_folder(write_adapter(tmp_path / "poet", BASE, 0), BASE))
     )
-    app.state.perft_engine, app.state.perft_max_model_len = engine, 512
     return TestClient(app)
-
-
-def test_models_are_the_base_and_every_name_without_a_path(client: TestClient, tmp_path: Path) -> None:
-    listed = client.get("/v1/models").json()
-    assert [(card["id"], card["parent"]) for card in listed["data"]] == [
-        ("base", None), ("alias", None), ("poet", "base"),
-    ]  # fmt: skip
-    assert str(tmp_path) not in json.dumps(listed)
 
 
 @pytest.mark.parametrize("model", ["base", "alias", "poet", "poet@1"])
@@ -53,7 +36,6 @@ def test_a_served_name_passes_with_its_body_untouched(client: TestClient, model:
     body = json.dumps({"model": model, "n": 1.0, "text": "ä\ud83d\ude00"})
     answer = client.post("/v1/echo", content=body, headers={"content-type": "application/json; charset=utf-8"})
     assert answer.json()["body"] == body
-    assert client.get(f"/v1/models/{model}").json()["id"] == model
 
 
 @pytest.mark.parametrize("model", ["", "nobody", "poet@2", "poet@", "POET", " poet", "x" * 5000])
@@ -77,12 +59,3 @@ def test_made_up_names_leave_nothing_behind(client: TestClient) -> None:
 def test_what_is_no_request_for_a_model_is_left_to_vllm(client: TestClient, body: str) -> None:
     answer = client.post("/v1/echo", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 200 and answer.json()["body"] == body
-
-
-def test_ready_says_whether_the_engine_carries_the_operator(client: TestClient, engine: FakeEngine) -> None:
-    assert client.get("/ready").json() == {"status": "ready", "moe_layers": 2}
-    engine.answer = EngineStatus(0, None, 0, 0, "gone")
-    assert client.get("/ready").status_code == 503
-    engine.down = True
-    answer = client.get("/ready")
-    assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_unavailable"

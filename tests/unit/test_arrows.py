@@ -17,6 +17,7 @@ SERVER_MAY_USE = (
     "vllm.utils.argparse_utils",
     "vllm.lora.request",
     "vllm.logger",
+    "vllm.exceptions",
 )
 ADAPTERS_MAY_USE = ("torch", "safetensors", "pydantic", "perft", "adapters")
 

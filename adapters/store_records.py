@@ -1,0 +1,120 @@
+"""Owns what the store remembers of a name and its versions, and the file of each.
+
+Invariant: a record that exists is consistent: ascending versions up to `highest`, the active one among the ready ones.
+"""
+
+import re
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DIGEST = "^[0-9a-f]{64}$"
+Kind = Literal["PERFT", "LORA"]
+Number = Annotated[int, Field(ge=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StoreFile(BaseModel):
+    """STORE.json. Numbers of names that are gone are at most `floor`: a new name starts above it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    number: int = Field(ge=0, alias="schema")
+    floor: int = Field(ge=0)
+
+    def file_bytes(self) -> bytes:
+        return (self.model_dump_json(by_alias=True) + "\n").encode()
+
+
+class VersionRecord(BaseModel):
+    """One version of a name. `config` is the text uploaded: one content may be described in several ways."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    version: Number
+    digest: Annotated[str, Field(pattern=DIGEST)]
+    kind: Kind
+    config: str
+    size_bytes: Annotated[int, Field(ge=0)]
+    created: Annotated[int, Field(ge=0)]
+    state: Literal["ready", "draining"] = "ready"
+
+    @property
+    def weights_bytes(self) -> int:
+        """The size of the weights file: `size_bytes` without that of the configuration."""
+        return self.size_bytes - len(self.config.encode())
+
+    def draining(self) -> "VersionRecord":
+        return self.model_copy(update={"state": "draining"})
+
+
+class AdapterRecord(BaseModel):
+    """A name. `highest` is the last number given, also to a version that is gone; a name without versions is none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    active: Number | None
+    allowed_keys: tuple[str, ...] | None = None
+    pinned: bool = False
+    highest: Number
+    versions: Annotated[tuple[VersionRecord, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> "AdapterRecord":
+        numbers = [version.version for version in self.versions]
+        if any(a >= b for a, b in pairwise(numbers)):
+            raise ValueError(f"versions: found {numbers}, expected ascending numbers without repeats")
+        if self.highest < numbers[-1]:
+            raise ValueError(f"highest: found {self.highest}, expected at least {numbers[-1]}, a version's number")
+        ready = [version.version for version in self.versions if version.state == "ready"]
+        if self.active is not None and self.active not in ready:
+            raise ValueError(f"active: found {self.active}, expected one of the ready versions {ready} or null")
+        return self
+
+    def version(self, number: int) -> VersionRecord:
+        """Raises KeyError for a number the name does not have."""
+        for version in self.versions:
+            if version.version == number:
+                return version
+        raise KeyError(f"{self.name}@{number}")
+
+    def with_digest(self, digest: str) -> VersionRecord | None:
+        """The ready version of that content, if there is one."""
+        return next((v for v in self.versions if v.digest == digest and v.state == "ready"), None)
+
+    def changed(self, **changes: Any) -> "AdapterRecord":
+        """A copy with `changes`, checked like every record."""
+        return AdapterRecord.model_validate({**dict(self), **changes})
+
+    def file_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def is_digest(text: str) -> bool:
+    return re.fullmatch(DIGEST, text) is not None
+
+
+def record_file(name: str) -> str:
+    """The file of a name: a client's text never becomes part of a path."""
+    return sha256(name.encode()).hexdigest() + ".json"
+
+
+def read_record(path: Path) -> AdapterRecord:
+    """The record in `path`. Raises ValueError with what is wrong with it."""
+    record = parse(AdapterRecord, path.read_bytes())
+    if record_file(record.name) != path.name:
+        raise ValueError(f"found the name {record.name!r}, whose file is {record_file(record.name)}")
+    return record
+
+
+def parse(model: type[Model], raw: bytes) -> Model:
+    """`raw` as a `model`. Raises ValueError of one line."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
+        raise ValueError("; ".join(problems)) from None

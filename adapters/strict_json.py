@@ -1,0 +1,54 @@
+"""Owns the strict reading of a JSON object: what Python's own json is too kind about is a violation.
+
+Invariant: an object without violations is UTF-8 throughout, has no key twice at any level, no NaN or Infinity.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The object that `raw` is (None if it is none), and what is wrong with the JSON itself, each naming `where`."""
+    found: list[str] = []
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                found.append(f"{where}: key {quote(key)} stands there more than once")
+            result[key] = value
+        return result
+
+    def constant(name: str) -> float:
+        found.append(f"{where}: found {name}, which is no JSON number")
+        return float(name)
+
+    try:
+        values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return None, [*found, f"{where}: found half of a surrogate pair in a string, which is no character"]
+    except UnicodeDecodeError as error:
+        return None, [f"{where}: not UTF-8 ({error.reason} at byte {error.start})"]
+    except RecursionError:
+        return None, [f"{where}: nested too deeply"]
+    except ValueError as error:
+        return None, [f"{where}: not JSON ({error})"]
+    if not isinstance(values, dict):
+        return None, [f"{where}: found a JSON {type(values).__name__}, expected an object"]
+    return values, found
+
+
+def quote(value: object) -> str:
+    """A value as it was found, short enough for a line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # an int of more digits than Python prints
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def on_one_line(text: str) -> str:
+    """A sentence that can be sent and logged: what does not print is escaped."""
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -1,0 +1,27 @@
+#!/bin/sh
+# What the server's container of compose.yaml runs: `perft serve` with the keys of the secret files. The arguments are
+# those of `perft serve`; without any it builds the demo base once and serves it with its adapters.
+set -eu
+
+secrets=${SECRETS_FOLDER:-/run/secrets}
+for name in api_keys admin_key metrics_key; do
+  if [ ! -s "$secrets/$name" ]; then
+    echo "found no secret $name in $secrets: run deploy/make-secrets.sh first" >&2
+    exit 1
+  fi
+done
+PERFT_API_KEYS=$(grep -v '^#' "$secrets/api_keys" | paste -s -d , -)
+PERFT_ADMIN_KEY=$(cat "$secrets/admin_key")
+PERFT_METRICS_KEY=$(cat "$secrets/metrics_key")
+export PERFT_API_KEYS PERFT_ADMIN_KEY PERFT_METRICS_KEY
+
+if [ "$#" -eq 0 ]; then
+  python -m server.demo.base
+  base=$(python -c 'from server.demo.base import default_folder; print(default_folder())')
+  demo=$(python -c 'import server.demo; print(*server.demo.__path__)')
+  set -- "$base" --served-model-name demo-base --dtype float32 --max-model-len 2048 --gpu-memory-utilization 0.5
+  for adapter in "$demo"/adapters/*/; do
+    set -- "$@" --adapter "$(basename "$adapter")=${adapter%/}"
+  done
+fi
+exec perft serve "$@" --host 0.0.0.0 --port 8000

@@ -1,0 +1,70 @@
+"""A /metrics page over made-up state and 5,000 adapters, for what a healthy server never shows.
+
+    python -m integration.made_up_server --port N --key KEY
+
+Every scrape counts one more of each thing that an alert without waiting time is about.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+
+from server.errors import ApiError
+from server.metrics import AdapterMetrics
+from server.metrics_page import MetricsPage, respond
+from server.metrics_state import AdapterState, StateCollector, StateSnapshot
+
+ADAPTERS = [f"tenant-{number:04}" for number in range(5_000)]
+
+
+def build_app(key: str) -> FastAPI:
+    ours = CollectorRegistry()
+    metrics = AdapterMetrics(ours, base_name="base", is_known=set(ADAPTERS).__contains__)
+    scrapes = 0
+
+    def snapshot() -> StateSnapshot:
+        state = AdapterState(running=1, tier="device")
+        experts = {ADAPTERS[0]: (9 * scrapes, scrapes)}
+        return StateSnapshot(
+            dict.fromkeys(ADAPTERS, state), 256, device_rows_used=90, device_rows_total=100, store_bytes=10**9,
+            store_free_bytes=10**10, moe_layers=30, step_load_bytes=4_096 * scrapes, expert_tokens=experts,
+        )  # fmt: skip
+
+    ours.register(StateCollector(metrics, snapshot))
+    page = MetricsPage(ours)
+    for name in ADAPTERS:
+        metrics.request_finished(name, "stop", 10, 10, 1.0)
+        metrics.first_token(name, 0.1)
+    app = FastAPI()
+
+    @app.get("/metrics")
+    def answer(request: Request) -> Response:
+        nonlocal scrapes
+        if request.headers.get("authorization") != f"Bearer {key}":
+            return ApiError(401, "invalid_api_key", "found another key, expected the one of --key").response()
+        scrapes += 1
+        count_bad_things(metrics)
+        return respond(page, request)
+
+    return app
+
+
+def count_bad_things(metrics: AdapterMetrics) -> None:
+    happened: tuple[Callable[[], None], ...] = (
+        lambda: metrics.request_finished(ADAPTERS[0], "adapter_output_invalid", 1, 1, 0.1),
+        lambda: metrics.load_finished("host", 1.0, "failed"),
+        lambda: metrics.upload("storage_full"),
+    )
+    for happen in happened:
+        happen()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--key", required=True)
+    arguments = parser.parse_args()
+    uvicorn.run(build_app(arguments.key), host="127.0.0.1", port=arguments.port, log_level="warning")

@@ -1,0 +1,124 @@
+"""deploy/prometheus in a real Prometheus: promtool accepts it, a server is scraped, queries answer, alerts fire."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.prometheus import DEPLOYED, Prometheus, promtool, scraping, write_configuration
+from integration.target import Target
+from tests.server.processes import free_port
+
+DASHBOARD = DEPLOYED.parent / "grafana" / "dashboards" / "perft.json"
+ONE_SERIES = ("perft_moe_layers", "perft_device_rows_total", "perft_device_rows_used", "perft_store_bytes")
+MADE_UP_KEY = "made-up-metrics-key"
+# Alerts without a waiting time whose condition the made-up server counts at every scrape.
+AT_ONCE = {"PerftStepLoadBytes", "PerftAdapterOutputInvalid", "PerftLoadsFail", "PerftUploadsFail"}
+
+
+def test_promtool_accepts_the_rules() -> None:
+    promtool("check", "rules", "alerts.yml")
+
+
+def test_every_alert_fires_in_its_condition_and_not_below() -> None:
+    promtool("test", "rules", "alerts_test.yml")
+
+
+def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
+    """But for the target and the key's file, which is there in the container."""
+    promtool("check", "config", str(write_configuration(tmp_path, "server:8000", "a-key")))
+
+
+def dashboard_queries() -> list[str]:
+    """Every query, with all adapters and servers chosen."""
+    chosen = {"$instance": ".*", "$adapter": ".*", "$__rate_interval": "1m"}
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    for variable, value in chosen.items():
+        queries = [query.replace(variable, value) for query in queries]
+    return queries
+
+
+def is_up(prometheus: Prometheus, expected: int) -> None:
+    prometheus.wait_for(lambda: prometheus.value('up{job="perft"}'), lambda value: value == expected)
+
+
+@pytest.fixture(scope="module")
+def of_target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with scraping(tmp_path_factory.mktemp("of-target"), target.address, target.metrics_key) as prometheus:
+        is_up(prometheus, 1)
+        yield prometheus
+
+
+def test_the_server_is_scraped_with_its_key(of_target: Prometheus, target: Target) -> None:
+    for name in ONE_SERIES:
+        assert of_target.value(name) is not None, name
+    layers = of_target.value("perft_moe_layers")
+    assert layers is not None and layers > 0
+    assert of_target.value("perft_step_load_bytes_total") == 0
+    assert of_target.query(f'perft_adapter_requests_running{{adapter="{target.base}"}}')
+    assert of_target.query(f'perft_adapter_resident{{adapter="{target.adapter}"}}')
+    assert of_target.query("vllm:num_requests_running") and len(of_target.query("vllm:lora_requests_info")) == 1
+
+
+def test_every_query_of_the_dashboard_is_answered(of_target: Prometheus) -> None:
+    queries = dashboard_queries()
+    assert len(queries) > 25
+    for query in queries:
+        of_target.query(query)
+
+
+def test_a_healthy_server_fires_no_alert(of_target: Prometheus) -> None:
+    def evaluated() -> list[dict[str, str]]:
+        return [rule for group in of_target.get("rules")["groups"] for rule in group["rules"]]
+
+    rules = of_target.wait_for(evaluated, lambda found: all(rule["health"] != "unknown" for rule in found))
+    assert rules and {rule["health"] for rule in rules} == {"ok"}
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
+
+
+def test_a_wrong_key_is_not_let_in(target: Target, tmp_path: Path) -> None:
+    with scraping(tmp_path, target.address, "not-the-metrics-key") as prometheus:
+        is_up(prometheus, 0)
+        (scraped,) = prometheus.get("targets")["activeTargets"]
+        assert "401" in scraped["lastError"]
+
+
+@pytest.fixture(scope="module")
+def of_made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "integration.made_up_server", "--port", str(port), "--key", MADE_UP_KEY],
+        cwd=DEPLOYED.parents[1],
+    )
+    try:
+        with scraping(tmp_path_factory.mktemp("made-up"), f"127.0.0.1:{port}", MADE_UP_KEY) as prometheus:
+            is_up(prometheus, 1)
+            yield prometheus
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_five_thousand_adapter_names_stay_under_the_cap(of_made_up: Prometheus) -> None:
+    shown = of_made_up.value('count(count by (adapter) ({adapter!="",job="perft"}))')
+    assert shown == 502, "500 names, the base and _other"
+    assert of_made_up.value('perft_adapter_requests_total{adapter="_other",finish_reason="stop"}') == 4_500
+    samples = of_made_up.value('scrape_samples_scraped{job="perft"}')
+    assert samples is not None and samples < 40_000
+
+
+def test_alerts_fire_and_say_what_to_do(of_made_up: Prometheus) -> None:
+    def firing() -> dict[str, dict[str, str]]:
+        alerts = of_made_up.get("alerts")["alerts"]
+        return {alert["labels"]["alertname"]: alert["annotations"] for alert in alerts if alert["state"] == "firing"}
+
+    said = of_made_up.wait_for(firing, lambda found: set(found) >= AT_ONCE)
+    assert set(said) == AT_ONCE
+    for annotations in said.values():
+        assert not re.search(r"\{\{|<no value>|error expanding", "".join(annotations.values()))
+    assert said["PerftAdapterOutputInvalid"]["summary"].startswith("tenant-0000 ")

@@ -1,0 +1,148 @@
+"""Owns the one list of routes and what each needs: default deny. What is not on it is not there.
+
+Invariant: a request is matched by Starlette's own matcher, so what is asked for here is what the router would route.
+Left out on purpose: stored responses (GET and cancel of /v1/responses/{id} know no owner), /docs and /redoc (they run
+another site's script on this origin), and whatever generates without passing through our checks of model and salt.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Mount
+from starlette.routing import Route as PathRoute
+from starlette.types import Scope
+
+Need = Literal["none", "inference", "admin", "metrics"]
+_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _never(request: Request) -> Response:
+    raise AssertionError(f"{request.url.path}: these routes only match")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path.
+
+    generates: its body gets a cache salt. selects_model: its JSON body's `model` selects an adapter.
+    """
+
+    method: str
+    path: str
+    need: Need
+    generates: bool = False
+    selects_model: bool = False
+    _matcher: PathRoute = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_matcher", PathRoute(self.path, _never, methods=[self.method]))
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes adapters."""
+        return self.need == "admin" and self.method != "GET"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two routes the same: parameters count by place, not by name."""
+        return self.method, _PARAMETER.sub("{", self.path)
+
+    def matches(self, scope: Scope) -> bool:
+        """Whether the path is this route's, whatever the method."""
+        return self._matcher.matches(scope)[0] is not Match.NONE
+
+
+def _adapter_routes() -> list[Route]:
+    adapter = "/v1/adapters/{name}"
+    version = adapter + "/versions/{version}"
+    return [
+        Route("GET", "/v1/adapters", "inference"),
+        Route("POST", "/v1/adapters", "admin"),
+        Route("GET", adapter, "inference"),
+        Route("PATCH", adapter, "admin"),
+        Route("DELETE", adapter, "admin"),
+        Route("GET", version, "inference"),
+        Route("DELETE", version, "admin"),
+        Route("GET", version + "/files/{file}", "admin"),
+    ]
+
+
+def _generating(path: str) -> Route:
+    return Route("POST", path, "inference", generates=True, selects_model=True)
+
+
+def _selecting(path: str) -> Route:
+    return Route("POST", path, "inference", selects_model=True)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/health", "none"),
+    Route("GET", "/ready", "none"),
+    Route("GET", "/version", "none"),
+    Route("GET", "/metrics", "metrics"),
+    Route("GET", "/openapi.json", "inference"),
+    Route("GET", "/v1/models", "inference"),
+    Route("GET", "/v1/models/{model:path}", "inference"),
+    _generating("/v1/chat/completions"),
+    _generating("/v1/completions"),
+    _generating("/v1/responses"),
+    _generating("/v1/messages"),
+    _selecting("/v1/messages/count_tokens"),
+    _selecting("/tokenize"),
+    _selecting("/detokenize"),
+    *_adapter_routes(),
+)
+
+
+def routes_at(path: str, root_path: str = "") -> list[Route]:
+    """The listed routes of a path (decoded, as in an ASGI scope), one per method."""
+    scope: Scope = {"type": "http", "method": "GET", "path": path, "root_path": root_path}
+    return [route for route in ROUTES if route.matches(scope)]
+
+
+def match(method: str, path: str, root_path: str = "") -> Route | None:
+    """The listed route of a request; a HEAD is a GET without the body."""
+    wanted = "GET" if method == "HEAD" else method
+    return next((route for route in routes_at(path, root_path) if route.method == wanted), None)
+
+
+def prune(app: FastAPI, keep_vllm_metrics: bool = False) -> None:
+    """Remove every route of the app that is not on the list: also mounts, websockets and what is of an unknown kind.
+
+    keep_vllm_metrics: leave vLLM's /metrics, which is a route and a mount; else only a plain /metrics route of ours.
+    """
+    app.router.routes[:] = [route for route in app.routes if _is_listed(route, keep_vllm_metrics)]
+    app.openapi_schema = None
+
+
+def missing(app: FastAPI) -> list[Route]:
+    """The listed routes that the app does not have."""
+    there = {key for route in app.routes for key in _keys(route)}
+    return [route for route in ROUTES if route.key not in there]
+
+
+def _is_listed(route: BaseRoute, keep_vllm_metrics: bool) -> bool:
+    if getattr(route, "path", None) == "/metrics" and _is_vllms_metrics(route):
+        return keep_vllm_metrics
+    listed = {known.key for known in ROUTES}
+    keys = _keys(route)
+    return bool(keys) and keys <= listed
+
+
+def _is_vllms_metrics(route: BaseRoute) -> bool:
+    endpoint = getattr(route, "endpoint", None)
+    return isinstance(route, Mount) or getattr(endpoint, "__module__", "").startswith(
+        "prometheus_fastapi_instrumentator"
+    )
+
+
+def _keys(route: BaseRoute) -> set[tuple[str, str]]:
+    """A route of the app as keys of the list, without the HEAD of a GET; none for what is no plain route."""
+    if not isinstance(route, PathRoute) or not route.methods:
+        return set()
+    methods = set(route.methods) - ({"HEAD"} if "GET" in route.methods else set())
+    return {(method, _PARAMETER.sub("{", route.path)) for method in methods}

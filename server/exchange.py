@@ -1,0 +1,35 @@
+"""Owns what one inference request is while it is answered: who asked, which version answers, what it cost.
+
+The gate makes it, vLLM's handler knows nothing of it, and `server.inference` finds it again through a context variable
+when the handler asks the engine. Invariant: `failure`, once set, is what the client is told.
+"""
+
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from server.errors import ApiError
+from server.keys import Caller
+from server.logs import RequestFacts
+from server.versions import Version
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request. began: time.monotonic() of its arrival. place: the device lease that the gate waited for, given up
+    once the engine's own request holds one."""
+
+    caller: Caller
+    version: Version | None
+    facts: RequestFacts
+    began: float
+    place: AsyncExitStack = field(default_factory=AsyncExitStack)
+    failure: ApiError | None = None
+
+    def used(self, prompt_tokens: int, generation_tokens: int) -> None:
+        """Count tokens of one engine request into the request's line of the log."""
+        self.facts.prompt_tokens = (self.facts.prompt_tokens or 0) + prompt_tokens
+        self.facts.generation_tokens = (self.facts.generation_tokens or 0) + generation_tokens
+
+
+CURRENT: ContextVar[Exchange | None] = ContextVar("perft_exchange", default=None)

@@ -1,0 +1,79 @@
+"""Owns what one key may use at once: requests running, and tokens per minute.
+
+Invariant: memory is bounded by the labels that run something now or used tokens within the last minute.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from server.errors import ApiError
+
+Label = str | None
+MINUTE_S = 60.0
+_SWEEP_ABOVE = 256
+
+
+class KeyLimits:
+    """Counts per label (None: the callers without a key, together). A limit that is None does not limit.
+
+    Tokens are a bucket of one minute's worth that fills steadily. They are known only after the request: one request
+    may take the bucket below zero, and the next one waits until it is above again.
+    """
+
+    def __init__(
+        self,
+        max_requests: int | None = None,
+        tokens_per_minute: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_requests, self._tokens_per_minute, self._clock = max_requests, tokens_per_minute, clock
+        self._running: Counter[Label] = Counter()
+        self._empty_until: dict[Label, float] = {}
+        """When the bucket was or will be at zero; a bucket at zero a minute ago is full."""
+
+    def check(self, label: Label) -> None:
+        """Raises ApiError 429 while the label's tokens are used up; its Retry-After is when they are not."""
+        wait = self._empty_until.get(label, -math.inf) - self._clock()
+        if self._tokens_per_minute is not None and wait >= 0:
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"found the {self._tokens_per_minute} tokens per minute of this key used up; ask again later",
+                retry_after=math.floor(wait) + 1,
+            )
+
+    def charge(self, label: Label, tokens: int) -> None:
+        """Book tokens that were used (prompt and generated)."""
+        assert tokens >= 0, tokens
+        if self._tokens_per_minute is None or tokens == 0:
+            return
+        now = self._clock()
+        start = max(self._empty_until.get(label, -math.inf), now - MINUTE_S)
+        self._empty_until[label] = start + tokens * MINUTE_S / self._tokens_per_minute
+        if len(self._empty_until) > _SWEEP_ABOVE:
+            self._empty_until = {k: at for k, at in self._empty_until.items() if at > now - MINUTE_S}
+
+    def enter(self, label: Label) -> None:
+        """Count a request in; `leave` follows once its response has ended. Raises ApiError 429."""
+        self.check(label)
+        if self._max_requests is not None and self._running[label] >= self._max_requests:
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"found {self._max_requests} requests of this key running, which is its limit; ask again when one ends",
+                retry_after=1,
+            )
+        self._running[label] += 1
+
+    def leave(self, label: Label) -> None:
+        """Count a request out."""
+        assert self._running[label] > 0, label
+        self._running[label] -= 1
+        if not self._running[label]:
+            del self._running[label]
+
+    def running(self, label: Label) -> int:
+        """Requests of the label that run now."""
+        return self._running.get(label, 0)

@@ -1,0 +1,91 @@
+"""Owns the access log: one line per request, when its response has ended.
+
+Invariant: never a key, a prompt or an answer, and nothing a client wrote that is not checked: the path is the route's
+template, the adapter the resolved one.
+"""
+
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from typing import IO, Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+LogFormat = Literal["text", "json"]
+ACCESS_LOGGER = "perft.access"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+@dataclass
+class RequestFacts:
+    """What the server finds out about a request on its way (scope["state"]["facts"]); the gate logs it at the end."""
+
+    adapter: str | None = None
+    version: int | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One line. path: the route's template (None: no route). status: 499 if the client left before the answer."""
+
+    request_id: str
+    label: str | None
+    method: str
+    path: str | None
+    status: int
+    adapter: str | None
+    version: int | None
+    prompt_tokens: int | None
+    generation_tokens: int | None
+    seconds: float
+
+
+class RequestLog:
+    """Writes request records to a stream of its own, as text (`key=value`) or JSON."""
+
+    def __init__(self, log_format: LogFormat = "text", stream: IO[str] | None = None) -> None:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(_formatter(log_format))
+        self._logger = logging.Logger(ACCESS_LOGGER, logging.INFO)
+        self._logger.addHandler(handler)
+
+    def write(
+        self,
+        request_id: str,
+        label: str | None,
+        method: str,
+        path: str | None,
+        status: int,
+        seconds: float,
+        facts: RequestFacts,
+    ) -> RequestRecord:
+        """Log one request that has ended."""
+        known = method if method in _METHODS else "OTHER"
+        record = RequestRecord(
+            request_id=request_id,
+            label=label,
+            method=known,
+            path=path,
+            status=status,
+            seconds=round(seconds, 6),
+            **asdict(facts),
+        )
+        self._logger.info("request", extra=asdict(record))
+        return record
+
+
+class _TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00+0000 request request_id=... status=200`; what is not known is left out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = {name: getattr(record, name) for name in RequestRecord.__dataclass_fields__}
+        shown = (f"{name}={value}" for name, value in values.items() if value is not None)
+        return " ".join([self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), record.getMessage(), *shown])
+
+
+def _formatter(log_format: LogFormat) -> logging.Formatter:
+    if log_format == "text":
+        return _TextFormatter()
+    return JsonFormatter("{message}", style="{", timestamp=True, rename_fields={"timestamp": "time"})

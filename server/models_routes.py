@@ -1,0 +1,59 @@
+"""Owns OpenAI's list of models: the base, and every adapter that the caller may select by its name.
+
+Invariant: no card names a path of the server.
+"""
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from server.adapter_routes import CallerOf, CatalogOf
+from server.contract_route import ContractRoute
+from server.openapi import GUARD, refusals
+
+router = APIRouter(route_class=ContractRoute, tags=["models"])
+_STARTED = int(time.time())
+
+
+class ModelCard(BaseModel):
+    """OpenAI's model object with vLLM's additions."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "perft"
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """OpenAI's list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def _card(request: Request, model: str, created: int, parent: str | None) -> ModelCard:
+    length: int = request.app.state.perft_max_model_len
+    return ModelCard(id=model, created=created, root=parent or model, parent=parent, max_model_len=length)
+
+
+@router.get("/v1/models", summary="List models", responses=refusals(*GUARD))
+async def list_models(request: Request, caller: CallerOf, catalog: CatalogOf) -> ModelList:
+    """The base, and every adapter that can be asked by its name."""
+    base = catalog.base_names[0]
+    cards = [_card(request, name, _STARTED, None) for name in catalog.base_names]
+    cards += [_card(request, name, created, base) for name, created in catalog.servable(caller)]
+    return ModelList(data=cards)
+
+
+@router.get("/v1/models/{model:path}", summary="One model", responses=refusals(*GUARD, 404))
+async def retrieve_model(model: str, request: Request, caller: CallerOf, catalog: CatalogOf) -> ModelCard:
+    """The base, NAME or NAME@version."""
+    version = catalog.resolve(model, caller)
+    if version is None:
+        return _card(request, model, _STARTED, None)
+    return _card(request, model, version.record.created, catalog.base_names[0])

@@ -1,0 +1,210 @@
+"""Owns the parts of a running server and how they are put together: one `Runtime` per process.
+
+`start` builds them bottom up (engine, store, plan, catalog, metrics); the app finds them in its state. The real server
+and the tests' server with the fake engine are put together here alike.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from adapters import Limits, Store, StoreError
+from server.audit import AuditLog
+from server.catalog import Catalog
+from server.drain import Drain, DrainGate
+from server.engine import Engine, EngineCounters, EngineStatus
+from server.errors import StartError
+from server.gate import Gate, GateParts
+from server.guard import Admission, Guard
+from server.intake import Intake, LoRACheck
+from server.keys import Caller
+from server.limits import KeyLimits
+from server.logs import RequestLog
+from server.metrics import AdapterMetrics
+from server.metrics_page import MetricsPage, forget_vllms_adapter_lists, serve_on
+from server.metrics_state import AdapterState, StateCollector, StateSnapshot
+from server.reach import Reach
+from server.residency import Capacity, ResidencyPlan
+from server.routes import attach
+from server.settings import Settings
+from server.uploads import UploadLimits
+from server.versions import Version
+
+COUNT_EVERY_S = 5.0
+
+
+class Names:
+    """What the catalog tells: served and gone versions (vLLM's table of names), uploads, changes to be recorded."""
+
+    def __init__(
+        self, metrics: AdapterMetrics, audit: AuditLog, table: dict[str, Any], entry: Callable[[Version], Any]
+    ):
+        self._metrics, self._audit, self._table, self._entry = metrics, audit, table, entry
+
+    def served(self, version: Version) -> None:
+        self._table[version.id] = self._entry(version)
+
+    def gone(self, version: Version) -> None:
+        self._table.pop(version.id, None)
+
+    def name_gone(self, name: str) -> None:
+        self._metrics.adapter_deleted(name)
+
+    def uploaded(self, result: str) -> None:
+        self._metrics.upload(result)
+
+    def record(self, action: str, caller: Caller, **details: Any) -> None:
+        self._audit.record(action, caller, caller.client, request_id=caller.request_id, **details)
+
+
+class Runtime:
+    """The parts, by name. Made by `start`."""
+
+    def __init__(self, engine: Engine, settings: Settings, status: EngineStatus, base_names: list[str]) -> None:
+        self.engine, self.settings, self.status = engine, settings, status
+        self.base_names = base_names
+        self.base_running: Callable[[], int] = lambda: 0
+        self.counters = EngineCounters()
+        self.registry = CollectorRegistry()
+        self.metrics = AdapterMetrics(
+            self.registry, settings.metrics_max_adapters, base_name=base_names[0], is_known=self._is_known
+        )
+        self.registry.register(StateCollector(self.metrics, self.snapshot))
+        self.page = MetricsPage(self.registry)
+        self.limits = KeyLimits(settings.key_max_requests, settings.key_tokens_per_minute)
+        self.drain = Drain()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closers: list[Callable[[], None]] = []
+
+    async def start(
+        self,
+        table: dict[str, Any],
+        entry: Callable[[Version], Any],
+        abort: Callable[[str], Awaitable[None]],
+        max_running: int,
+        check_lora: LoRACheck | None = None,
+    ) -> None:
+        """Open the store and bring its adapters in. table: where vLLM looks names up, filled with `entry(version)`.
+
+        Raises StartError.
+        """
+        base = self.status.base
+        assert base is not None
+        audit = AuditLog(self.settings.audit_path)
+        audit.open()
+        try:
+            store = await asyncio.get_running_loop().run_in_executor(None, Store.open, self.settings.adapter_store)
+        except StoreError as error:
+            raise StartError(f"--adapter-store: {error}") from error
+        host_bytes = self.settings.host_cache_bytes
+        capacity = Capacity(
+            rows=self.status.rows_total,
+            lora_slots=self.status.lora_slots,
+            host_bytes=_a_tenth_of_memory() if host_bytes is None else host_bytes,
+            running=max_running,
+        )
+        self.plan = ResidencyPlan(self.engine, capacity, self.metrics)
+        intake = Intake(base, limits_of(self.settings), self.status.rows_total, check_lora)
+        names = Names(self.metrics, audit, table, entry)
+        self.catalog = Catalog(store, self.plan, intake, self.base_names, self.settings, names, abort)
+        await self.catalog.start()
+        self.secret = store.secret
+        self._tasks.append(asyncio.get_running_loop().create_task(self._count()))
+        if self.settings.metrics_bind is not None:
+            self._closers.append(serve_on(self.settings.metrics_bind, self.page))
+
+    async def close(self) -> None:
+        """Stop what runs in the background and let the store go."""
+        for task in self._tasks:
+            task.cancel()
+        for close in self._closers:
+            close()
+        await self.catalog.close()
+
+    def fill(self, state: Any, is_local: bool) -> None:
+        """Give an app's state what the routes and middlewares look for. The guard comes last: it opens the door."""
+        settings = self.settings
+        state.perft_engine, state.perft_catalog, state.perft_runtime = self.engine, self.catalog, self
+        state.perft_drain, state.perft_page = self.drain, self.page
+        state.perft_gate = GateParts(self.catalog, self.metrics, self.secret, settings.load_timeout_s)
+        state.perft_upload_limits = UploadLimits(
+            settings.max_adapter_bytes, settings.upload_timeout_s, settings.upload_idle_timeout_s
+        )
+        state.perft_guard = Admission(
+            settings.key_ring,
+            Reach(is_local),
+            self.limits,
+            RequestLog(settings.log_format),
+            serves_metrics=settings.metrics_bind is None,
+        )
+
+    def _is_known(self, name: str) -> bool:
+        return self.catalog.has(name)
+
+    async def refresh(self) -> None:
+        """Ask the workers for their counters; what was known stays if they do not answer."""
+        with suppress(Exception):
+            self.status = await self.engine.status()
+            self.counters = await self.engine.counters()
+
+    def snapshot(self) -> StateSnapshot:
+        """What the server holds now, from memory."""
+        catalog = self.catalog
+        adapters: dict[str, AdapterState] = {}
+        tokens: dict[str, list[int]] = {}
+        for name in catalog.names():
+            versions = [version for version in catalog.versions(name) if version.accepted is not None]
+            active = catalog.active(name)
+            adapters[name] = AdapterState(
+                running=sum(len(version.running) for version in versions),
+                waiting=sum(self.plan.waiting(version.engine) for version in versions),
+                tier=self.plan.tier(active.engine) if active is not None and active.accepted is not None else None,
+            )
+            for version in versions:
+                _add_up(tokens.setdefault(name, []), self.counters.expert_tokens.get(version.engine.engine_id, ()))
+        disk = os.statvfs(self.settings.adapter_store)
+        return StateSnapshot(
+            adapters=adapters,
+            max_lora=self.plan.capacity.running,
+            base_running=self.base_running(),
+            device_rows_used=self.plan.rows_used,
+            device_rows_total=self.status.rows_total,
+            store_bytes=catalog.store_bytes(),
+            store_free_bytes=disk.f_bavail * disk.f_frsize,
+            moe_layers=self.status.moe_layers,
+            step_load_bytes=self.counters.step_load_bytes,
+            expert_tokens={name: counts for name, counts in tokens.items() if counts},
+        )
+
+    async def _count(self) -> None:
+        while True:
+            await self.refresh()
+            forget_vllms_adapter_lists()
+            await asyncio.sleep(COUNT_EVERY_S)
+
+
+def dress(app: FastAPI) -> None:
+    """Hang our routes and middlewares on an app; the last added is the outermost."""
+    attach(app)
+    for middleware in (Gate, DrainGate, Guard):
+        app.add_middleware(middleware)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The operator's limits of an adapter."""
+    return Limits(settings.max_adapter_bytes, settings.allow_other_base)
+
+
+def _a_tenth_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10
+
+
+def _add_up(total: list[int], more: tuple[int, ...]) -> None:
+    total.extend([0] * (len(more) - len(total)))
+    for expert, count in enumerate(more):
+        total[expert] += count

@@ -1,0 +1,98 @@
+"""Bodies that are not the form they should be."""
+
+from collections.abc import Callable
+
+from tests.hostile import good
+from tests.hostile.attack import BOUNDARY, END, FORM, Attack, Attacks, Setting, Upload, form, part, whole
+
+
+def _fields(setting: Setting) -> dict[str, bytes]:
+    config, weights = good.files(setting).values()
+    return {"name": good.NAME, "config": config, "weights": weights}
+
+
+def _body(setting: Setting) -> bytes:
+    return form(_fields(setting))
+
+
+def _malformed(words: str, make: Callable[[Setting], Upload]) -> Attack:
+    return Attack(400, "invalid_request", (words,), make)
+
+
+def _typed(words: str, content_type: str | None) -> Attack:
+    return _malformed(words, lambda s: Upload([_body(s)], content_type, len(_body(s))))
+
+
+def _without(field: str, words: str) -> Attack:
+    return _malformed(words, lambda s: whole(form({k: v for k, v in _fields(s).items() if k != field})))
+
+
+def _with(words: str, **more: bytes) -> Attack:
+    return _malformed(words, lambda s: whole(form(_fields(s) | more)))
+
+
+def _inserted(words: str, *parts: bytes) -> Attack:
+    """Sound fields after hostile ones."""
+    return _malformed(words, lambda s: whole(b"".join(parts) + _body(s)))
+
+
+ATTACKS: Attacks = {
+    "JSON body": _typed("expected multipart/form-data", "application/json"),
+    "urlencoded body": _typed("expected multipart/form-data", "application/x-www-form-urlencoded"),
+    "multipart/mixed": _typed("expected multipart/form-data", FORM.replace("form-data", "mixed")),
+    "no content type": _typed("expected multipart/form-data", None),
+    "no boundary": _typed("boundary", "multipart/form-data"),
+    "empty boundary": _typed("boundary", 'multipart/form-data; boundary=""'),
+    "boundary of 200 bytes": _typed("boundary", f"multipart/form-data; boundary={'b' * 200}"),
+    "another boundary": _typed("is not multipart/form-data", "multipart/form-data; boundary=other"),
+    "gzip content encoding": _malformed(
+        "Content-Encoding", lambda s: Upload([_body(s)], FORM, len(_body(s)), {"Content-Encoding": "gzip"})
+    ),
+    "empty body": _malformed("cut off", lambda s: whole(b"")),
+    "only the end": _malformed("no field 'name'", lambda s: whole(END)),
+    "random bytes": _malformed("is not multipart/form-data", lambda s: whole(bytes(range(256)) * 40)),
+    "no closing boundary": _malformed("cut off", lambda s: whole(_body(s)[: -len(END)])),
+    "half a closing boundary": _malformed("cut off", lambda s: whole(_body(s)[:-6])),
+    "no name": _without("name", "no field 'name'"),
+    "no config": _without("config", "found 'weights'"),
+    "no weights": _without("weights", "found 'config'"),
+    "neither file": _malformed("found no file", lambda s: whole(form({"name": good.NAME}))),
+    "both forms": _malformed(
+        "found 'config' and 'file'", lambda s: whole(form(_fields(s) | {"file": good.zipped(good.files(s))}))
+    ),
+    "archive and config": _malformed(
+        "alone", lambda s: whole(form({"name": good.NAME, "config": good.config(), "file": b"PK"}))
+    ),
+    "unknown field": _with("found the field 'version'", version=b"7"),
+    "a path as the field": _inserted("found the field '../config'", part("../config", b"{}")),
+    "field without a name": _inserted("found the field ''", part("", b"{}")),
+    "a million unknown fields": _inserted("found the field 'f0'", *(part(f"f{i}", b"") for i in range(10_000))),
+    "name twice": _inserted("'name' more than once", part("name", b"first")),
+    "config twice": _inserted("'config' more than once", part("config", b"{}")),
+    "weights twice": _inserted("'weights' more than once", part("weights", b"x")),
+    "activate twice": _inserted("'activate' more than once", *[part("activate", b"true")] * 2),
+    "activate=maybe": _with("activate: expected true or false", activate=b"maybe"),
+    "activate=1": _with("activate: expected true or false", activate=b"1"),
+    "activate of nothing": _with("activate: expected true or false", activate=b""),
+    "activate of a megabyte": _with("activate: expected true or false", activate=b"true" * 250_000),
+    "base64 part": _malformed(
+        "Content-Transfer-Encoding",
+        lambda s: whole(part("config", b"e30=", headers="Content-Transfer-Encoding: base64\r\n") + _body(s)),
+    ),
+    "part that is no form-data": _malformed(
+        "Content-Disposition", lambda s: whole(_body(s).replace(b"form-data; name", b"attachment; name"))
+    ),
+    "part without headers": _inserted("Content-Disposition", f"--{BOUNDARY}\r\n\r\nx\r\n".encode()),
+    "Content-Disposition twice": _inserted(
+        "twice", part("name", b"x", headers='Content-Disposition: form-data; name="config"\r\n')
+    ),
+    "header of 100 KB": _inserted("header size", part("name", b"x", headers=f"X-Long: {'x' * 100_000}\r\n")),
+    "header name of 100 KB": _inserted("header size", part("name", b"x", headers=f"{'x' * 100_000}: 1\r\n")),
+    "a thousand headers": _inserted(
+        "header count", part("name", b"x", headers="".join(f"X-{i}: 1\r\n" for i in range(1000)))
+    ),
+    "header with a NUL": _inserted("invalid character", part("name", b"x", headers="X\0Y: 1\r\n")),
+    "nested multipart": _inserted(
+        "found the field 'files'", part("files", b"x", headers="Content-Type: multipart/mixed; boundary=inner\r\n")
+    ),
+}

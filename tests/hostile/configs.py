@@ -1,0 +1,77 @@
+"""Configurations with every key out of range, and JSON that is none."""
+
+from typing import Any
+
+from tests.hostile import good
+from tests.hostile.attack import Attack, Attacks
+
+HUGE = 10**400
+GOOD = good.config()
+GONE: Any = object()
+
+
+def _sent(raw: bytes, *words: str) -> Attack:
+    return Attack(
+        400, "invalid_adapter", words or ("adapter_config.json",), lambda s: good.two_files(raw, good.weights(s.base))
+    )
+
+
+def _changed(key: str, value: Any) -> Attack:
+    if value is GONE:
+        return _sent(GOOD.replace(f'"{key}": '.encode(), f'"_{key}": '.encode()), f"{key}: missing", f"_{key}: unknown")
+    return _sent(good.config(**{key: value}), key)
+
+
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "peft_type": ["LORAX", 1, None, GONE, ["PERFT"]],
+    "format_version": [0, 2, True, 1.0, "1", None, GONE, HUGE],
+    "base_model_name_or_path": [7, None, GONE, {}],
+    "base_fingerprint": ["a" * 63, "a" * 65, "g" * 64, "a" * 64 + "\n", 1],
+    "variant": ["X", "r", "", None, GONE, ["R"]],
+    "expert_type": ["LoRA", None, GONE, 1],
+    "bottleneck": [0, -1, 1025, True, 4.0, "4", None, GONE, HUGE],
+    "alpha": [0, -1, 65536.5, True, "8", None, HUGE, float("nan"), float("inf"), float("-inf")],
+    "activation": ["swish", "silu", 1],
+    "num_experts": [0, -1, 1025, True, 4.0, "4", None, GONE, HUGE],
+    "top_k": [0, -1, 3, True, 1.0, "1", None],
+    "renormalize": [0, 1, "true", None],
+    "gate_weight": ["base", None, 1],
+    "layers": [[], [1, 0], [0, 0], 0, "0", {"0": 1}, [-1], [65536], [True], [1.0], ["1"], [None], [HUGE], [9999]],
+    "description": ["x" * 1025, 3, None, ["x"]],
+}
+
+RAW: Attacks = {
+    "empty": _sent(b"", "not JSON"),
+    "a list": _sent(b"[]", "expected an object"),
+    "null": _sent(b"null", "expected an object"),
+    "a string": _sent(b'"R"', "expected an object"),
+    "not UTF-8": _sent(GOOD.replace(b"tiny", b"t\xe9ny"), "not UTF-8"),
+    "UTF-16": _sent(GOOD.decode().encode("utf-16"), "not UTF-8"),
+    "byte order mark": _sent(b"\xef\xbb\xbf" + GOOD, "not JSON"),
+    "two objects": _sent(GOOD + GOOD, "not JSON"),
+    "trailing comma": _sent(GOOD[:-1] + b",}", "not JSON"),
+    "python": _sent(b"__import__('os').system('id')", "not JSON"),
+    "pickle": _sent(b"\x80\x04\x95cos\nsystem\n", "not UTF-8"),
+    "duplicate key": _sent(b'{"top_k": 2,' + GOOD[1:], "'top_k' stands there more than once"),
+    "escaped duplicate key": _sent(b'{"t\\u006fp_k": 2,' + GOOD[1:], "'top_k' stands there more than once"),
+    "half a surrogate pair": _sent(GOOD.replace(b"tiny", b"\\ud800"), "surrogate"),
+    "NaN in a list": _sent(GOOD[:-1] + b', "layers": [NaN]}', "NaN"),
+    "1e999": _sent(GOOD.replace(b"4.0", b"1e999"), "alpha"),
+    "5,000 digits": _sent(GOOD.replace(b"4.0", b"9" * 5000), "not JSON"),
+    "deep lists": _sent(b"[" * 30_000 + b"]" * 30_000, "nested too deeply"),
+    "deep objects": _sent(b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested too deeply"),
+    "deep inside a key": _sent(GOOD[:-1] + b', "description": ' + b"[" * 9000 + b"]" * 9000 + b"}", "too deeply"),
+    "one byte too many": _sent(GOOD + b" " * (65537 - len(GOOD)), "found 65537 bytes, expected at most 65536"),
+    "a megabyte": _sent(GOOD + b" " * 1_000_000, "expected at most 65536"),
+    "thousands of unknown keys": _sent(GOOD[:-1] + b"".join(b',"k%d":1' % i for i in range(4000)) + b"}", "k3999: unk"),
+    "a key of 60,000 characters": _sent(GOOD[:-1] + b', "' + b"x" * 60_000 + b'": 1}', "unknown key"),
+    "a key with a newline": _sent(GOOD[:-1] + b', "a\\n  - forged": 1}', "unknown key"),
+    "a template": _sent(GOOD[:-1] + b', "chat_template": "{{ x }}"}', "chat_template: unknown key"),
+    "code": _sent(GOOD[:-1] + b', "auto_map": {"AutoModel": "evil.Model"}}', "auto_map: unknown key"),
+}
+
+ATTACKS: Attacks = {
+    f"config: {key} = {'missing' if value is GONE else repr(value)[:40]}": _changed(key, value)
+    for key, cases in OUT_OF_RANGE.items()
+    for value in cases
+} | {f"config: {kind}": attack for kind, attack in RAW.items()}

@@ -1,0 +1,332 @@
+"""The adapter routes on the wire: status, schema, code, headers of every answer, over a store and the fake engine."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+
+from adapters.errors import StorageFullError
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from server.catalog import Catalog
+from server.errors import ApiError
+from server.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
+from tests.server.fake_server import bearer, build_app
+from tests.server.fakes import BASE, FakeEngine
+from tests.synthetic import write_adapter
+
+BOB = bearer("bob")
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    assert not engine.broken_rules
+
+
+@pytest.fixture
+def client(tmp_path: Path, engine: FakeEngine) -> Iterator[TestClient]:
+    app = build_app(tmp_path / "store", engine)
+    with TestClient(app, raise_server_exceptions=False, headers=bearer()) as client:
+        yield client
+
+
+@pytest.fixture
+def catalog(client: TestClient) -> Catalog:
+    app = client.app
+    assert isinstance(app, FastAPI)
+    catalog: Catalog = app.state.perft_catalog
+    return catalog
+
+
+@pytest.fixture
+def staged(catalog: Catalog) -> list[Path]:
+    """The folders that uploads were staged in."""
+    folders: list[Path] = []
+    stage = catalog.stage
+
+    def keep() -> Path:
+        folders.append(stage())
+        return folders[-1]
+
+    catalog.stage = keep  # type: ignore[method-assign]
+    return folders
+
+
+Upload = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def upload(client: TestClient, tmp_path: Path) -> Upload:
+    def send(name: str, seed: int, **fields: str) -> httpx.Response:
+        folder = write_adapter(tmp_path / f"given-{seed}", BASE, seed)
+        parts = {"config": CONFIG_FILE, "weights": WEIGHTS_FILE}
+        files = {part: (file, (folder / file).read_bytes()) for part, file in parts.items()}
+        return client.post("/v1/adapters", data={"name": name, **fields}, files=files)
+
+    return send
+
+
+def refused(answer: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """The message of a refusal, which must be OpenAI's error object with this status and code."""
+    assert answer.status_code == status, answer.text
+    error = ErrorObject.model_validate(answer.json()).error
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    assert (error.code, error.type, error.param) == (code, kind, param), error
+    return error.message
+
+
+def test_upload_answers_201_then_200_for_the_same_content(upload: Upload, staged: list[Path]) -> None:
+    first, again, second = upload("poet", 0), upload("poet", 0), upload("poet", 1, activate="false")
+    assert [answer.status_code for answer in (first, again, second)] == [201, 200, 201]
+    assert {answer.headers["location"] for answer in (first, again, second)} == {"/v1/adapters/poet"}
+    adapter = AdapterObject.model_validate(second.json())
+    assert adapter.active == 1 and [version.id for version in adapter.versions] == ["poet@1", "poet@2"]
+    assert adapter.versions[0].variant == "R" and adapter.versions[0].state == "ready"
+    assert len(staged) == 3 and not any(folder.exists() for folder in staged)
+
+
+def test_what_was_staged_is_gone_after_a_refused_upload(client: TestClient, staged: list[Path]) -> None:
+    files = {"config": (CONFIG_FILE, b"{}"), "weights": (WEIGHTS_FILE, b"")}
+    answer = client.post("/v1/adapters", data={"name": "poet"}, files=files)
+    refused(answer, 400, "invalid_adapter")
+    assert "variant: missing" in answer.json()["error"]["violations"]
+    assert len(staged) == 1 and not staged[0].exists()
+    assert client.get("/v1/adapters").json()["data"] == []
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "multipart/form-data", None])
+def test_an_upload_that_is_no_multipart_is_refused(
+    client: TestClient, staged: list[Path], content_type: str | None
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    answer = client.post("/v1/adapters", content=b'{"name": "poet"}', headers=headers)
+    assert answer.status_code == 400 and ErrorObject.model_validate(answer.json())
+    assert not any(folder.exists() for folder in staged)
+
+
+def test_lists_come_in_pages(client: TestClient, upload: Upload) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    for name in names:
+        upload(name, 0)
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    while True:
+        page = AdapterList.model_validate(client.get("/v1/adapters", params=query).json())
+        seen += [adapter.name for adapter in page.data]
+        assert len(page.data) <= 2 and page.has_more == (page.next is not None)
+        if page.next is None:
+            break
+        query["after"] = page.next
+    assert seen == names
+    exact = client.get("/v1/adapters", params={"limit": 5}).json()
+    assert len(exact["data"]) == 5 and not exact["has_more"] and exact["next"] is None
+    assert client.get("/v1/adapters", params={"after": "e"}).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": 1001}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"after": "../x"}, "after"),
+        ({"before": "x"}, "before"),
+    ],
+)
+def test_a_bad_page_names_the_parameter(client: TestClient, query: dict[str, Any], param: str) -> None:
+    assert param in refused(client.get("/v1/adapters", params=query), 400, "invalid_request", param)
+
+
+def test_one_adapter_and_one_version(client: TestClient, upload: Upload) -> None:
+    uploaded = upload("poet", 0).json()
+    assert client.get("/v1/adapters/poet").json() == uploaded
+    version = VersionObject.model_validate(client.get("/v1/adapters/poet/versions/1").json())
+    assert version.model_dump() == uploaded["versions"][0]
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+@pytest.mark.parametrize("name", ["nobody", "Poet", "-x", "a" * 64, "%00", "a%0a", "%ff", "poet@1", "%2e%2e"])
+def test_a_name_that_is_not_there_is_404(client: TestClient, upload: Upload, method: str, name: str) -> None:
+    upload("poet", 0)
+    body = {"pinned": True} if method == "PATCH" else None
+    answer = client.request(method, f"/v1/adapters/{name}", json=body)
+    refused(answer, 404, "adapter_not_found", "name" if name == "nobody" else None)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("version", ["2", "0", "-1", "01", "1.0", "+1", "%201", "x", "2147483648", "9" * 5000, "1_0"])
+def test_a_version_that_is_not_there_is_404(client: TestClient, upload: Upload, method: str, version: str) -> None:
+    upload("poet", 0)
+    answer = client.request(method, f"/v1/adapters/poet/versions/{version}")
+    message = refused(answer, 404, "version_not_found", "version" if version == "2" else None)
+    assert len(message) < 300
+
+
+def test_the_files_come_back_as_they_were_uploaded(client: TestClient, upload: Upload, tmp_path: Path) -> None:
+    digest = upload("poet", 0).json()["versions"][0]["digest"]
+    for which, file, media_type in [
+        ("config", CONFIG_FILE, "application/json"),
+        ("weights", WEIGHTS_FILE, "application/octet-stream"),
+    ]:
+        answer = client.get(f"/v1/adapters/poet/versions/1/files/{which}", headers={"Range": "bytes=1-2"})
+        original = (tmp_path / "given-0" / file).read_bytes()
+        assert answer.status_code == 200 and answer.content == original
+        assert answer.headers["etag"] == f'"{digest}"' and answer.headers["content-type"] == media_type
+        assert answer.headers["content-length"] == str(len(original))
+        assert answer.headers["content-disposition"] == f'attachment; filename="{file}"'
+    refused(client.get("/v1/adapters/poet/versions/1/files/README.md"), 404, "not_found")
+    refused(client.get("/v1/adapters/poet/versions/2/files/config"), 404, "version_not_found", "version")
+
+
+def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, catalog: Catalog) -> None:
+    upload("poet", 0)
+    catalog.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
+    refused(client.get("/v1/adapters/poet/versions/1/files/weights"), 404, "version_not_found")
+
+
+def test_a_rollback_is_a_patch_with_an_optional_compare(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0), upload("poet", 1)
+    assert client.patch("/v1/adapters/poet", json={"active": 1, "if_active": 2}).json()["active"] == 1
+    again = client.patch("/v1/adapters/poet", json={"active": 1, "if_active": 2})
+    refused(again, 409, "active_changed", "if_active")
+    refused(client.patch("/v1/adapters/poet", json={"active": 3}), 404, "version_not_found", "active")
+    assert client.patch("/v1/adapters/poet", json={"active": None}).json()["active"] is None
+    assert client.patch("/v1/adapters/poet", json={"active": 2, "if_active": None}).json()["active"] == 2
+
+
+def test_a_patch_changes_only_what_it_names(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0)
+    changed = client.patch("/v1/adapters/poet", json={"allowed_keys": ["bob"], "pinned": True}).json()
+    assert (changed["allowed_keys"], changed["pinned"], changed["active"]) == (["bob"], True, 1)
+    changed = client.patch("/v1/adapters/poet", json={"allowed_keys": None}).json()
+    assert (changed["allowed_keys"], changed["pinned"], changed["active"]) == (None, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ("{}", None),
+        ('{"if_active": 1}', "if_active"),
+        ('{"active": "1"}', "active"),
+        ('{"active": 0}', "active"),
+        ('{"active": true}', "active"),
+        ('{"pinned": null}', "pinned"),
+        ('{"allowed_keys": "bob"}', "allowed_keys"),
+        ('{"allowed_keys": ["\\ud800"]}', "allowed_keys.0"),
+        ('{"allowed_keys": ["not a label"]}', "allowed_keys.0"),
+        ('{"activ": 1}', "activ"),
+        ('{"\\ud800": 1}', None),
+        ("[]", None),
+        ("null", None),
+        ("", None),
+        ("{", None),
+        ("[" * 100_000, None),
+        (json.dumps({"allowed_keys": ["x" * 300_000]}), None),
+    ],
+)
+def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
+    client: TestClient, upload: Upload, body: str, param: str | None
+) -> None:
+    before = upload("poet", 0).json()
+    answer = client.patch("/v1/adapters/poet", content=body, headers={"content-type": "application/json"})
+    assert len(refused(answer, 400, "invalid_request", param)) < 500
+    assert client.get("/v1/adapters/poet").json() == before
+
+
+def test_an_empty_patch_is_told_what_may_be_changed(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0)
+    message = refused(client.patch("/v1/adapters/poet", json={}), 400, "invalid_request")
+    assert all(key in message for key in ("active", "if_active", "allowed_keys", "pinned"))
+
+
+def test_delete_is_202_and_not_for_the_active_one_of_several(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0), upload("poet", 1)
+    refused(client.delete("/v1/adapters/poet/versions/2"), 409, "version_active", "version")
+    answer = client.delete("/v1/adapters/poet/versions/1")
+    assert answer.status_code == 202
+    assert [version.state for version in AdapterObject.model_validate(answer.json()).versions] == ["draining", "ready"]
+    wait_until_gone(client, "/v1/adapters/poet/versions/1")
+    assert client.delete("/v1/adapters/poet").status_code == 202
+    wait_until_gone(client, "/v1/adapters/poet")
+    assert upload("poet", 0).json()["active"] == 3
+
+
+def wait_until_gone(client: TestClient, path: str) -> None:
+    while (answer := client.get(path)).status_code == 200:
+        time.sleep(0.01)
+    assert answer.status_code == 404
+
+
+def test_a_key_sees_only_what_it_may_use(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0), upload("clerk", 1)
+    client.patch("/v1/adapters/poet", json={"allowed_keys": ["alice"]})
+    listed = client.get("/v1/adapters", headers=BOB).json()
+    assert [adapter["name"] for adapter in listed["data"]] == ["clerk"]
+    for path in ("", "/versions/1"):
+        refused(client.get(f"/v1/adapters/poet{path}", headers=BOB), 404, "adapter_not_found", "name")
+    refused(client.get("/v1/adapters/clerk/versions/1/files/config", headers=BOB), 403, "forbidden")
+    assert [card["id"] for card in client.get("/v1/models", headers=BOB).json()["data"]] == [
+        "base", "org/alias", "clerk",
+    ]  # fmt: skip
+    refused(client.get("/v1/models/poet", headers=BOB), 404, "model_not_found", "model")
+
+
+def test_models_are_the_base_and_every_servable_name(client: TestClient, upload: Upload, tmp_path: Path) -> None:
+    upload("poet", 0), upload("poet", 1), upload("idle", 2, activate="false")
+    listed = client.get("/v1/models")
+    cards = {card["id"]: card for card in listed.json()["data"]}
+    assert {name: card["parent"] for name, card in cards.items()} == {"base": None, "org/alias": None, "poet": "base"}
+    created = client.get("/v1/adapters/poet/versions/2").json()["created"]
+    assert cards["poet"]["created"] == created and cards["poet"]["root"] == "base"
+    assert str(tmp_path) not in listed.text
+    for model in ("base", "org/alias", "poet", "poet@1", "poet@2", "idle@1"):
+        assert client.get(f"/v1/models/{model}").json()["id"] == model
+    for model in ("idle", "poet@3", "poet@", "nobody", "", "%2e%2e/x", "%ff"):
+        refused(client.get(f"/v1/models/{model}"), 404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (ApiError(429, "quota_exceeded", "found 3 adapters", retry_after=30), 429, "quota_exceeded"),
+        (ApiError(503, "engine_unavailable", "starting", retry_after=1), 503, "engine_unavailable"),
+        (StorageFullError("the disk is full"), 507, "storage_full"),
+        (ValueError("secret words"), 500, "internal_error"),
+        (HTTPException(418, "a teapot"), 418, "invalid_request"),
+    ],
+)
+def test_every_error_leaves_in_our_form_whatever_the_app_registers(
+    client: TestClient, catalog: Catalog, raised: Exception, status: int, code: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise raised
+
+    app = client.app
+    assert isinstance(app, FastAPI)
+    for kind in (ApiError, RequestValidationError, HTTPException, ValueError, Exception):
+        app.add_exception_handler(kind, lambda *_: PlainTextResponse("theirs", 299))
+    catalog.adapter = fail  # type: ignore[method-assign]
+    answer = client.get("/v1/adapters/poet")
+    assert "secret" not in refused(answer, status, code)
+    retry_after = str(raised.retry_after) if isinstance(raised, ApiError) else None
+    assert answer.headers.get("retry-after") == retry_after
+    assert client.get("/v1/adapters?limit=0").status_code == 400
+
+
+def test_downloads_leave_no_file_open(client: TestClient, upload: Upload) -> None:
+    upload("poet", 0)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert client.get("/v1/adapters/poet/versions/1/files/weights").status_code == 200
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -1,0 +1,390 @@
+"""`perft adapters` against a server that answers as API.md says, on a real socket; odd answers by a fake transport."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adapters import read_folder
+from adapters.store import Store
+from server import adapters_client, adapters_command
+from server.adapters_client import AdaptersClient, ClientError
+from server.adapters_command import run
+from server.content_digest import HashedFile
+from tests.server.adapter_api import KEY, AdapterApi, serving
+from tests.server.fakes import BASE
+
+CONFIG = {
+    "peft_type": "PERFT", "format_version": 1, "base_model_name_or_path": "tiny", "variant": "S",
+    "expert_type": "parallel", "bottleneck": 2, "num_experts": 1, "description": "says yes",
+}  # fmt: skip
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdapterApi]:
+    """A running server, named by the environment as a user would."""
+    with serving(AdapterApi()) as running:
+        monkeypatch.setenv("PERFT_SERVER", running.url)
+        monkeypatch.setenv("PERFT_ADMIN_KEY", KEY)
+        monkeypatch.setattr(adapters_command, "POLL_S", 0.01)
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A valid PERFT adapter for the tests' base."""
+    path = tmp_path / "adapter"
+    path.mkdir()
+    (path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    shapes = {"down_proj": (1, 2, 8), "up_proj": (1, 8, 2)}
+    tensors = {f"layers.{layer}.{name}": torch.ones(shape) for layer in (0, 1) for name, shape in shapes.items()}
+    save_file(tensors, path / "adapter_model.safetensors")
+    return path
+
+
+def answering(answer: Callable[[httpx.Request], httpx.Response]) -> AdaptersClient:
+    return AdaptersClient("http://server:1", KEY, 5.0, transport=httpx.MockTransport(answer))
+
+
+def test_push_sends_the_two_files_and_prints_the_version(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    assert run(["push", "yes", str(folder)]) == 0
+    digest = read_folder(folder, BASE).digest
+    assert capsys.readouterr().out == f"yes@1 {digest} (new, active)\n"
+    sent = api.uploads[0]
+    assert (sent["name"], sent["activate"]) == ("yes", "true")
+    for field, name in (("config", "adapter_config.json"), ("weights", "adapter_model.safetensors")):
+        assert sent[field] == (name, (folder / name).read_bytes())
+
+
+def test_push_of_what_is_there_says_so(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    api.add("yes", "0" * 64)
+    assert run(["push", "yes", str(folder), "--no-activate"]) == 0
+    assert run(["push", "yes", str(folder), "--no-activate"]) == 0
+    digest = read_folder(folder, BASE).digest
+    states = ["new, not active", "was there already, not active"]
+    assert capsys.readouterr().out.splitlines() == [f"yes@2 {digest} ({state})" for state in states]
+    assert [sent["activate"] for sent in api.uploads] == ["false", "false"]
+
+
+def test_push_of_peft_lora_knows_its_digest(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    assert run(["push", "lora", str(folder)]) == 0
+    inner = [
+        sha256((folder / name).read_bytes()).digest() for name in ("adapter_config.json", "adapter_model.safetensors")
+    ]
+    assert capsys.readouterr().out.split()[1] == sha256(b"".join(inner)).hexdigest()
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar.gz"])
+def test_push_of_an_archive_sends_it_as_it_is(api: AdapterApi, folder: Path, capsys: Any, ending: str) -> None:
+    archive = folder.parent / f"adapter{ending}"
+    if ending == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(folder / "adapter_config.json", "adapter_config.json")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder / "adapter_config.json", "adapter_config.json")
+    assert run(["push", "yes", str(archive)]) == 0
+    assert api.uploads[0]["file"] == (f"adapter{ending}", archive.read_bytes())
+    assert capsys.readouterr().out.startswith("yes@1 ")
+
+
+def test_a_large_file_is_sent_in_pieces(
+    api: AdapterApi, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    class Watched(HashedFile):
+        def read(self, size: int | None = -1, /) -> bytes:
+            block = super().read(size)
+            read.append(len(block))
+            return block
+
+    monkeypatch.setattr(adapters_client, "HashedFile", Watched)
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(40_000_000)
+    assert run(["push", "big", str(folder)]) == 0
+    assert sum(read) > 40_000_000 and max(read) <= 1024 * 1024
+    assert len(api.uploads[0]["weights"][1]) == 40_000_000
+
+
+def test_a_refused_upload_names_every_violation(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    assert run(["push", "broken", str(folder)]) == 1
+    shown = capsys.readouterr()
+    expected = ["perft adapters: found 2 violations", "  - r: found 0", "  - x: \\x1b[2Jgone"]
+    assert shown.err.splitlines() == expected and not shown.out
+
+
+def test_a_wrong_key_is_refused_and_not_shown(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    assert run(["--key", "a-wrong-key", "push", "yes", str(folder)]) == 1
+    shown = capsys.readouterr()
+    assert "found no valid key" in shown.err and "PERFT_ADMIN_KEY" in shown.err
+    assert "a-wrong-key" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("key", ["with space", "with\nnewline", "umläut"])
+def test_a_key_that_is_none_is_not_shown(capsys: Any, key: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(["list", "--key", key])
+    assert key not in capsys.readouterr().err
+
+
+def test_list_shows_every_page(api: AdapterApi, capsys: Any) -> None:
+    for name in ("alpha", "beta", "gamma", "delta", "epsilon"):
+        api.add(name, "1" * 64)
+    api.add("beta", "2" * 64, last_used=None, requests_running=2, resident="disk", size_bytes=2_000_000_000)
+    assert run(["list"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        "NAME",
+        "ACTIVE",
+        "VERSIONS",
+        "STATE",
+        "RESIDENT",
+        "SIZE",
+        "ROWS",
+        "RUNNING",
+        "LAST",
+        "USED",
+    ]
+    assert [row.split()[0] for row in rows] == ["alpha", "beta", "delta", "epsilon", "gamma"]
+    assert rows[0].split() == ["alpha", "@1", "1", "ready", "device", "1.5", "MB", "272", "1", "2023-11-14T22:13:20Z"]
+    assert rows[1].split() == ["beta", "@2", "2", "ready", "disk", "2.002", "GB", "272", "3", "2023-11-14T22:13:20Z"]
+
+
+def test_list_as_json_is_the_api_s_list(api: AdapterApi, capsys: Any) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        api.add(name, "1" * 64)
+    assert run(["list", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"object": "list", "data": list(api.adapters.values()), "has_more": False, "next": None}
+
+
+def test_list_of_one_shows_its_versions(api: AdapterApi, capsys: Any) -> None:
+    api.add("alpha", "1" * 64, state="failed", reason="unread\x07able")
+    api.add("alpha", "2" * 64)
+    assert run(["list", "alpha"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("alpha@1          failed (unread\\x07able)  device")
+    assert second.split()[:4] == ["alpha@2", "*", "ready", "device"] and second.endswith("PERFT R  " + "2" * 64)
+
+
+def test_show_prints_one_version(api: AdapterApi, capsys: Any) -> None:
+    api.add("alpha", "1" * 64)
+    assert run(["show", "alpha@1"]) == 0
+    assert json.loads(capsys.readouterr().out) == api.adapters["alpha"]["versions"][0]
+    assert run(["show", "alpha@2"]) == 1
+    assert "found no version 2 of alpha, expected one of its versions (1)" in capsys.readouterr().err
+
+
+def test_activate_with_a_condition(api: AdapterApi, capsys: Any) -> None:
+    api.add("alpha", "1" * 64)
+    api.add("alpha", "2" * 64)
+    assert run(["activate", "alpha", "1", "--if-active", "2"]) == 0
+    assert run(["activate", "alpha", "2", "--if-active", "2"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "alpha@1 is active\n" and "found version 1 active" in shown.err
+    assert api.patches == [{"active": 1, "if_active": 2}, {"active": 2, "if_active": 2}]
+
+
+def test_rm_waits_until_it_is_gone(api: AdapterApi, capsys: Any) -> None:
+    for digest in "12":
+        api.add("alpha", digest * 64)
+    assert run(["rm", "alpha@2"]) == 1
+    assert run(["rm", "alpha@1", "--wait"]) == 0
+    assert [version["version"] for version in api.adapters["alpha"]["versions"]] == [2]
+    api.polls_to_drain = 3
+    assert run(["rm", "alpha", "--wait"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "alpha@1 is gone\nalpha is gone\n" and "found version 2 active" in shown.err
+    assert not api.adapters
+
+
+def test_rm_does_not_wait_for_ever(api: AdapterApi, capsys: Any) -> None:
+    api.add("alpha", "1" * 64)
+    api.polls_to_drain = 10**9
+    assert run(["rm", "alpha"]) == 0
+    assert run(["rm", "alpha", "--wait", "--deadline", "0.1"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "alpha is being deleted\n" and "alpha@1 still there after 0.1 s" in shown.err
+
+
+def test_verify_over_http_recomputes_the_digest(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    run(["push", "yes", str(folder)])
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    run(["push", "yes", str(folder)])
+    capsys.readouterr()
+    assert run(["verify", "yes"]) == 0
+    assert [line.split()[::2] for line in capsys.readouterr().out.splitlines()] == [["yes@1", "ok"], ["yes@2", "ok"]]
+    api.files["yes", 1]["weights"] += b"\0"
+    assert run(["verify", "yes"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("yes@2 ") and "yes@1: its bytes have the digest" in shown.err
+    assert run(["verify", "yes@2"]) == 0
+
+
+def test_verify_of_a_folder_asks_no_server(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERFT_SERVER", "http://127.0.0.1:9")
+    store = Store.open(folder.parent / "store")
+    digest = read_folder(folder, BASE).digest
+    staged = store.stage()
+    shutil.copytree(folder, staged, dirs_exist_ok=True)
+    store.add("yes", staged, digest, "PERFT", activate=True)
+    store.close()
+    assert run(["verify", str(folder.parent / "store")]) == 0
+    with (store.folder(digest) / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, io.SEEK_END)
+        file.write(b"!")
+    assert run(["verify", str(folder.parent / "store")]) == 1
+    assert run(["verify", str(folder.parent / "nothing-there")]) == 1
+    right, wrong, *_, last = capsys.readouterr().out.splitlines()
+    assert right.endswith("every digest is right") and digest in wrong and last.endswith("1 problem found")
+
+
+def test_pin_and_allow(api: AdapterApi, capsys: Any) -> None:
+    api.add("alpha", "1" * 64)
+    for arguments in (["pin", "alpha"], ["unpin", "alpha"], ["allow", "alpha", "ann", "bob"]):
+        assert run(arguments) == 0
+    assert run(["allow", "alpha", "--everyone"]) == run(["allow", "alpha", "--nobody"]) == 0
+    assert api.patches[:3] == [{"pinned": True}, {"pinned": False}, {"allowed_keys": ["ann", "bob"]}]
+    assert api.patches[3:] == [{"allowed_keys": None}, {"allowed_keys": []}]
+    assert run(["allow", "alpha"]) == run(["allow", "alpha", "ann", "--everyone"]) == 2
+    assert len(api.patches) == 5
+    assert capsys.readouterr().out.splitlines()[2] == "alpha may be selected by ann, bob"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["nothing"], ["push", "x"], ["push", "x", "/no/such/path"], ["list", "../etc"], ["list", "A"],
+        ["activate", "x", "0"], ["activate", "x", "01"], ["activate", "x", "²"], ["rm", "x@"], ["rm", "x@-1"],
+        ["verify"], ["list", "--server", "127.0.0.1:8000"], ["list", "--server", "ftp://x"],
+        ["list", "--timeout", "nan"], ["list", "--server", "http://user:password@host"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2(capsys: Any, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(arguments)
+    error = capsys.readouterr().err
+    assert "usage: perft adapters" in error and "password@" not in error
+
+
+def test_a_folder_that_is_no_adapter_is_not_sent(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    (folder / "README.md").touch()
+    (folder / "optimizer.pt").touch()
+    assert run(["push", "yes", str(folder)]) == 1
+    assert "found optimizer.pt; expected only" in capsys.readouterr().err
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        run(["push", "yes", str(folder)])
+    assert not api.uploads
+
+
+def test_no_server_is_one_clear_sentence(capsys: Any) -> None:
+    assert run(["list", "--server", "http://127.0.0.1:9"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("perft adapters: found no server at http://127.0.0.1:9 (") and "perft serve" in line
+
+
+def test_a_silent_server_and_a_broken_connection() -> None:
+    def silent(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("timed out", request=request)
+
+    def broken(request: httpx.Request) -> httpx.Response:
+        raise httpx.RemoteProtocolError("peer closed", request=request)
+
+    with pytest.raises(ClientError, match="did not answer within 5 s; --timeout waits longer"):
+        answering(silent).adapter("x")
+    with pytest.raises(ClientError, match="broke off the connection \\(peer closed\\)"):
+        answering(broken).adapter("x")
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (httpx.Response(502, text="<html>Bad gateway"), "the server answered 502 to GET /v1/adapters/x, without"),
+        (httpx.Response(302, headers={"location": "http://elsewhere"}), "the server answered 302"),
+        (httpx.Response(200, text="hello"), "with something else than AdapterObject"),
+        (httpx.Response(200, json={"name": "x"}), "with something else than AdapterObject"),
+        (
+            httpx.Response(429, json={"error": {"message": "too many", "type": "t", "param": None, "code": "c"}},
+                           headers={"retry-after": "7"}),
+            "too many; try again after 7 s",
+        ),
+        (
+            httpx.Response(403, json={"error": {"message": "no right", "type": "t", "param": None, "code": "c"}}),
+            "no right; this key may not do that",
+        ),
+    ],
+)  # fmt: skip
+def test_answers_that_are_no_success(response: httpx.Response, expected: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        answering(lambda request: response).adapter("x")
+    assert expected in str(caught.value) and KEY not in str(caught.value)
+    assert caught.value.status == response.status_code
+
+
+def test_other_content_than_was_sent_is_an_error(folder: Path) -> None:
+    other = AdapterApi()
+    other.add("yes", "3" * 64)
+    client = answering(lambda request: httpx.Response(201, json=other.adapters["yes"]))
+    with pytest.raises(ClientError, match="but the server lists none such"):
+        client.push("yes", folder, activate=True)
+
+
+def test_an_archive_s_version_is_told_by_the_location(folder: Path) -> None:
+    archive = folder.parent / "a.zip"
+    archive.touch()
+    held = AdapterApi()
+    for digest in "123":
+        held.add("yes", digest * 64)
+
+    def pushed(activate: bool, status: int = 200, **headers: str) -> int | None:
+        client = answering(lambda request: httpx.Response(status, json=held.adapters["yes"], headers=headers))
+        version = client.push("yes", archive, activate).version
+        return version.version if version else None
+
+    assert pushed(False, location="/v1/adapters/yes/versions/1") == 1
+    assert pushed(False) is None and pushed(True) == 3 and pushed(False, 201) == 3
+
+
+def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
+    api: AdapterApi, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert run(["list"]) == 0
+
+
+def test_a_file_is_hashed_from_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"0123456789")
+    with HashedFile(tmp_path / "x") as file:
+        assert file.read(4) == b"0123"
+        file.seek(0)
+        while file.read(3):
+            pass
+        assert file.digest() == sha256(b"0123456789").digest()
+        with pytest.raises(AssertionError):
+            file.seek(1, io.SEEK_CUR)
+
+
+@pytest.mark.parametrize("arguments", [["adapters", "--help"], ["adapters", "list", "--server", "http://127.0.0.1:9"]])
+def test_the_command_starts_without_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys; from server.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code, *sorted(m for m in ('torch', 'vllm') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ("0" if "--help" in arguments else "1")

@@ -1,0 +1,559 @@
+"""The gate and the reach: who gets where, from where, and what every answer carries."""
+
+import asyncio
+import io
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.testclient import TestClient
+from starlette.types import Message, Scope
+from starlette.websockets import WebSocketDisconnect
+
+from server.access import ROUTES, Route
+from server.guard import Admission, Guard
+from server.keys import KeyRing
+from server.limits import KeyLimits
+from server.logs import RequestLog
+from server.reach import Reach, bind_problem, is_local_bind, is_loopback
+
+TEAM, OTHER, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
+LOCAL = "http://127.0.0.1:8000"
+CHANGES = [route for route in ROUTES if route.changes]
+FILES = next(route for route in ROUTES if route.path.endswith("/files/{file}"))
+
+
+def path_of(route: Route) -> str:
+    return re.sub(r"\{[^}]*\}", "1", route.path)
+
+
+@dataclass
+class Server:
+    """Every listed route, answering with what the gate found out, and the lines of the access log."""
+
+    keys: KeyRing = field(default_factory=KeyRing)
+    is_local: bool = True
+    limits: KeyLimits = field(default_factory=KeyLimits)
+    serves_metrics: bool = True
+    is_started: bool = True
+    base_url: str = LOCAL
+
+    def __post_init__(self) -> None:
+        self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        self.stream = io.StringIO()
+        for route in ROUTES:
+            self.app.add_api_route(route.path, _answer, methods=[route.method], response_model=None)
+        self.app.add_middleware(Guard)
+        if self.is_started:
+            log = RequestLog("json", self.stream)
+            self.app.state.perft_guard = Admission(
+                self.keys, Reach(self.is_local), self.limits, log, self.serves_metrics
+            )
+        self.client = TestClient(self.app, self.base_url, raise_server_exceptions=False)
+
+    def ask(self, method: str, path: str, key: str | None = None, **headers: str) -> httpx.Response:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            given["authorization"] = f"Bearer {key}"
+        return self.client.request(method, path, headers=given)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+
+async def _answer(request: Request) -> JSONResponse:
+    if request.url.query == "boom":
+        raise RuntimeError("boom")
+    state = request.state
+    if request.url.query == "facts":
+        state.facts.adapter, state.facts.version, state.facts.generation_tokens = "poet", 3, 7
+    return JSONResponse(
+        {
+            "label": state.caller.label,
+            "is_admin": state.caller.is_admin,
+            "route": state.route.path if hasattr(state, "route") else None,
+            "request_id": state.request_id,
+            "header": request.headers.getlist("x-request-id"),
+        }
+    )
+
+
+def keyed(**changes: Any) -> Server:
+    ring = KeyRing([("a", TEAM), ("b", OTHER)], ADMIN, METRICS)
+    return Server(**({"keys": ring, "is_local": False, "base_url": "https://perft.example"} | changes))
+
+
+def error(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_what_each_key_may(route: Route) -> None:
+    """The whole table: route by route, with no key, a wrong one, and each of the right ones."""
+    server = keyed()
+    refused, allowed = (401, "invalid_api_key"), 200
+    forbidden = (403, "forbidden")
+    expected = {
+        "none": [allowed] * 5,
+        "inference": [refused, refused, allowed, allowed, refused],
+        "admin": [refused, refused, forbidden, allowed, refused],
+        "metrics": [refused, refused, forbidden, allowed, allowed],
+    }[route.need]
+    found = []
+    for key in (None, "wrong-key", TEAM, ADMIN, METRICS):
+        response = server.ask(route.method, path_of(route), key)
+        found.append(allowed if response.status_code == 200 else error(response))
+    assert found == expected
+
+
+def test_the_caller_and_the_route_reach_the_app() -> None:
+    server = keyed()
+    seen = server.ask("GET", "/v1/adapters/poet/versions/3", OTHER).json()
+    assert (seen["label"], seen["is_admin"]) == ("b", False)
+    assert seen["route"] == "/v1/adapters/{name}/versions/{version}"
+    seen = server.ask("POST", "/v1/completions", ADMIN).json()
+    assert (seen["label"], seen["is_admin"]) == ("admin", True)
+    assert server.ask("GET", "/health", TEAM).json()["label"] == "a"
+    assert server.ask("POST", "/v1/messages", None, x_api_key=TEAM).json()["label"] == "a"
+
+
+def test_a_401_says_how_to_come_back_and_repeats_no_key() -> None:
+    server = keyed()
+    response = server.ask("POST", "/v1/completions", "sk-very-secret")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "sk-very-secret" not in response.text + server.stream.getvalue()
+    assert "found no key" in server.ask("POST", "/v1/completions").text
+    assert "www-authenticate" not in server.ask("POST", "/v1/adapters", TEAM).headers
+
+
+def test_without_api_keys_anybody_may_infer_whatever_key_the_client_makes_up() -> None:
+    server = Server(KeyRing(admin_key=ADMIN), is_local=False, base_url="http://perft.example")
+    for key in (None, "EMPTY"):
+        seen = server.ask("POST", "/v1/completions", key)
+        assert seen.status_code == 200 and (seen.json()["label"], seen.json()["is_admin"]) == (None, False)
+        assert error(server.ask("POST", "/v1/adapters", key)) == (401, "invalid_api_key")
+        assert error(server.ask("GET", "/metrics", key)) == (401, "invalid_api_key")
+    assert server.ask("POST", "/v1/adapters", ADMIN).status_code == 200
+
+
+# --- reach
+
+
+@pytest.mark.parametrize("route", [*CHANGES, FILES], ids=lambda route: f"{route.method} {route.path}")
+def test_without_an_admin_key_this_machine_may_change_adapters(route: Route) -> None:
+    seen = Server().ask(route.method, path_of(route))
+    assert seen.status_code == 200 and seen.json()["is_admin"]
+    assert not Server().ask("GET", "/v1/adapters").json()["is_admin"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost.evil.example"},
+        {"origin": "http://localhost@evil.example"},
+        {"origin": "http://evil.example:8000"},
+        {"origin": "http://0.0.0.0:8000"},
+        {"origin": "file://"},
+        {"origin": ""},
+        {"origin": "http://[::1"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example:8000"},
+        {"host": "localhost:8000, evil.example"},
+        {"host": "evil@127.0.0.1"},
+        {"host": "0.0.0.0:8000"},
+        {"host": "0177.0.0.1"},
+        {"host": "2130706433"},
+        {"host": "192.168.0.7:8000"},
+        {"host": ""},
+        {"host": "localhost:x"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "Cross-Site"},
+        {"x_forwarded_for": "10.0.0.7"},
+        {"forwarded": "for=10.0.0.7"},
+        {"via": "1.1 proxy"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("route", [*CHANGES, FILES], ids=lambda route: f"{route.method} {route.path}")
+def test_a_web_page_or_a_proxy_may_not(route: Route, headers: dict[str, str]) -> None:
+    server = Server()
+    assert error(server.ask(route.method, path_of(route), **headers)) == (403, "forbidden")
+    admin = Server(KeyRing(admin_key=ADMIN))
+    assert admin.ask(route.method, path_of(route), ADMIN, **headers).status_code == 200, "the key is enough"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "localhost"},
+        {"host": "LocalHost:8000"},
+        {"host": "127.0.0.1"},
+        {"host": "127.9.8.7:1"},
+        {"host": "[::1]:8000"},
+        {"host": "[::ffff:127.0.0.1]"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "https://127.0.0.1"},
+        {"origin": "http://[::1]:8000", "sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "none"},
+    ],
+    ids=str,
+)
+def test_this_machines_own_pages_may(headers: dict[str, str]) -> None:
+    assert Server().ask("POST", "/v1/adapters", **headers).status_code == 200
+
+
+def test_two_hosts_are_none() -> None:
+    raw = [(b"host", b"localhost"), (b"host", b"evil.example")]
+    assert Reach(True).local_problem(Headers(raw=raw)) and Reach(True).page_problem(Headers(raw=raw))
+    both = [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"origin", b"http://evil.example")]
+    assert "Origin" in (Reach(True).local_problem(Headers(raw=both)) or "")
+
+
+def test_elsewhere_nothing_changes_without_an_admin_key() -> None:
+    server = Server(is_local=False)
+    for route in [*CHANGES, FILES]:
+        assert error(server.ask(route.method, path_of(route))) == (403, "forbidden")
+    assert error(server.ask("GET", "/metrics")) == (403, "forbidden")
+    assert server.ask("POST", "/v1/completions", host="anything").status_code == 200
+
+
+def test_a_name_that_a_page_made_point_here_gets_no_inference_without_keys() -> None:
+    for path in ("/v1/models", "/v1/adapters"):
+        assert error(Server().ask("GET", path, host="rebound.evil.example")) == (403, "forbidden")
+    assert error(Server().ask("POST", "/v1/completions", host="rebound.evil.example")) == (403, "forbidden")
+    assert Server().ask("GET", "/health", host="anything").status_code == 200
+    server = keyed(is_local=True)
+    assert server.ask("POST", "/v1/completions", TEAM, host="perft.example").status_code == 200
+
+
+def test_where_there_are_api_keys_a_change_needs_one_even_without_an_admin_key() -> None:
+    server = Server(KeyRing([("a", TEAM)]))
+    assert error(server.ask("POST", "/v1/adapters")) == (401, "invalid_api_key")
+    assert error(server.ask("POST", "/v1/adapters", "wrong-key")) == (401, "invalid_api_key")
+    seen = server.ask("POST", "/v1/adapters", TEAM)
+    assert (seen.status_code, seen.json()["label"], seen.json()["is_admin"]) == (200, "a", True)
+    assert error(server.ask("POST", "/v1/adapters", TEAM, origin="https://evil.example")) == (403, "forbidden")
+
+
+def test_metrics_without_any_key_are_for_this_machine() -> None:
+    assert Server().ask("GET", "/metrics").status_code == 200
+    assert error(Server().ask("GET", "/metrics", host="evil.example")) == (403, "forbidden")
+    with_key = Server(KeyRing(metrics_key=METRICS))
+    assert error(with_key.ask("GET", "/metrics")) == (401, "invalid_api_key")
+    assert with_key.ask("GET", "/metrics", METRICS).status_code == 200
+
+
+def test_metrics_with_a_listener_of_their_own_are_not_here() -> None:
+    server = keyed(serves_metrics=False)
+    for key in (None, METRICS, ADMIN):
+        assert error(server.ask("GET", "/metrics", key)) == (404, "not_found")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1", "::ffff:127.0.0.1"])
+def test_binds_that_are_this_machines_own(host: str) -> None:
+    assert is_local_bind(host) and bind_problem(host, has_admin=False) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", None, "::", "192.168.0.7", "10.0.0.1", "no-such-host.invalid", "0"])
+def test_binds_elsewhere_need_an_admin_key(host: str | None) -> None:
+    problem = bind_problem(host, has_admin=False)
+    assert problem is not None and "found no admin key" in problem and "--admin-key" in problem
+    assert bind_problem(host, has_admin=True) is None
+    assert bind_problem(host, has_admin=False, uds="/run/perft.sock") is None
+
+
+def test_a_name_with_one_address_elsewhere_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [(2, 1, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr("server.reach.socket.getaddrinfo", lambda *_, **__: answers)
+    assert is_local_bind("name")
+    answers.append((2, 1, 6, "", ("10.0.0.7", 0)))
+    assert not is_local_bind("name")
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1", "[::1]"])
+def test_names_of_this_machine(name: str) -> None:
+    assert is_loopback(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost.", "x.localhost", "127.1", "0x7f.1", "1.2.3.4", "", "::", "[::]", "0.0.0.0"]
+)
+def test_names_of_others(name: str) -> None:
+    assert not is_loopback(name)
+
+
+# --- routes
+
+
+@pytest.mark.parametrize("path", ["/load", "/docs", "/v1/responses/resp_1", "/health/", "//health", "/v1/adapters/"])
+def test_what_is_not_listed_is_not_there_before_anything_else(path: str) -> None:
+    server = keyed()
+    for method in ("GET", "POST", "OPTIONS", "HEAD"):
+        response = server.ask(method, path, ADMIN)
+        assert response.status_code == 404
+        if method != "HEAD":
+            assert error(response) == (404, "not_found")
+    assert {line["path"] for line in server.lines} == {None}
+    assert error(Server(is_started=False).ask("GET", path)) == (404, "not_found")
+
+
+def test_the_gate_holds_though_the_app_has_the_route() -> None:
+    server = Server()
+    server.app.add_api_route("/pause", _answer, methods=["POST"])
+    assert error(server.ask("POST", "/pause")) == (404, "not_found")
+
+
+def test_another_method_is_405_and_options_says_which() -> None:
+    server = keyed()
+    response = server.ask("PUT", "/v1/adapters/poet")
+    assert error(response) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
+    response = server.ask("OPTIONS", "/v1/completions")
+    assert (response.status_code, response.content, response.headers["allow"]) == (204, b"", "OPTIONS, POST")
+    assert "x-request-id" in response.headers
+
+
+def test_head_is_get_without_the_body() -> None:
+    server = keyed()
+    head, get = (server.ask(method, "/v1/models", TEAM) for method in ("HEAD", "GET"))
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] and get.json()["label"] == "a"
+    assert server.ask("HEAD", "/v1/models").status_code == 401
+    assert server.lines[0]["method"] == "HEAD"
+
+
+@pytest.mark.parametrize("path", ["/v1/realtime", "/health", "/v1/chat/completions"])
+def test_websockets_are_refused(path: str) -> None:
+    with pytest.raises(WebSocketDisconnect) as closed, keyed().client.websocket_connect(path):
+        pass
+    assert closed.value.code == 1008
+
+
+def test_until_the_engine_is_up_only_health_answers() -> None:
+    server = Server(is_started=False)
+    assert server.ask("GET", "/health").status_code == 200
+    for path in ("/ready", "/v1/models", "/metrics", "/version"):
+        response = server.ask("GET", path)
+        assert error(response) == (503, "engine_unavailable") and response.headers["retry-after"] == "5"
+
+
+# --- request ids
+
+
+@pytest.mark.parametrize("given", ["abc", "A-1_b.c", "x" * 64])
+def test_a_sane_request_id_is_kept(given: str) -> None:
+    response = Server().ask("GET", "/v1/models", x_request_id=given)
+    assert response.headers.get_list("x-request-id") == [given]
+    assert response.json()["request_id"] == given and response.json()["header"] == [given]
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "a/b", "é", "a,b", "<script>"])
+def test_any_other_is_replaced(given: str) -> None:
+    response = Server().client.get("/v1/models", headers=[(b"x-request-id", given.encode("latin-1"))])
+    (found,) = response.headers.get_list("x-request-id")
+    assert re.fullmatch("[0-9a-f]{32}", found) and response.json()["header"] == [found]
+
+
+def test_every_answer_has_one_of_its_own() -> None:
+    server = keyed()
+    answers = [
+        server.ask("GET", "/health"),
+        server.ask("GET", "/nowhere"),
+        server.ask("PUT", "/health"),
+        server.ask("POST", "/v1/completions"),
+        server.ask("GET", "/v1/models?boom", TEAM),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 404, 405, 401, 500]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 5
+    assert error(answers[-1]) == (500, "internal_error") and "boom" not in answers[-1].text
+    logged = [(line["request_id"], line["status"]) for line in server.lines]
+    assert logged == [(answer.headers["x-request-id"], answer.status_code) for answer in answers]
+
+
+def test_the_apps_own_words_for_an_unexpected_error_are_used() -> None:
+    server = Server()
+
+    async def handler(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"said": str(error)}, 503)
+
+    server.app.add_exception_handler(Exception, handler)
+    response = server.ask("GET", "/v1/models?boom", x_request_id="r1")
+    assert (response.status_code, response.json(), response.headers["x-request-id"]) == (503, {"said": "boom"}, "r1")
+
+
+# --- the access log
+
+
+def test_a_line_says_what_the_server_found_out() -> None:
+    server = keyed()
+    server.ask("POST", "/v1/completions?facts", TEAM, x_request_id="r1")
+    (line,) = server.lines
+    assert line["seconds"] >= 0
+    expected = {"request_id": "r1", "label": "a", "method": "POST", "path": "/v1/completions", "status": 200}
+    facts = {"adapter": "poet", "version": 3, "prompt_tokens": None, "generation_tokens": 7}
+    assert line | expected | facts == line
+
+
+def test_the_log_has_no_key_no_query_and_no_path_that_a_client_made_up() -> None:
+    server = keyed()
+    server.ask("GET", f"/v1/adapters/{TEAM}?key={ADMIN}", TEAM)
+    server.ask("GET", f"/{METRICS}", METRICS)
+    text = server.stream.getvalue()
+    assert len(server.lines) == 2 and not any(key in text for key in (TEAM, ADMIN, METRICS))
+
+
+# --- limits, on the ASGI level
+
+
+@pytest.fixture
+def streaming() -> Iterator[tuple[Server, asyncio.Event]]:
+    """A server whose completions stream one chunk, wait for the event, then stream the last."""
+    server, go_on = keyed(limits=KeyLimits(max_requests=1)), asyncio.Event()
+
+    async def stream(request: Request) -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await go_on.wait()
+            yield b"last"
+
+        return StreamingResponse(chunks())
+
+    server.app.router.routes[:] = [r for r in server.app.routes if getattr(r, "path", "") != "/v1/completions"]
+    server.app.add_api_route("/v1/completions", stream, methods=["POST"], response_model=None)
+    yield server, go_on
+
+
+def asgi_scope(path: str, key: str, method: str = "POST") -> Scope:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("perft.example", 80),
+        "client": ("10.0.0.7", 1),
+        "headers": [(b"host", b"perft.example"), (b"authorization", f"Bearer {key}".encode())],
+    }
+
+
+class Client:
+    """One request on the ASGI level, which can leave while it is answered."""
+
+    def __init__(self, app: FastAPI, path: str, key: str, method: str = "POST") -> None:
+        self.sent: list[Message] = []
+        self.left = asyncio.Event()
+        self._received = False
+        self.task = asyncio.create_task(app(asgi_scope(path, key, method), self._receive, self._send))
+
+    async def _receive(self) -> Message:
+        if not self._received:
+            self._received = True
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def started(self) -> int:
+        while len(self.sent) < 2:
+            await asyncio.sleep(0)
+        status: int = self.sent[0]["status"]
+        return status
+
+
+def test_a_request_counts_until_its_response_has_ended(streaming: tuple[Server, asyncio.Event]) -> None:
+    server, go_on = streaming
+
+    async def run() -> None:
+        first = Client(server.app, "/v1/completions", TEAM)
+        assert await first.started() == 200
+        second = Client(server.app, "/v1/completions", TEAM)
+        assert await second.started() == 429
+        assert (b"retry-after", b"1") in second.sent[0]["headers"]
+        assert json.loads(second.sent[1]["body"])["error"]["code"] == "rate_limited"
+        assert await Client(server.app, "/v1/models", TEAM, "GET").started() == 200, "reading takes no place"
+        assert await Client(server.app, "/tokenize", OTHER).started() == 200, "another key has its own"
+        assert await Client(server.app, "/tokenize", ADMIN).started() == 200
+        go_on.set()
+        await first.task
+        third = Client(server.app, "/v1/completions", TEAM)
+        assert await third.started() == 200
+        await third.task
+        assert server.limits.running("a") == 0
+
+    asyncio.run(run())
+
+
+def test_a_place_is_free_before_the_last_byte_is_sent(streaming: tuple[Server, asyncio.Event]) -> None:
+    server, go_on = streaming
+    go_on.set()
+    running: list[int] = []
+
+    async def run() -> None:
+        client = Client(server.app, "/v1/completions", TEAM)
+        keep = client._send
+
+        async def send(message: Message) -> None:
+            running.append(server.limits.running("a"))
+            await keep(message)
+
+        client.task.cancel()
+        await server.app(asgi_scope("/v1/completions", TEAM), client._receive, send)
+
+    asyncio.run(run())
+    assert running == [1, 1, 1, 0]
+
+
+def test_a_client_that_leaves_gives_its_place_back(streaming: tuple[Server, asyncio.Event]) -> None:
+    server, _ = streaming
+
+    async def run() -> None:
+        client = Client(server.app, "/v1/completions", TEAM)
+        await client.started()
+        assert server.limits.running("a") == 1
+        client.left.set()
+        await client.task
+        assert server.limits.running("a") == 0
+        cancelled = Client(server.app, "/v1/completions", TEAM)
+        await cancelled.started()
+        cancelled.task.cancel()
+        await asyncio.gather(cancelled.task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert server.limits.running("a") == 0 and [line["status"] for line in server.lines] == [200, 200]
+
+
+def test_a_request_that_fails_gives_its_place_back() -> None:
+    server = keyed(limits=KeyLimits(max_requests=1))
+    for _ in range(3):
+        assert server.ask("POST", "/v1/completions?boom", TEAM).status_code == 500
+    assert server.limits.running("a") == 0
+
+
+def test_tokens_used_up_are_429_for_that_key_alone() -> None:
+    limits = KeyLimits(tokens_per_minute=60)
+    server = keyed(limits=limits)
+    limits.charge("a", 600)
+    response = server.ask("POST", "/v1/chat/completions", TEAM)
+    assert error(response) == (429, "rate_limited") and 500 < int(response.headers["retry-after"]) <= 541
+    assert server.ask("POST", "/v1/chat/completions", OTHER).status_code == 200
+    limits.charge("admin", 600)
+    assert server.ask("POST", "/v1/chat/completions", ADMIN).status_code == 200

@@ -1,0 +1,128 @@
+"""Limits of a key: places and tokens, a Retry-After that is right, memory that is bounded."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import ApiError
+from server.limits import KeyLimits
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def refusal(limits: KeyLimits, label: str | None) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        limits.enter(label)
+    assert (refused.value.status, refused.value.code) == (429, "rate_limited")
+    return refused.value
+
+
+def test_requests_at_once_are_counted_per_label(clock: Clock) -> None:
+    limits = KeyLimits(max_requests=2, clock=clock)
+    for label in ("a", None):
+        limits.enter(label)
+        limits.enter(label)
+        assert refusal(limits, label).retry_after == 1
+    limits.leave("a")
+    limits.enter("a")
+    assert limits.running("a") == 2 and limits.running(None) == 2
+    refusal(limits, None)
+
+
+def test_without_limits_nothing_is_refused(clock: Clock) -> None:
+    limits = KeyLimits(clock=clock)
+    for _ in range(1000):
+        limits.enter("a")
+    limits.charge("a", 10**9)
+    limits.check("a")
+
+
+def test_a_request_that_left_leaves_nothing_behind(clock: Clock) -> None:
+    limits = KeyLimits(max_requests=1, clock=clock)
+    for number in range(1000):
+        limits.enter(f"label-{number}")
+        limits.leave(f"label-{number}")
+    assert not limits._running
+    with pytest.raises(AssertionError):
+        limits.leave("a")
+
+
+def test_a_refused_request_takes_no_place(clock: Clock) -> None:
+    limits = KeyLimits(max_requests=1, tokens_per_minute=10, clock=clock)
+    limits.charge("a", 10)
+    refusal(limits, "a")
+    assert limits.running("a") == 0
+
+
+def test_a_minute_of_tokens_is_there_at_once_and_fills_steadily(clock: Clock) -> None:
+    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits.charge("a", 59)
+    limits.check("a")
+    limits.charge("a", 1)
+    assert refusal(limits, "a").retry_after == 1
+    limits.check("b")
+    clock.now += 0.5
+    limits.charge("a", 1)
+    assert refusal(limits, "a").retry_after == 1
+    clock.now += 0.6
+    limits.check("a")
+
+
+def test_an_overdraft_is_paid_back(clock: Clock) -> None:
+    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits.charge("a", 160)
+    assert refusal(limits, "a").retry_after == 101
+    clock.now += 100.5
+    limits.check("a")
+
+
+def test_a_long_pause_saves_no_more_than_a_minute(clock: Clock) -> None:
+    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits.charge("a", 1)
+    clock.now += 10_000
+    limits.charge("a", 60)
+    refusal(limits, "a")
+
+
+def test_the_tokens_of_a_million_labels_are_not_kept(clock: Clock) -> None:
+    limits = KeyLimits(tokens_per_minute=60_000, clock=clock)
+    for number in range(10_000):
+        limits.charge(f"label-{number}", 1)
+        clock.now += 1
+    assert len(limits._empty_until) < 300
+
+
+@given(
+    rate=st.integers(1, 10**7),
+    charges=st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1000)), min_size=1, max_size=10),
+    start=st.floats(0, 1e7),
+)
+def test_retry_after_is_right(rate: int, charges: list[tuple[int, float]], start: float) -> None:
+    """After so many seconds the next request passes; a second earlier it does not."""
+    clock = Clock()
+    clock.now = start
+    limits = KeyLimits(tokens_per_minute=rate, clock=clock)
+    for tokens, pause in charges:
+        limits.charge("a", tokens)
+        clock.now += pause
+    try:
+        limits.check("a")
+    except ApiError as error:
+        assert error.retry_after is not None and error.retry_after >= 1
+        now = clock.now
+        clock.now = now + error.retry_after - 1.001
+        with pytest.raises(ApiError):
+            limits.check("a")
+        clock.now = now + error.retry_after + 1e-6
+        limits.check("a")

@@ -1,0 +1,247 @@
+"""deploy/ holds together: it parses, names only metrics that exist, files that are there, and every alert is tested.
+
+That the rules and queries mean what they say is for promtool and a real Prometheus (`make integration`).
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from server.metrics import FINISH_REASONS, LOAD_RESULTS, LOAD_TIERS, UPLOAD_RESULTS, AdapterMetrics
+from server.metrics_state import StateCollector, StateSnapshot
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "perft.json"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+ALERT_TESTS = DEPLOY / "prometheus" / "alerts_test.yml"
+METRIC = re.compile(r"\b(?:perft_|vllm:)[a-z0-9_:]+")
+LABEL_VALUES = {
+    "tier": {*LOAD_TIERS, "disk"},
+    "result": {*LOAD_RESULTS, *UPLOAD_RESULTS},
+    "finish_reason": set(FINISH_REASONS),
+}
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"]]
+
+
+def our_samples() -> set[str]:
+    """Every name of ours that a query may use."""
+    registry = CollectorRegistry()
+    metrics = AdapterMetrics(registry)
+    registry.register(StateCollector(metrics, lambda: StateSnapshot({}, 0)))
+    return set(registry._names_to_collectors)
+
+
+def vllms_samples() -> set[str]:
+    """Every metric of the installed vLLM, off its source: importing it would start half an engine."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None and found.origin is not None
+    source = (Path(found.origin).parent / "v1" / "metrics" / "loggers.py").read_text(encoding="utf-8")
+    names = set(re.findall(r'name="(vllm:[a-z0-9_:]+)"', source))
+    assert len(names) > 20
+    return names | {f"{name}_total" for name in names} | {f"{name}_bucket" for name in names}
+
+
+def dashboard_queries() -> Iterator[str]:
+    for panel in dashboard()["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", []))
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+
+
+QUERIES = [*dashboard_queries(), *(rule["expr"] for rule in rules())]
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.y*ml")), ids=lambda path: path.name)
+def test_every_yaml_file_parses(path: Path) -> None:
+    assert isinstance(read_yaml(path), dict)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_names_only_metrics_that_exist(query: str) -> None:
+    named = set(METRIC.findall(query))
+    assert named or re.fullmatch(r"(sum\()?up\{.*", query), query
+    assert named <= our_samples() | vllms_samples()
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_names_only_label_values_that_exist(query: str) -> None:
+    for label, operator, values in re.findall(r'(\w+)(=|!=|=~|!~)"([^"$]*)"', query):
+        assert label in {*LABEL_VALUES, "job", "adapter", "expert"}, query
+        if label in LABEL_VALUES:
+            assert set(values.split("|") if "~" in operator else [values]) <= LABEL_VALUES[label], query
+
+
+def test_every_metric_of_ours_is_watched() -> None:
+    """On the dashboard or by an alert; the list for routers is neither's."""
+    watched = {re.sub(r"_bucket$", "", name) for query in QUERIES for name in METRIC.findall(query)}
+    ours = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in our_samples()}
+    assert {re.sub(r"_total$", "", name) for name in watched} >= ours - {"vllm:lora_requests_info"}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_says_how_bad_what_and_what_to_do(rule: dict[str, Any]) -> None:
+    assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) == {"summary", "description"}
+    assert len(rule["annotations"]["description"]) > 80
+
+
+def test_every_alert_is_tested_both_ways() -> None:
+    fires: set[str] = set()
+    silent: set[str] = set()
+    tests = read_yaml(ALERT_TESTS)
+    assert tests["rule_files"] == [ALERTS.name]
+    for test in tests["tests"]:
+        assert len(test["promql_expr_test"]) == 1 and test["input_series"]
+        (expected,) = test["promql_expr_test"]
+        found = re.fullmatch(r'ALERTS\{alertname="(\w+)",alertstate="firing"\}', expected["expr"])
+        assert found is not None and test["name"].startswith(found[1])
+        (fires if expected["exp_samples"] else silent).add(found[1])
+    named = [rule["alert"] for rule in rules()]
+    assert len(named) == len(set(named))
+    assert fires == silent == set(named)
+
+
+def test_panels_are_whole_and_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["title"] and panel["description"] and panel["targets"]
+            assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_the_dashboard_filters_by_adapter_and_finds_its_data_source() -> None:
+    variables = {variable["name"]: variable for variable in dashboard()["templating"]["list"]}
+    assert list(variables) == ["datasource", "instance", "adapter"]
+    used = {name for query in dashboard_queries() for name in re.findall(r"\$\{?(\w+)", query)}
+    assert used <= {*variables, "__rate_interval"}
+    (source,) = read_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"]
+    assert variables["datasource"]["current"]["value"] == source["uid"]
+    assert source["url"] == "http://prometheus:9090" and "prometheus" in read_yaml(DEPLOY / "compose.yaml")["services"]
+
+
+def services() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = read_yaml(DEPLOY / "compose.yaml")["services"]
+    return found
+
+
+def test_compose_mounts_only_what_is_there() -> None:
+    compose = read_yaml(DEPLOY / "compose.yaml")
+    for service in services().values():
+        for mount in service["volumes"]:
+            source, target = mount.split(":")[:2]
+            assert target.startswith("/")
+            assert (DEPLOY / source).exists() if source.startswith(".") else source in compose["volumes"], mount
+        assert set(service["secrets"]) <= set(compose["secrets"])
+    build = services()["server"]["build"]
+    dockerfile = (DEPLOY / build["context"] / "Dockerfile").read_text(encoding="utf-8")
+    assert f" AS {build['target']}\n" in dockerfile
+
+
+def test_compose_pins_versions_checks_health_and_stays_on_this_machine() -> None:
+    for name, service in services().items():
+        assert name == "server" or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), service["image"]
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["cap_drop"] == ["ALL"]
+    assert services()["server"]["healthcheck"]["test"][-1].endswith("/ready")
+
+
+def test_prometheus_scrapes_the_server_with_its_key() -> None:
+    config = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")
+    (scrape,) = config["scrape_configs"]
+    (target,) = scrape["static_configs"][0]["targets"]
+    assert target.partition(":")[0] in services()
+    assert scrape["authorization"]["credentials_file"] == "/run/secrets/metrics_key"
+    assert "metrics_key" in services()["prometheus"]["secrets"]
+    assert config["rule_files"] == [ALERTS.name] and scrape["job_name"] == "perft"
+
+
+def test_secrets_are_made_once_and_are_those_that_compose_names(tmp_path: Path) -> None:
+    command = ["sh", str(DEPLOY / "make-secrets.sh"), str(tmp_path / "secrets")]
+    subprocess.run(command, check=True, capture_output=True)
+    made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    compose = read_yaml(DEPLOY / "compose.yaml")
+    assert {f"./secrets/{name}" for name in made} == {secret["file"] for secret in compose["secrets"].values()}
+    assert len(set(made.values())) == 4 and all(len(value.strip()) >= 48 for value in made.values())
+    assert re.fullmatch(r"first=[0-9a-f]{48}\n", made["api_keys"])
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> list[str]:
+    """start-server.sh with secrets, and a `perft` and a `python` that only say how they were called."""
+    for name, text in {"api_keys": "# who\na=key-a\nb=key-b\n", "admin_key": "adm\n", "metrics_key": "met\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "perft").write_text('#!/bin/sh\nenv | grep ^PERFT_ | sort\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\ncase "$*" in *server.demo.__path__*) echo {ROOT}/server/demo;; *-c*) echo /cache/base;; esac\n'
+    )
+    for program in ("perft", "python"):
+        (tmp_path / program).chmod(0o755)
+    return [
+        "env",
+        f"SECRETS_FOLDER={tmp_path}",
+        f"PATH={tmp_path}:{os.environ['PATH']}",
+        "sh",
+        str(DEPLOY / "start-server.sh"),
+    ]
+
+
+KEYS = ["PERFT_ADMIN_KEY=adm", "PERFT_API_KEYS=a=key-a,b=key-b", "PERFT_METRICS_KEY=met"]
+
+
+def test_the_container_serves_what_it_is_told_with_its_keys(start: list[str]) -> None:
+    said = subprocess.run([*start, "org/model", "--adapter", "a=/a b"], check=True, capture_output=True, text=True)
+    host = ["--host", "0.0.0.0", "--port", "8000"]
+    assert said.stdout.splitlines() == [*KEYS, "serve", "org/model", "--adapter", "a=/a b", *host]
+
+
+def test_the_container_serves_the_demo_if_it_is_told_nothing(start: list[str]) -> None:
+    said = subprocess.run(start, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said[:5] == [*KEYS, "serve", "/cache/base"]
+    folders = sorted(path for path in (ROOT / "server" / "demo" / "adapters").iterdir() if path.is_dir())
+    assert folders and [word for word in said if word.startswith(tuple(f"{path.name}=" for path in folders))] == [
+        f"{path.name}={path}" for path in folders
+    ]
+
+
+@pytest.mark.parametrize("name", ["api_keys", "admin_key", "metrics_key"])
+def test_a_missing_or_empty_secret_ends_the_start(start: list[str], tmp_path: Path, name: str) -> None:
+    """Without API keys the server would take requests from everybody."""
+    for spoil in (lambda path: path.write_text(""), lambda path: path.unlink()):
+        spoil(tmp_path / name)
+        said = subprocess.run([*start, "org/model"], check=False, capture_output=True, text=True)
+        assert said.returncode == 1 and name in said.stderr and "make-secrets.sh" in said.stderr

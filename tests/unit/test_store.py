@@ -1,0 +1,610 @@
+"""The store: names and versions as API.md has them, one owner of a folder, nothing lost and nothing unknown in it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from time import time
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from adapters import (
+    AdapterRecord,
+    Store,
+    StoreLockedError,
+    StoreSchemaError,
+    StoreUnusableError,
+    VersionRecord,
+    store_opening,
+    verify_folder,
+)
+from adapters.durable import Disk
+from adapters.store_records import record_file
+from tests.store_contents import bytes_of, lora, perft, remove, table, upload
+
+OLD = Path(__file__).parent / "stores"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Store]:
+    opened = Store.open(folder)
+    yield opened
+    opened.close()
+
+
+def reopened(store: Store, folder: Path) -> Store:
+    store.close()
+    return Store.open(folder)
+
+
+def numbers(store: Store, name: str) -> list[int]:
+    record = store.get(name)
+    return [] if record is None else [version.version for version in record.versions]
+
+
+def test_an_uploaded_version_is_there_with_all_that_was_given(store: Store, folder: Path) -> None:
+    content, before = perft(1, "a description"), int(time())
+    record, version, created = upload(store, "pirate", content)
+    expected = VersionRecord(
+        version=1, digest=content.digest, kind="PERFT", config=content.config.decode(), size_bytes=content.size,
+        created=version.created, state="ready",
+    )  # fmt: skip
+    assert created and version == expected and before <= version.created <= time()
+    assert record == AdapterRecord(
+        name="pirate", active=1, allowed_keys=None, pinned=False, highest=1, versions=(version,)
+    )
+    assert store.get("pirate") == record and store.adapters() == [record] and store.get("other") is None
+    assert (store.folder(content.digest) / "adapter_config.json").read_bytes() == content.config
+    assert (store.folder(content.digest) / "adapter_model.safetensors").read_bytes() == content.weights
+    assert store.bytes_used() == content.size == bytes_of(folder)
+    again = reopened(store, folder)
+    assert again.adapters() == [record] and again.bytes_used() == content.size and again.secret == store.secret
+    assert verify_folder(folder) == [] and again.problems == []
+    again.close()
+
+
+def test_versions_count_up_and_only_the_wanted_one_becomes_active(store: Store) -> None:
+    upload(store, "a", perft(1), activate=False)
+    assert store.get("a") is not None and store.adapters()[0].active is None
+    assert upload(store, "a", perft(2))[0].active == 2
+    assert upload(store, "a", perft(3), activate=False)[0].active == 2
+    assert numbers(store, "a") == [1, 2, 3]
+    assert upload(store, "b", perft(4))[1].version == 1, "each name has its own numbers"
+
+
+@pytest.mark.parametrize("activate", [False, True])
+def test_the_same_content_again_is_the_version_that_is_there(store: Store, folder: Path, activate: bool) -> None:
+    first = upload(store, "a", perft(1))[1]
+    upload(store, "a", perft(2))
+    record, version, created = upload(store, "a", perft(1, "told differently"), activate)
+    assert (version, created, record.active, record.highest) == (first, False, 1 if activate else 2, 2)
+    assert not list((folder / "staging").iterdir()) and verify_folder(folder) == []
+
+
+def test_one_content_under_two_names_is_one_blob_with_two_descriptions(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    config = upload(store, "b", perft(1, "b's own"))[1].config
+    assert json.loads(config)["description"] == "b's own" and verify_folder(folder) == []
+    assert store.bytes_used() == perft(1).size == bytes_of(folder)
+    remove(store, "a")
+    assert store.bytes_used() == bytes_of(folder) == perft(1).size and verify_folder(folder) == []
+    remove(store, "b")
+    assert store.bytes_used() == bytes_of(folder) == 0 and not list((folder / "blobs").iterdir())
+
+
+def test_a_readme_is_dropped_and_a_lora_kept_byte_by_byte(store: Store, folder: Path) -> None:
+    staged = store.stage()
+    inner = staged / "unpacked"
+    inner.mkdir()
+    (inner / "README.md").write_text("read me")
+    version = store.add("a", lora().write(inner), lora().digest, "LORA", activate=True)[1]
+    store.discard(staged)
+    assert version.config.encode() == lora().config and version.kind == "LORA"
+    assert sorted(path.name for path in store.folder(version.digest).iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    assert not list((folder / "staging").iterdir()) and verify_folder(folder) == []
+
+
+def test_activation(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2))
+    assert store.activate("a", 1).active == 1 and store.activate("a", None).active is None
+    assert store.activate("a", 2).active == 2
+    for name, version in (("a", 3), ("b", 1), ("b", None)):
+        with pytest.raises(KeyError):
+            store.activate(name, version)
+    store.start_delete("a", 1)
+    with pytest.raises(ValueError, match="a@1 is being deleted, expected a ready version"):
+        store.activate("a", 1)
+    again = reopened(store, folder)
+    record = again.get("a")
+    assert record is not None and record.active == 2
+    again.close()
+
+
+def test_update_changes_only_what_is_given(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    assert store.update("a", allowed_keys=["one", "two"]).allowed_keys == ("one", "two")
+    assert store.update("a", pinned=True).allowed_keys == ("one", "two")
+    record = store.update("a", allowed_keys=())
+    assert (record.allowed_keys, record.pinned, record.active) == ((), True, 1)
+    again = reopened(store, folder)
+    assert again.get("a") == record
+    assert again.update("a", allowed_keys=None, pinned=False).allowed_keys is None
+    with pytest.raises(KeyError):
+        again.update("b", pinned=True)
+    again.close()
+
+
+def test_a_version_drains_across_a_restart_and_then_goes(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2))
+    with pytest.raises(ValueError, match="a@1 is ready, expected draining"):
+        store.finish_delete("a", 1)
+    store.start_delete("a", 1)
+    store = reopened(store, folder)
+    assert [v.state for v in store.adapters()[0].versions] == ["draining", "ready"]
+    assert store.folder(perft(1).digest).is_dir(), "what drains still runs"
+    left = store.finish_delete("a", 1)
+    assert left is not None and (left.active, left.highest, [v.version for v in left.versions]) == (2, 2, [2])
+    assert store.bytes_used() == perft(2).size == bytes_of(folder) and verify_folder(folder) == []
+    with pytest.raises(KeyError):
+        store.finish_delete("a", 1)
+    with pytest.raises(KeyError):
+        store.start_delete("a", 1)
+    store.close()
+
+
+def test_deleting_the_highest_version_does_not_free_its_number(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2), activate=False)
+    remove(store, "a", 2)
+    store = reopened(store, folder)
+    assert upload(store, "a", perft(2))[1].version == 3
+    store.close()
+
+
+def test_the_active_version_that_drains_is_active_no_more(store: Store) -> None:
+    upload(store, "a", perft(1))
+    assert store.start_delete("a", 1).active is None
+    assert store.finish_delete("a", 1) is None and store.get("a") is None
+
+
+def test_a_deleted_name_leaves_no_file_and_no_number_to_use_again(store: Store, folder: Path) -> None:
+    for seed in (1, 2, 3):
+        upload(store, "gone", perft(seed))
+    record = store.start_delete("gone", None)
+    assert record.active is None and {v.state for v in record.versions} == {"draining"}
+    store = reopened(store, folder)
+    assert [store.finish_delete("gone", n) is None for n in (1, 2, 3)] == [False, False, True]
+    assert not list((folder / "names").iterdir()) and not list((folder / "blobs").iterdir())
+    assert json.loads((folder / "STORE.json").read_text()) == {"schema": 1, "floor": 3}
+    store = reopened(store, folder)
+    assert upload(store, "gone", perft(1))[1].version == 4 and upload(store, "new", perft(1))[1].version == 4
+    remove(store, "new")
+    assert upload(store, "new", perft(1))[1].version == 5 and verify_folder(folder) == []
+    store.close()
+
+
+def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    store.start_delete("a", None)
+    record, version, created = upload(store, "a", perft(1))
+    assert created and version.version == 2 == record.active, "a draining version is not the one that is there"
+    assert store.finish_delete("a", 1) is not None
+    assert store.folder(perft(1).digest).is_dir() and numbers(store, "a") == [2] and verify_folder(folder) == []
+
+
+def test_a_staged_folder_can_be_let_go(store: Store, folder: Path) -> None:
+    staged = store.stage()
+    assert staged.is_dir() and not list(staged.iterdir()) and staged != store.stage()
+    perft(1).write(staged)
+    store.discard(staged)
+    store.discard(staged)
+    assert len(list((folder / "staging").iterdir())) == 1
+    for outside in (folder, folder / "staging", folder / "blobs" / "x"):
+        with pytest.raises(AssertionError):
+            store.discard(outside)
+
+
+def test_a_name_is_never_part_of_a_path(store: Store, folder: Path) -> None:
+    for name in ("../../out", "a/b", "ü" * 300, ".", ""):
+        upload(store, name, perft(1))
+    assert verify_folder(folder) == [] and len(list((folder / "names").iterdir())) == 5
+    assert not (folder.parent / "out").exists()
+
+
+def test_the_secret_is_made_once_and_is_nobody_elses(store: Store, folder: Path) -> None:
+    path = folder / "secret"
+    assert path.read_bytes() == store.secret and len(store.secret) == 32 and path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    assert any("found mode 644, expected 600" in problem for problem in verify_folder(folder))
+    again = reopened(store, folder)
+    assert again.secret == store.secret and verify_folder(folder) == []
+    again.close()
+    path.write_bytes(b"short")
+    with pytest.raises(StoreUnusableError, match="found 5 bytes, expected 32; remove the file"):
+        Store.open(folder)
+    path.unlink()
+    again = Store.open(folder)
+    assert again.secret not in (store.secret, b"short")
+    again.close()
+
+
+def test_a_second_store_on_the_folder_is_refused(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    with pytest.raises(StoreLockedError, match=r"is open in process \d+, expected nobody there: stop"):
+        Store.open(folder)
+    program = f"import sys; from adapters import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "StoreLockedError" in done.stderr and "is open in process" in done.stderr
+    upload(store, "a", perft(2))
+    assert numbers(store, "a") == [1, 2] and verify_folder(folder) == []
+    store.close()
+    Store.open(folder).close()
+
+
+def test_a_forked_child_does_not_keep_the_folder(store: Store, folder: Path) -> None:
+    """An engine that outlives its killed server for a moment must not keep the next one out; nor let others in."""
+    (reading, writing), (awaiting, telling) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.write(telling, b".")
+        os.read(reading, 1)
+        os._exit(0)
+    assert os.read(awaiting, 1) == b"."
+    with pytest.raises(StoreLockedError):
+        Store.open(folder)
+    upload(store, "a", perft(1))
+    again = reopened(store, folder)
+    assert numbers(again, "a") == [1] and os.waitpid(child, os.WNOHANG) == (0, 0), "the child was there all along"
+    again.close()
+    os.close(writing)
+    os.waitpid(child, 0)
+    for descriptor in (reading, awaiting, telling):
+        os.close(descriptor)
+
+
+def test_a_closed_store_changes_nothing(store: Store) -> None:
+    upload(store, "a", perft(1))
+    store.close()
+    with pytest.raises(AssertionError, match="closed"):
+        store.activate("a", None)
+    assert store.adapters()[0].active == 1
+
+
+def test_a_store_that_cannot_be_opened_is_not_left_locked(store: Store, folder: Path) -> None:
+    store.close()
+    good = (folder / "STORE.json").read_text()
+    (folder / "STORE.json").write_text("{")
+    with pytest.raises(StoreUnusableError, match=r"STORE\.json is damaged: .*put it back"):
+        Store.open(folder)
+    (folder / "STORE.json").write_text(good)
+    Store.open(folder).close()
+
+
+@pytest.mark.parametrize("found", [2, 0, -1])
+def test_another_schema_is_refused_before_anything_is_touched(store: Store, folder: Path, found: int) -> None:
+    store.close()
+    (folder / "STORE.json").write_text(json.dumps({"schema": found, "floor": 0, "new": True}))
+    (folder / "staging" / "theirs").mkdir()
+    with pytest.raises(StoreSchemaError, match=f"found schema {found}, expected 1: use .* version of the server"):
+        Store.open(folder)
+    assert (folder / "staging" / "theirs").is_dir() and f"found schema {found}" in verify_folder(folder)[0]
+
+
+def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    (folder / "STORE.json").write_text('{"schema": 0, "floor": 7}')
+    migrated: list[Path] = []
+
+    def migrate(layout: Any, disk: Disk) -> None:
+        migrated.append(layout.root)
+
+    monkeypatch.setitem(store_opening.MIGRATIONS, 0, migrate)
+    again = Store.open(folder)
+    assert migrated == [folder] and json.loads((folder / "STORE.json").read_text()) == {"schema": 1, "floor": 7}
+    assert upload(again, "a", perft(1))[1].version == 8
+    again.close()
+
+
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnusableError, match="found no folder, expected one that is empty or a store"):
+        Store.open(tmp_path / "file")
+    with pytest.raises(StoreUnusableError, match="Not a directory"):
+        Store.open(tmp_path / "file" / "store")
+    with pytest.raises(StoreUnusableError, match=r"found file and no STORE\.json, expected an empty folder or a store"):
+        Store.open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_store_without_its_heart_is_refused_and_left_alone(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    store.close()
+    (folder / "STORE.json").rename(folder.parent / "kept")
+    with pytest.raises(StoreUnusableError, match=r"found \w+/[0-9a-f.json]+ and no STORE\.json"):
+        Store.open(folder)
+    (folder.parent / "kept").rename(folder / "STORE.json")
+    (folder / "names").rename(folder.parent / "names")
+    with pytest.raises(StoreUnusableError, match="names: missing, while there are blobs"):
+        Store.open(folder)
+    assert bytes_of(folder) == perft(1).size
+
+
+def test_a_store_may_lie_deep_and_at_a_mount_point(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "c"
+    (folder / "lost+found").mkdir(parents=True)
+    store = Store.open(folder)
+    upload(store, "a", perft(1))
+    assert verify_folder(folder) == []
+    store.close()
+    Store.open(tmp_path / "x" / "y").close()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "no JSON": lambda raw: raw[:-5],
+    "empty": lambda raw: b"",
+    "active": lambda raw: raw.replace(b'"active": 1', b'"active": 2'),
+    "highest": lambda raw: raw.replace(b'"highest": 1', b'"highest": 0'),
+    "unknown key": lambda raw: raw.replace(b'"active"', b'"more": 1, "active"'),
+    "name": lambda raw: raw.replace(b'"name": "a"', b'"name": "b"'),
+    "digest": lambda raw: raw.replace(perft(1).digest.encode(), b"../" * 20),
+    "number": lambda raw: raw.replace(b'"version": 1', b'"version": "1"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_named_and_nothing_is_removed(store: Store, folder: Path, damage: str) -> None:
+    upload(store, "a", perft(1))
+    store.close()
+    path = folder / "names" / record_file("a")
+    broken = DAMAGES[damage](path.read_bytes())
+    assert broken != path.read_bytes()
+    path.write_bytes(broken)
+    with pytest.raises(StoreUnusableError, match=f"the record {path} is damaged: .*put it back from a copy"):
+        Store.open(folder)
+    assert bytes_of(folder) == perft(1).size
+    assert len(verify_folder(folder)) == 1 and path.name in verify_folder(folder)[0]
+
+
+def lose(blob: Path) -> None:
+    shutil.rmtree(blob)
+
+
+def lose_a_file(blob: Path) -> None:
+    (blob / "adapter_config.json").unlink()
+
+
+def shorten(blob: Path) -> None:
+    (blob / "adapter_model.safetensors").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("damage", [lose, lose_a_file, shorten])
+@pytest.mark.parametrize("mend", ["upload", "delete"])
+def test_a_blob_that_is_not_whole_is_reported_and_the_others_serve(
+    store: Store, folder: Path, damage: Callable[[Path], None], mend: str
+) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "b", perft(2))
+    before = table(store)
+    damage(store.folder(perft(1).digest))
+    again = reopened(store, folder)
+    assert len(again.problems) == 1 and again.problems[0].startswith(f"a@1: blobs/{perft(1).digest}: ")
+    assert again.problem(perft(1).digest) is not None and again.problem(perft(2).digest) is None
+    assert table(again) == before and again.bytes_used() == perft(2).size
+    found = verify_folder(folder)
+    assert found and all("(a@1): " in problem for problem in found)
+    if mend == "upload":
+        assert upload(again, "a", perft(1))[1:] == (again.adapters()[0].versions[0], False)
+        assert table(again) == before
+    else:
+        remove(again, "a")
+    assert again.problems == [] and again.bytes_used() == bytes_of(folder) and verify_folder(folder) == []
+    again.close()
+
+
+def test_verify_names_every_problem(store: Store, folder: Path) -> None:
+    """Each fault on its own line; what a crash leaves is no fault."""
+    for seed, name in ((1, "a"), (2, "b"), (3, "c")):
+        upload(store, name, perft(seed))
+    upload(store, "d", lora())
+    (store.stage() / "half").write_text("")
+    (folder / "blobs" / ("0" * 64)).mkdir()
+    (folder / "names" / "x.json.tmp").write_text("")
+    assert verify_folder(folder) == []
+    weights = store.folder(perft(1).digest) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    (store.folder(perft(2).digest) / "extra").write_text("")
+    record = folder / "names" / record_file("c")
+    record.write_bytes(record.read_bytes().replace(rb"\"bottleneck\": 1", rb"\"bottleneck\": 2"))
+    (store.folder(lora().digest) / "adapter_config.json").write_bytes(b"{}")
+    for unknown in ("at-the-root", "names/notes.txt", "blobs/notes.txt"):
+        (folder / unknown).write_text("")
+    found = "\n".join(verify_folder(folder))
+    for expected in (
+        "at-the-root: no part of a store",
+        "names/notes.txt: no part",
+        "blobs/notes.txt: no part",
+        f"{perft(1).digest} (a@1): the files' digest is ",
+        f"{perft(2).digest} (b@1): found adapter_config.json, adapter_model.safetensors, extra, expected",
+        f"{perft(3).digest} (c@1): c@1: the record's configuration is not that of the blob",
+        f"{lora().digest} (d@1): the files' digest is ",
+        f"{lora().digest} (d@1): d@1: the record's configuration",
+    ):
+        assert expected in found
+    assert len(found.splitlines()) == 8
+
+
+def test_verify_of_no_store(tmp_path: Path) -> None:
+    assert verify_folder(tmp_path) == [f"{tmp_path}: no store: STORE.json is missing"]
+    assert verify_folder(tmp_path / "none") == [f"{tmp_path / 'none'}: no store: STORE.json is missing"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads(store: Store, folder: Path) -> None:
+    """Writers of different names and of one, while others read and verify."""
+    contents = [perft(seed) for seed in range(5)]
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def guarded(work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        return threading.Thread(target=run)
+
+    def write(name: str) -> None:
+        for content in contents:
+            upload(store, name, content)
+            upload(store, "shared", content)
+        remove(store, name, 1)
+
+    def read() -> None:
+        while not done.is_set():
+            assert all(record.versions for record in store.adapters()) and store.bytes_used() >= 0
+            assert verify_folder(folder) == []
+
+    reader = guarded(read)
+    writers = [guarded(lambda name=name: write(name)) for name in "abc"]  # type: ignore[misc]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert not failures, failures
+    assert numbers(store, "shared") == [1, 2, 3, 4, 5] and numbers(store, "a") == [2, 3, 4, 5]
+    assert store.bytes_used() == bytes_of(folder) and verify_folder(folder) == []
+
+
+def test_an_old_store_opens_with_every_field(tmp_path: Path) -> None:
+    """stores/v1 was written by schema 1 and stays as it is; v1.expected.json says what is in it."""
+    folder = shutil.copytree(OLD / "v1", tmp_path / "v1")
+    store = Store.open(folder)
+    expected = json.loads((OLD / "v1.expected.json").read_text())
+    assert [json.loads(record.model_dump_json()) for record in store.adapters()] == expected["records"]
+    assert store.bytes_used() == expected["bytes_used"] and store.secret == bytes(range(32)) and store.problems == []
+    assert verify_folder(folder) == []
+    assert upload(store, "new", perft(9))[1].version == expected["floor"] + 1
+    store.finish_delete("pirate", 4)
+    assert verify_folder(folder) == []
+    store.close()
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SEEDS = st.integers(0, 3)
+
+
+class Model(RuleBasedStateMachine):
+    """Random changes against a dictionary; whatever was done, the folder is sound after it is opened again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(mkdtemp())
+        self.store = Store.open(self.folder)
+        self.names: dict[str, dict[str, Any]] = {}
+        self.floor = 0
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    @rule(name=NAMES, seed=SEEDS, described=st.booleans(), activate=st.booleans())
+    def add(self, name: str, seed: int, described: bool, activate: bool) -> None:
+        content = perft(seed, "described" if described else None)
+        new = {"active": None, "highest": self.floor, "keys": None, "pinned": False, "versions": {}}
+        model = self.names.setdefault(name, new)
+        ready = [n for n, (digest, state) in model["versions"].items() if (digest, state) == (content.digest, "ready")]
+        number = ready[0] if ready else model["highest"] + 1
+        model["versions"].setdefault(number, (content.digest, "ready"))
+        model["highest"] = max(number, model["highest"])
+        model["active"] = number if activate else model["active"]
+        record, version, created = upload(self.store, name, content, activate)
+        assert (version.version, created) == (number, not ready) and record == self.store.get(name)
+
+    def some(self, name: str, number: int, state: str) -> bool:
+        return name in self.names and self.names[name]["versions"].get(number, ("", ""))[1] == state
+
+    @rule(name=NAMES, number=st.integers(1, 8))
+    def activate(self, name: str, number: int) -> None:
+        if self.some(name, number, "ready"):
+            self.store.activate(name, number)
+            self.names[name]["active"] = number
+        else:
+            with pytest.raises((KeyError, ValueError)):
+                self.store.activate(name, number)
+
+    @rule(name=NAMES, keys=st.none() | st.lists(st.sampled_from("xyz")).map(tuple), pinned=st.booleans())
+    def update(self, name: str, keys: tuple[str, ...] | None, pinned: bool) -> None:
+        if name in self.names:
+            self.store.update(name, allowed_keys=keys, pinned=pinned)
+            self.names[name] |= {"keys": keys, "pinned": pinned}
+
+    @rule(name=NAMES, number=st.none() | st.integers(1, 8))
+    def start_delete(self, name: str, number: int | None) -> None:
+        model = self.names.get(name, {"versions": {}})
+        chosen = list(model["versions"]) if number is None else [n for n in model["versions"] if n == number]
+        if not chosen:
+            with pytest.raises(KeyError):
+                self.store.start_delete(name, number)
+            return
+        self.store.start_delete(name, number)
+        for n in chosen:
+            model["versions"][n] = (model["versions"][n][0], "draining")
+        model["active"] = None if model["active"] in chosen else model["active"]
+
+    @rule(name=NAMES, number=st.integers(1, 8))
+    def finish_delete(self, name: str, number: int) -> None:
+        if not self.some(name, number, "draining"):
+            with pytest.raises((KeyError, ValueError)):
+                self.store.finish_delete(name, number)
+            return
+        self.store.finish_delete(name, number)
+        del self.names[name]["versions"][number]
+        if not self.names[name]["versions"]:
+            self.floor = max(self.floor, self.names.pop(name)["highest"])
+
+    @rule()
+    def open_again(self) -> None:
+        self.store.close()
+        self.store = Store.open(self.folder)
+        assert verify_folder(self.folder) == []
+
+    @invariant()
+    def same(self) -> None:
+        found = {
+            record.name: {
+                "active": record.active, "highest": record.highest, "keys": record.allowed_keys,
+                "pinned": record.pinned, "versions": {v.version: (v.digest, v.state) for v in record.versions},
+            }
+            for record in self.store.adapters()
+        }  # fmt: skip
+        assert found == self.names
+        digests = {digest for model in self.names.values() for digest, _ in model["versions"].values()}
+        assert {path.name for path in (self.folder / "blobs").iterdir()} == digests
+        assert self.store.bytes_used() == bytes_of(self.folder)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
