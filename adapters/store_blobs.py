@@ -49,18 +49,14 @@ class Blobs:
         self._disk.sync_folder(folder)
 
     def place(self, folder: Path, digest: str) -> None:
-        """Move a synced folder to its blob, unless there is a whole one."""
+        """Move a synced folder to its blob, unless a whole one is there. On an error the caller calls `drop`."""
         if digest in self.sizes:
             return
         blob, size = self._layout.blob(digest), blob_bytes(folder)
         if blob.exists():
             self._to_trash(blob)
         self._disk.move(folder, blob)
-        try:
-            self._disk.sync_folder(self._layout.blobs)
-        except OSError:
-            self.drop(digest)
-            raise
+        self._disk.sync_folder(self._layout.blobs)
         self.sizes = {**self.sizes, digest: size}
         self.problems = _without(self.problems, digest)
 

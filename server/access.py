@@ -120,9 +120,9 @@ def prune(app: FastAPI, keep_vllm_metrics: bool = False) -> None:
 
 
 def missing(app: FastAPI) -> list[Route]:
-    """The listed routes that the app does not have."""
+    """The listed routes that the app does not have, but for the OpenAPI document, which an operator may switch off."""
     there = {key for route in app.routes for key in _keys(route)}
-    return [route for route in ROUTES if route.key not in there]
+    return [route for route in ROUTES if route.key not in there and route.path != "/openapi.json"]
 
 
 def _is_listed(route: BaseRoute, keep_vllm_metrics: bool) -> bool:

@@ -16,11 +16,11 @@ from server.contract_route import ContractRoute
 from server.errors import ApiError
 from server.file_response import FILE_SENT, file_response
 from server.keys import Caller
-from server.openapi import GUARD, PATCH_BODY, UPLOAD_BODY, refusals
+from server.openapi import GUARD, KEY, PATCH_BODY, UPLOAD_BODY, refusals
 from server.schemas import AdapterList, AdapterObject, AdapterPatch, VersionObject
 from server.uploads import UploadLimits, receive_upload
 
-router = APIRouter(route_class=ContractRoute, tags=["adapters"])
+router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 

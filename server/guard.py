@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -154,7 +154,9 @@ class _Exchange:
             return
         if route.need == "metrics" and not self._admission.serves_metrics:
             raise _not_found()
-        self.caller = self._admission.caller(route, self._headers)
+        client = (self.scope.get("client") or (None,))[0]
+        caller = self._admission.caller(route, self._headers)
+        self.caller = replace(caller, client=client, request_id=self.request_id)
         if route.selects_model and not self.caller.is_admin:
             limits, label = self._admission.limits, self.caller.label
             limits.enter(label)

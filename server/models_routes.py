@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from server.adapter_routes import CallerOf, CatalogOf
 from server.contract_route import ContractRoute
-from server.openapi import GUARD, refusals
+from server.openapi import GUARD, KEY, refusals
 
-router = APIRouter(route_class=ContractRoute, tags=["models"])
+router = APIRouter(route_class=ContractRoute, tags=["models"], dependencies=[KEY])
 _STARTED = int(time.time())
 
 

@@ -5,7 +5,8 @@ Invariant: a status is documented exactly where a route can answer it.
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 
 from server.contract_route import ContractRoute
 from server.schemas import ErrorObject
@@ -61,6 +62,10 @@ _PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"
 PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}
 
 
+KEY = Security(
+    HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key; the guard looks at it")
+)
+"""Says in the document that a route wants a key."""
 GUARD = (401, 403, 429)
 """What the guard in front of every route may answer."""
 

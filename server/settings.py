@@ -75,7 +75,7 @@ def load(args: Namespace) -> Settings:
         problems, path = [*problems, problem], None
 
     try:
-        settings = Settings(**flags, **{FILE_ARGUMENT: path})
+        settings = Settings(**flags | {FILE_ARGUMENT: path})
     except ValidationError as error:
         problems += [_explain(item, flags, path) for item in error.errors(include_url=False)]
     if problems:

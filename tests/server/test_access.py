@@ -144,6 +144,15 @@ def test_names_of_parameters_do_not_matter() -> None:
     assert ("GET", "/v1/adapters/{name}") in {(r.method, r.path) for r in missing(app)}
 
 
+def test_an_app_without_its_openapi_document_lacks_nothing_else() -> None:
+    lacking = {(route.method, route.path) for route in missing(_app())}
+    assert lacking == {(r.method, r.path) for r in ROUTES} - {
+        ("GET", "/openapi.json"),
+        ("GET", "/health"),
+        ("GET", "/metrics"),
+    }
+
+
 def test_a_path_is_listed_once_and_matches_one_template() -> None:
     assert len({route.key for route in ROUTES}) == len(ROUTES)
     for route in ROUTES:

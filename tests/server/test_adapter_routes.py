@@ -20,7 +20,7 @@ from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from server.catalog import Catalog
 from server.errors import ApiError
 from server.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
-from tests.server.fake_server import bearer, build_app
+from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
 
@@ -36,7 +36,7 @@ def engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture
 def client(tmp_path: Path, engine: FakeEngine) -> Iterator[TestClient]:
-    app = build_app(tmp_path / "store", engine)
+    app = build_app(settings_of(tmp_path / "store"), engine)
     with TestClient(app, raise_server_exceptions=False, headers=bearer()) as client:
         yield client
 

@@ -80,6 +80,7 @@ async def _answer(request: Request) -> JSONResponse:
             "label": state.caller.label,
             "is_admin": state.caller.is_admin,
             "route": state.route.path if hasattr(state, "route") else None,
+            "client": [state.caller.client, state.caller.request_id],
             "request_id": state.request_id,
             "header": request.headers.getlist("x-request-id"),
         }
@@ -125,6 +126,7 @@ def test_the_caller_and_the_route_reach_the_app() -> None:
     seen = server.ask("POST", "/v1/completions", ADMIN).json()
     assert (seen["label"], seen["is_admin"]) == ("admin", True)
     assert server.ask("GET", "/health", TEAM).json()["label"] == "a"
+    assert server.ask("POST", "/v1/adapters", ADMIN, x_request_id="r1").json()["client"] == ["testclient", "r1"]
     assert server.ask("POST", "/v1/messages", None, x_api_key=TEAM).json()["label"] == "a"
 
 

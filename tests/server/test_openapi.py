@@ -12,13 +12,13 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from tests.server.fake_server import bearer, build_app
+from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
 
 FOLDER = TemporaryDirectory()
 ENGINE = FakeEngine()
-APP = build_app(Path(FOLDER.name) / "store", ENGINE)
+APP = build_app(settings_of(Path(FOLDER.name) / "store"), ENGINE)
 schema = schemathesis.openapi.from_dict(APP.openapi())
 schema.app = APP
 THERE: dict[str, Any] = {"name": "poet", "version": 1, "file": "weights", "model": "poet"}
@@ -72,7 +72,7 @@ def says_too_little(case: schemathesis.Case) -> bool:
 
 
 def aim(case: schemathesis.Case) -> None:
-    """Point a request with a sound path at what is there (every second one: by the length of the name it came with)."""
+    """Point most requests with a sound path at what is there, and leave some of them to what is not."""
     path = case.meta and case.meta.components.get(ParameterLocation.PATH)
-    if path and path.mode.is_positive and len(str(case.path_parameters.get("name", "x"))) % 2 == 0:
+    if path and path.mode.is_positive and sum(map(ord, str(case.path_parameters))) % 3:
         case.path_parameters = {key: THERE[key] for key in case.path_parameters}

@@ -1,46 +1,51 @@
-"""The check of names, on a small app of its own."""
+"""What a request's `model` selects, over the toy completion: resolved once, named in the answer, never the base's."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from adapters import read_folder
-from server.model_check import ModelCheck
-from server.registry import Registry, ServedVersion
-from tests.server.fakes import BASE
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from server.catalog import Catalog
+from tests.server.fake_server import bearer, build_app, settings_of
+from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> TestClient:
-    app = FastAPI()
-    app.add_middleware(ModelCheck)
-
-    @app.post("/v1/echo")
-    async def echo(request: Request) -> dict[str, Any]:
-        return {"body": (await request.body()).decode()}
-
-    app.state.perft_registry = Registry(["base", "alias"])
-    app.state.perft_registry.add(
-        ServedVersion("poet", 1, 1, read_folder(write_adapter(tmp_path / "poet", BASE, 0), BASE))
-    )
-    return TestClient(app)
+def engine() -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    assert not engine.broken_rules
 
 
-@pytest.mark.parametrize("model", ["base", "alias", "poet", "poet@1"])
-def test_a_served_name_passes_with_its_body_untouched(client: TestClient, model: str) -> None:
-    body = json.dumps({"model": model, "n": 1.0, "text": "ä\ud83d\ude00"})
-    answer = client.post("/v1/echo", content=body, headers={"content-type": "application/json; charset=utf-8"})
-    assert answer.json()["body"] == body
+@pytest.fixture
+def client(tmp_path: Path, engine: FakeEngine) -> Iterator[TestClient]:
+    with TestClient(build_app(settings_of(tmp_path / "store"), engine), headers=bearer("alice")) as client:
+        for seed in range(2):
+            folder = write_adapter(tmp_path / f"given-{seed}", BASE, seed)
+            files = {"config": (folder / CONFIG_FILE).read_bytes(), "weights": (folder / WEIGHTS_FILE).read_bytes()}
+            assert client.post("/v1/adapters", data={"name": "poet"}, files=files, headers=bearer()).is_success
+        yield client
 
 
-@pytest.mark.parametrize("model", ["", "nobody", "poet@2", "poet@", "POET", " poet", "x" * 5000])
+@pytest.mark.parametrize(
+    ("model", "answered_by"),
+    [("base", "base"), ("org/alias", "org/alias"), ("poet", "poet@2"), ("poet@1", "poet@1"), ("poet@2", "poet@2")],
+)
+def test_the_answer_names_what_was_resolved(
+    client: TestClient, engine: FakeEngine, model: str, answered_by: str
+) -> None:
+    answer = client.post("/v1/completions", json={"model": model})
+    assert answer.status_code == 200 and answer.json()["model"] == answered_by
+    assert engine.calls.count(("request", answered_by)) == ("@" in answered_by)
+
+
+@pytest.mark.parametrize("model", ["nobody", "poet@3", "poet@", "poet@01", "POET", " poet", "x" * 5000])
 def test_an_unknown_name_is_404_with_openais_error(client: TestClient, model: str) -> None:
-    answer = client.post("/v1/echo", json={"model": model})
+    answer = client.post("/v1/completions", json={"model": model})
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert error["code"] == "model_not_found" and error["param"] == "model" and error["type"] == "invalid_request_error"
@@ -48,14 +53,24 @@ def test_an_unknown_name_is_404_with_openais_error(client: TestClient, model: st
 
 
 def test_made_up_names_leave_nothing_behind(client: TestClient) -> None:
-    registry: Registry = client.app.state.perft_registry  # type: ignore[attr-defined]
-    before = {key: len(value) for key, value in vars(registry).items() if hasattr(value, "__len__")}
-    for number in range(500):
-        assert client.post("/v1/echo", json={"model": f"made-up-{number}"}).status_code == 404
-    assert before == {key: len(value) for key, value in vars(registry).items() if hasattr(value, "__len__")}
+    catalog: Catalog = client.app.state.perft_catalog  # type: ignore[attr-defined]
+
+    def sizes() -> dict[str, int]:
+        kept = {**vars(catalog), **vars(catalog.plan)}
+        return {key: len(value) for key, value in kept.items() if hasattr(value, "__len__")}
+
+    before = sizes()
+    for number in range(200):
+        assert client.post("/v1/completions", json={"model": f"made-up-{number}"}).status_code == 404
+    assert before == sizes()
 
 
-@pytest.mark.parametrize("body", ["", "not json", "[]", "{}", '{"model": 3}', '{"model": null}', "[" * 5000])
-def test_what_is_no_request_for_a_model_is_left_to_vllm(client: TestClient, body: str) -> None:
-    answer = client.post("/v1/echo", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == 200 and answer.json()["body"] == body
+@pytest.mark.parametrize("body", ["", "not json", "[]", "[" * 5000])
+def test_what_is_no_request_is_400(client: TestClient, body: str) -> None:
+    answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and json.loads(answer.text)["error"]["code"] == "invalid_request"
+
+
+def test_without_a_key_nothing_is_answered(client: TestClient) -> None:
+    del client.headers["authorization"]
+    assert client.post("/v1/completions", json={"model": "base"}).status_code == 401

@@ -1,0 +1,31 @@
+"""One real server of a tiny model for all tests of adapters over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import tiny_server
+from tests.server.processes import ServerProcess
+from tests.server.tiny_server import TinyClient
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_server.build_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`perft serve` with keys (tiny_server.KEYS) and a pool of POOL_ADAPTERS. Tests clean up the adapters they make."""
+    store = tmp_path_factory.mktemp("server") / "store"
+    running = tiny_server.start(tiny_model, store, *tiny_server.KEY_ARGUMENTS, "--drain-timeout-s", "5")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def admin(server: ServerProcess) -> Iterator[TinyClient]:
+    client = TinyClient(server.url, tiny_server.KEYS["admin"])
+    yield client
+    client.close()

@@ -1,0 +1,140 @@
+"""`perft serve` itself with real vLLM on a tiny random Mixtral: what the tests of adapters over HTTP talk to."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from perft.base import BaseShape
+from tests import tiny
+from tests.server.processes import ServerProcess, free_port, launch
+from tests.synthetic import RANDOM_R, write_adapter
+
+BASE_NAME = "tiny"
+KEYS = {"alice": "alice-key-0123456789", "bob": "bob-key-0123456789", "admin": "admin-key-0123456789"}
+BASE = BaseShape(64, tiny.LAYERS, tuple(range(tiny.LAYERS)), num_experts=4, top_k=2, dtype=torch.float32)
+ROWS = tiny.LAYERS * (4 + 2 * 4 * 16)
+"""Rows that one adapter of `synthetic.RANDOM_R` takes."""
+POOL_ADAPTERS = 8
+"""How many of them the server's pool holds."""
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+
+def build_model(folder: Path) -> Path:
+    """A tiny Mixtral with a tokenizer of the words t0 ... t127."""
+    tiny.build("mixtral", folder)
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(tiny.VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def serve_arguments(model: Path, store: Path, port: int, *more: str) -> list[str]:
+    """The `perft serve` command of the tests, without keys."""
+    return [
+        "-m", "server.cli", "serve", str(model), "--served-model-name", BASE_NAME, "--dtype", "float32",
+        "--max-model-len", "384", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.3", "--block-size", "32",
+        "--port", str(port), "--adapter-store", str(store), "--pool-rows", str(POOL_ADAPTERS * ROWS), *more,
+    ]  # fmt: skip
+
+
+KEY_ARGUMENTS = [
+    "--api-key", f"alice={KEYS['alice']}", "--api-key", f"bob={KEYS['bob']}", "--admin-key", KEYS["admin"],
+]  # fmt: skip
+
+
+def start(model: Path, store: Path, *more: str) -> ServerProcess:
+    """Start a server and wait until it is ready."""
+    port = free_port()
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    os.environ.update(environment)
+    running = launch(serve_arguments(model, store, port, *more), port, store.parent / f"server-{port}.log")
+    running.wait_until("/ready")
+    return running
+
+
+@dataclass
+class Answer:
+    """A finished completion: its tokens, finish reason, the model that answered, and the usage."""
+
+    tokens: list[int]
+    finish_reason: str | None
+    model: str
+    usage: dict[str, Any]
+
+
+class TinyClient:
+    """HTTP to a tiny server as one key. `http` is for what has no method here."""
+
+    def __init__(self, url: str, key: str | None = KEYS["admin"]) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=120)
+
+    def complete(self, model: str, prompt: Sequence[int], tokens: int = 16, **more: Any) -> Answer:
+        """A greedy completion at once. Raises httpx.HTTPStatusError for a refusal."""
+        response = self.http.post("/v1/completions", json=self.body(model, prompt, tokens, **more))
+        response.raise_for_status()
+        values = response.json()
+        (choice,) = values["choices"]
+        return Answer(choice["token_ids"], choice["finish_reason"], values["model"], values["usage"])
+
+    def stream(self, model: str, prompt: Sequence[int], tokens: int = 16, **more: Any) -> Iterator[dict[str, Any]]:
+        """The events of a greedy streamed completion, as they come; an error event is yielded like the others."""
+        body = self.body(model, prompt, tokens, **more) | {"stream": True, "stream_options": {"include_usage": True}}
+        with self.http.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                response.raise_for_status()
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield json.loads(line.removeprefix("data: "))
+
+    def stream_tokens(self, model: str, prompt: Sequence[int], tokens: int = 16, **more: Any) -> list[int]:
+        """All tokens of a streamed completion. Raises AssertionError if it ended with an error."""
+        found: list[int] = []
+        for event in self.stream(model, prompt, tokens, **more):
+            assert "error" not in event, event
+            found += [token for choice in event["choices"] for token in choice["token_ids"] or ()]
+        return found
+
+    @staticmethod
+    def body(model: str, prompt: Sequence[int], tokens: int, **more: Any) -> dict[str, Any]:
+        fixed = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        return {"model": model, "prompt": list(prompt), "max_tokens": tokens, **fixed, **more}
+
+    def upload(self, name: str, folder: Path, activate: bool = True) -> httpx.Response:
+        """POST /v1/adapters with the two files of `folder`."""
+        files = {
+            "config": (folder / "adapter_config.json").read_bytes(),
+            "weights": (folder / "adapter_model.safetensors").read_bytes(),
+        }
+        data = {"name": name, "activate": "true" if activate else "false"}
+        return self.http.post("/v1/adapters", data=data, files=files)
+
+    def metrics(self) -> str:
+        response = self.http.get("/metrics")
+        response.raise_for_status()
+        return response.text
+
+    def close(self) -> None:
+        self.http.close()
+
+
+def adapter(folder: Path, seed: int, **changes: Any) -> Path:
+    """A random adapter of the tiny base whose effect is strong: other seeds give other tokens."""
+    import safetensors.torch
+
+    write_adapter(folder, BASE, seed, RANDOM_R | changes)
+    file = folder / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({n: t * (10.0 if n.endswith("up_proj") else 1.0) for n, t in tensors.items()}, file)
+    return folder
