@@ -36,7 +36,8 @@ def parse_arguments(argv: list[str]) -> Namespace:
     repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
     repeated.add_argument("--adapter", action="append", default=[])
     for attribute, flag in settings.repeated_flags().items():
-        repeated.add_argument(flag, dest=attribute, action="append", default=SUPPRESS)
+        spellings = (flag, "--" + flag.removeprefix("--").replace("-", "_"))
+        repeated.add_argument(*spellings, dest=attribute, action="append", default=SUPPRESS)
     first, rest = repeated.parse_known_args(argv)
     args: Namespace = make_parser().parse_args(rest)
     args.__dict__ |= first.__dict__
@@ -110,5 +111,6 @@ def prepare_arguments(args: Namespace) -> None:
     args.worker_extension_cls = WORKER_EXTENSION
     args.scheduler_cls = SCHEDULER
     args.disable_uvicorn_access_log = True  # ours has the request id, the adapter and the tokens
+    args.enable_request_id_headers = False  # the guard sets them
     engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)
     args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: engine.__dict__}

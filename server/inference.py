@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from uuid import uuid4
 
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError
@@ -48,8 +49,9 @@ class Inference:
             try:
                 version = self._version(lora_request)
                 async with AsyncExitStack() as stack:
-                    await stack.enter_async_context(self._place(version, request_id, exchange))
-                    outputs = inner(prompt, sampling_params, request_id, lora_request=lora_request, **options)
+                    own_id = f"{request_id}-{uuid4().hex}"  # clients choose theirs: two may be alike
+                    await stack.enter_async_context(self._place(version, own_id, exchange))
+                    outputs = inner(prompt, sampling_params, own_id, lora_request=lora_request, **options)
                     async for output in await stack.enter_async_context(aclosing(outputs)):
                         reason = meter.saw(output) or reason
                         self._raise_if_failed(reason, version, output.finished)

@@ -125,7 +125,7 @@ class AdapterManager:
     def _read_at_once(self, folder: Path, expected: str | None) -> str:
         """Bring a folder to the device on the engine's thread; everybody waits. Returns its digest."""
         checked = read_folder(folder, self.base, self._settings.limits)
-        self.step_load_bytes += sum(path.stat().st_size for path in folder.iterdir())
+        self.step_load_bytes += folder_bytes(folder)
         if expected not in (None, checked.digest):
             raise AdapterIdentityError(f"{folder} has other contents than when it was first served")
         if self.pool.get(checked.digest) is None:
@@ -220,6 +220,11 @@ class AdapterManager:
     def _is_planned(self, adapter_id: int) -> bool:
         """Whether tokens of this id take part: the base's (0) and those of warm-up runs do not."""
         return adapter_id != 0 and adapter_id not in self._warm_up_ids
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of an adapter's files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def make_manager(vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> AdapterManager:

@@ -11,6 +11,7 @@ FORBIDDEN_ENVIRONMENT = {
     "VLLM_ENABLE_RESPONSES_API_STORE": "it keeps answers that every key can read and continue",
     "VLLM_API_KEY": "keys are given with --api-key LABEL=KEY (PERFT_API_KEYS)",
     "VLLM_RAISE_ON_LOGIT_NANS": "it ends the whole engine where one request should end",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "two requests that chose one id would be taken for one another",
     "PROMETHEUS_MULTIPROC_DIR": "metrics of adapters that are gone could not be removed",
 }
 

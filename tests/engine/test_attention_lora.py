@@ -1,6 +1,8 @@
 """PEFT LoRA on attention beside PERFT, where the operator asks for it: both kinds and the base in one batch."""
 
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
+from adapters import lora_digest
 from tests.engine.engines import TinyEngine, greedy, prompts, start
 
 RANK, ALPHA, LORA_ID = 8, 16, 700
@@ -72,6 +75,8 @@ def test_lora_perft_and_base_in_one_batch(with_lora: TinyEngine, tmp_path: Path)
         lora_request=requests,
         use_tqdm=False,
     )
+    manager = with_lora.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    assert manager.step_load_bytes >= (folder / "adapter_model.safetensors").stat().st_size, "read inside a step"
     for item, output in zip(plan, outputs, strict=True):
         if item != "lora":
             with_lora.check(item, output)
@@ -81,3 +86,47 @@ def test_lora_perft_and_base_in_one_batch(with_lora: TinyEngine, tmp_path: Path)
         for step, token in enumerate(answer):
             assert abs(output.outputs[0].logprobs[step][token].logprob - float(expected[step][token])) <= 1e-3
     assert with_lora.llm.collective_rpc("perft_status")[0]["moe_layers"] == 4
+
+
+def finish(engine: TinyEngine, move: str, order: dict[str, Any], *more: Any) -> None:
+    """Carry a move of the workers out to its end."""
+    (outcome,) = engine.llm.collective_rpc(f"perft_{move}", args=(order, *more))
+    while outcome["state"] == "running":
+        time.sleep(0.01)
+        (outcome,) = engine.llm.collective_rpc("perft_outcome", args=(move, order))
+    assert outcome["state"] == "done", outcome
+
+
+def test_a_lora_adapter_moves_by_order_and_is_read_once(with_lora: TinyEngine, tmp_path: Path) -> None:
+    folder, tensors = write_lora(with_lora, tmp_path / "lora")
+    number = LORA_ID + 1
+    order = {"name": f"lora@{number}", "engine_id": number, "kind": "LORA"}
+    order |= {"digest": lora_digest(folder), "folder": str(folder)}
+    manager = with_lora.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    read_in_steps = manager.step_load_bytes
+    finish(with_lora, "prepare", order)
+    finish(with_lora, "place", order, [])
+    shutil.rmtree(folder)
+    request = LoRARequest(f"lora@{number}", number, str(folder))
+    (output,) = with_lora.llm.generate(
+        [{"prompt_token_ids": prompts(1, seed=32)[0]}], greedy(12), lora_request=[request], use_tqdm=False
+    )
+    prompt, answer = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
+    expected = merged_logprobs(with_lora, tensors, prompt + answer)[len(prompt) - 1 : -1]
+    for step, token in enumerate(answer):
+        assert abs(output.outputs[0].logprobs[step][token].logprob - float(expected[step][token])) <= 1e-3
+    assert number in manager.list_adapters() and manager.step_load_bytes == read_in_steps
+    with_lora.llm.collective_rpc("perft_evict", args=(order,))
+    assert number not in manager.list_adapters()
+    finish(with_lora, "place", order, [])
+    assert number in manager.list_adapters(), "the host still had it"
+    for method, argument in (("perft_evict", order), ("perft_drop", order), ("perft_forget", number)):
+        with_lora.llm.collective_rpc(method, args=(argument,))
+    assert number not in manager._kinds and number not in manager._loaded
+
+
+def test_lora_files_that_were_changed_are_not_served(with_lora: TinyEngine, tmp_path: Path) -> None:
+    folder, _ = write_lora(with_lora, tmp_path / "lora")
+    order = {"name": "lora@9", "engine_id": 9999, "kind": "LORA", "digest": "0" * 64, "folder": str(folder)}
+    with pytest.raises(AssertionError, match="the files were changed"):
+        finish(with_lora, "prepare", order)

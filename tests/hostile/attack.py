@@ -56,21 +56,24 @@ class Upload:
 class Attack:
     """A request that must be refused with `status` and `code`.
 
-    Each of `words` must occur in the message or in a violation. may_vanish: the client has gone, so there may be no
-    answer at all. needs_bytes: with a lower max_adapter_bytes it is too large before it is anything else.
+    Each of `words` must occur in the message or in a violation. is_bad_http: the HTTP server itself may end it, with a
+    400 of its own or without an answer. needs_bytes: with a lower max_adapter_bytes it is too large before it is
+    anything else.
     """
 
     status: int
     code: str
     words: tuple[str, ...]
     make: Callable[[Setting], Upload]
-    may_vanish: bool = False
+    is_bad_http: bool = False
     needs_bytes: int = 0
 
     def problems(self, status: int, body: bytes) -> list[str]:
         """How an answer (status 0: none came) differs from the refusal expected."""
+        if self.is_bad_http and (status == 0 or (status == 400 and not body.startswith(b"{"))):
+            return []
         if status == 0:
-            return [] if self.may_vanish else ["the connection ended without an answer"]
+            return ["the connection ended without an answer"]
         try:
             error = json.loads(body)["error"]
             said = [error["message"], *error.get("violations", [])]

@@ -88,7 +88,8 @@ async def _messages(upload: Upload) -> AsyncIterator[dict[str, Any]]:
     yield {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _run(app: Any, upload: Upload) -> Outcome:
+async def answer(app: Any, upload: Upload) -> Outcome:
+    """What `app` answers to one upload."""
     outcome = Outcome(0, {}, b"", 0)
     messages = _messages(upload)
 
@@ -117,4 +118,4 @@ async def _run(app: Any, upload: Upload) -> Outcome:
 
 def run(app: Any, upload: Upload) -> Outcome:
     """Answer one upload in a loop of its own."""
-    return asyncio.run(_run(app, upload))
+    return asyncio.run(answer(app, upload))

@@ -81,11 +81,6 @@ def test_an_id_is_one_version_for_ever(engine: FakeEngine, poet: EngineAdapter) 
     breaks_a_rule(engine, engine.prepare(poet), "was forgotten")
 
 
-def test_nothing_resident_is_forgotten(engine: FakeEngine, poet: EngineAdapter) -> None:
-    run(engine.prepare(poet))
-    breaks_a_rule(engine, engine.forget(poet), "still resident")
-
-
 def test_it_fails_as_often_as_it_is_told(engine: FakeEngine, poet: EngineAdapter) -> None:
     engine.failures["place", "poet@1"] = 1
     run(engine.prepare(poet))

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import io
 import os
-import resource
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from server import multipart, uploads
 from server.multipart import MultipartForm, PartRule, malformed
 from tests.hostile import FAMILIES, good, good_uploads, send, send_upload
 from tests.hostile.attack import BOUNDARY, END, FORM, Attack, Pause, Setting, Upload, begun, form, part, whole
-from tests.hostile.local_app import BASE, SETTING, LocalApp, run
+from tests.hostile.local_app import BASE, SETTING, LocalApp, answer, run
 from tests.hostile.streams import endless
 
 MIB = 1024 * 1024
@@ -131,13 +130,15 @@ def test_the_loop_goes_on_during_an_upload(tmp_path: Path, monkeypatch: pytest.M
 
 
 class FullFile(io.RawIOBase):
-    """A file on a disk without room."""
+    """A file that cannot be written to."""
+
+    number = errno.ENOSPC
 
     def __init__(self, descriptor: int, *_: Any, **__: Any) -> None:
         os.close(descriptor)
 
     def write(self, data: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(self.number, "no room")
 
 
 def test_a_full_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,15 +160,12 @@ def test_a_disk_full_while_unpacking(app: LocalApp, monkeypatch: pytest.MonkeyPa
     assert (outcome.status, outcome.answer["error"]["code"]) == (507, "storage_full")
 
 
-def test_a_file_larger_than_the_system_allows(app: LocalApp) -> None:
+def test_a_broken_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another error of the system is not told as a full disk, and leaves nothing behind either."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 3, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            run(app, sent())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr(FullFile, "number", errno.EIO)
+    monkeypatch.setattr(multipart.os, "fdopen", FullFile)
+    with pytest.raises(OSError, match="no room"):
+        run(app, sent())
     assert not list(app.folder.iterdir())
 
 
@@ -175,7 +173,7 @@ def test_a_cancelled_upload_closes_its_files(app: LocalApp) -> None:
     async def cancelled() -> None:
         stalled = Upload([part("name", b"poet") + begun("weights") + bytes(3 * MIB), Pause(60), END])
         large = LocalApp(app.folder, LARGE)
-        task = asyncio.ensure_future(uploads_run(large, stalled))
+        task = asyncio.ensure_future(answer(large, stalled))
         while not any(app.folder.rglob("*.safetensors")):
             await asyncio.sleep(0.01)
         task.cancel()
@@ -183,18 +181,9 @@ def test_a_cancelled_upload_closes_its_files(app: LocalApp) -> None:
             await task
 
     asyncio.run(cancelled())
-    targets = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.exists(f"/proc/self/fd/{fd}")
-    ]
-    assert not [target for target in targets if str(app.folder) in target]
-
-
-async def uploads_run(app: LocalApp, upload: Upload) -> Any:
-    from tests.hostile.local_app import _run
-
-    return await _run(app, upload)
+    descriptors = Path("/proc/self/fd").iterdir()
+    held = [os.readlink(entry) for entry in descriptors if os.path.lexists(entry)]
+    assert not [target for target in held if str(app.folder) in target]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +46,8 @@ def serve_arguments(model: Path, store: Path, port: int, *more: str) -> list[str
     return [
         "-m", "server.cli", "serve", str(model), "--served-model-name", BASE_NAME, "--dtype", "float32",
         "--max-model-len", "384", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.3", "--block-size", "32",
-        "--port", str(port), "--adapter-store", str(store), "--pool-rows", str(POOL_ADAPTERS * ROWS), *more,
+        "--port", str(port), "--adapter-store", str(store), "--pool-rows", str(POOL_ADAPTERS * ROWS),
+        "--enable-prompt-tokens-details", *more,
     ]  # fmt: skip
 
 
@@ -55,7 +59,11 @@ KEY_ARGUMENTS = [
 def start(model: Path, store: Path, *more: str) -> ServerProcess:
     """Start a server and wait until it is ready."""
     port = free_port()
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
     os.environ.update(environment)
     running = launch(serve_arguments(model, store, port, *more), port, store.parent / f"server-{port}.log")
     running.wait_until("/ready")
@@ -120,6 +128,35 @@ class TinyClient:
         data = {"name": name, "activate": "true" if activate else "false"}
         return self.http.post("/v1/adapters", data=data, files=files)
 
+    def refusal(self, method: str, path: str, **options: Any) -> tuple[int, str]:
+        """Status and error code of a request that must be refused, with OpenAI's error object."""
+        response = self.http.request(method, path, **options)
+        assert response.status_code >= 400, response.text
+        error = response.json()["error"]
+        assert set(error) >= {"message", "type", "param", "code"} and error["message"], error
+        return response.status_code, error["code"]
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        """GET /v1/adapters/{name}."""
+        return self._object(self.http.get(f"/v1/adapters/{name}"))
+
+    def change(self, name: str, **values: Any) -> dict[str, Any]:
+        """PATCH /v1/adapters/{name}."""
+        return self._object(self.http.patch(f"/v1/adapters/{name}", json=values))
+
+    def remove(self, *names: str) -> None:
+        """Delete adapters and wait until they are gone; one that is not there is no error."""
+        for name in names:
+            self.http.delete(f"/v1/adapters/{name}")
+        for name in names:
+            wait_until(lambda name=name: self.http.get(f"/v1/adapters/{name}").status_code == 404)  # type: ignore[misc]
+
+    @staticmethod
+    def _object(response: httpx.Response) -> dict[str, Any]:
+        response.raise_for_status()
+        values: dict[str, Any] = response.json()
+        return values
+
     def metrics(self) -> str:
         response = self.http.get("/metrics")
         response.raise_for_status()
@@ -127,6 +164,43 @@ class TinyClient:
 
     def close(self) -> None:
         self.http.close()
+
+
+def wait_until(is_so: Callable[[], bool], limit_s: float = 60) -> None:
+    """Wait for what comes about by itself. Raises AssertionError if it does not."""
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+class Samples:
+    """What one GET /metrics says; subtract an earlier one to see what happened between."""
+
+    def __init__(self, values: Mapping[tuple[str, frozenset[tuple[str, str]]], float]) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, page: str) -> "Samples":
+        families = text_string_to_metric_families(page)
+        return cls({(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples})
+
+    def __sub__(self, earlier: "Samples") -> "Samples":
+        return Samples({key: value - earlier.values.get(key, 0.0) for key, value in self.values.items()})
+
+    def of_name(self, name: str, **labels: str) -> dict[frozenset[tuple[str, str]], float]:
+        """Every sample of `name` that has `labels`, by all of its labels."""
+        return {all_: value for (found, all_), value in self.values.items() if found == name and labels.items() <= all_}
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the samples of `name` that have `labels`."""
+        return sum(self.of_name(name, **labels).values())
+
+
+def long_prompt(seed: int, length: int = 200) -> list[int]:
+    """A prompt of several cache blocks that no other seed shares."""
+    random = Random(seed)
+    return [random.randrange(3, tiny.VOCABULARY) for _ in range(length)]
 
 
 def adapter(folder: Path, seed: int, **changes: Any) -> Path:

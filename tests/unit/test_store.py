@@ -96,6 +96,16 @@ def test_the_same_content_again_is_the_version_that_is_there(store: Store, folde
     assert not list((folder / "staging").iterdir()) and verify_folder(folder) == []
 
 
+def test_the_folder_given_is_consumed_whatever_comes_of_it(store: Store) -> None:
+    upload(store, "a", perft(1))
+    there, broken = perft(1).write(store.stage()), perft(2).write(store.stage())
+    store.add("a", there, perft(1).digest, "PERFT", activate=True)
+    (broken / "adapter_config.json").write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        store.add("a", broken, perft(2).digest, "PERFT", activate=True)
+    assert not there.exists() and not broken.exists() and numbers(store, "a") == [1]
+
+
 def test_one_content_under_two_names_is_one_blob_with_two_descriptions(store: Store, folder: Path) -> None:
     upload(store, "a", perft(1))
     config = upload(store, "b", perft(1, "b's own"))[1].config
