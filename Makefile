@@ -1,4 +1,5 @@
-# `make serve` runs the demo on the CPU, `make test` every test. Both set up all they need in .venv.
+# `make serve` runs the demo on the CPU, `make test` every test that needs Python alone, `make integration` those with
+# Prometheus and the JavaScript client. Each sets up all it needs in .venv (and .integration).
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3.11)
 PORT ?= 8000
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # OpenMP threads that wait asleep: with the default they spin, and a busy machine crawls.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: serve test check bench lock train clean
+.PHONY: serve test check integration soak bench lock train clean
 
 serve:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
@@ -22,6 +23,15 @@ check:
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+integration:
+	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
+	@$(BIN)/python integration/fetch.py
+	@$(BIN)/python -m pytest integration
+
+soak:
+	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
+	@$(BIN)/python benchmarks/soak.py
 
 bench:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test

@@ -24,6 +24,7 @@ class PerftWorkerExtension:
         manager = getattr(self.model_runner, "lora_manager", None)
         if not isinstance(manager, AdapterManager):
             return {"moe_layers": 0, "problem": f"the worker's adapter manager is {type(manager).__name__}"}
+        self._prepare_zeroing()
         carrying = [r for r in manager.runners.values() if isinstance(r, PerftMoERunner) and r.perft is manager.step]
         base = manager.base
         return {
@@ -64,6 +65,14 @@ class PerftWorkerExtension:
         """Bytes read inside steps, and tokens per expert by version id."""
         manager = self._manager
         return {"step_load_bytes": manager.step_load_bytes, "expert_tokens": manager.expert_counts.read()}
+
+    def _prepare_zeroing(self) -> None:
+        """Let an accelerator's runner zero cache blocks when the scheduler says so; vLLM prepares it for some models
+        only. (The CPU's needs nothing.)"""
+        runner = self.model_runner
+        has_zeroer = getattr(runner, "_kv_block_zeroer", None) or getattr(runner, "kv_block_zeroer", None)
+        if runner.device.type != "cpu" and not has_zeroer:
+            runner._init_kv_zero_meta()
 
     @property
     def _manager(self) -> AdapterManager:

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 from pathlib import Path
 
-from server.demo.base import build, default_folder
+from server.demo.base import build, cache_folder, default_folder
 from server.demo.errors import DemoError
 
 ADAPTERS = Path(__file__).parent / "adapters"
@@ -33,6 +34,9 @@ def main() -> None:
         raise SystemExit(1) from error
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("PERFT_ADAPTER_STORE", str(cache_folder() / "demo-store"))
+    print(f"perft: adapters are kept in {os.environ['PERFT_ADAPTER_STORE']}", flush=True)
+    make_admin_key()
     print("perft: starting the engine (30 to 60 seconds)", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "server.cli", *serve_arguments(folder, port)])
 
@@ -44,6 +48,19 @@ def serve_arguments(base: Path, port: int) -> list[str]:
     for adapter in sorted(path for path in ADAPTERS.iterdir() if path.is_dir()):
         arguments += ["--adapter", f"{adapter.name}={adapter}"]
     return arguments
+
+
+def make_admin_key() -> None:
+    """Unless one is given, make an admin key for this run and say how it is used."""
+    if "PERFT_ADMIN_KEY" in os.environ or "PERFT_ADMIN_KEY_FILE" in os.environ:
+        return
+    key = os.environ["PERFT_ADMIN_KEY"] = secrets.token_urlsafe(24)
+    print(
+        f"perft: the admin key of this run, for everything that changes adapters and for /metrics:\n\n"
+        f"  export PERFT_ADMIN_KEY={key}\n\n"
+        "perft: with it, in another shell: .venv/bin/perft adapters list | push NAME FOLDER | activate NAME VERSION",
+        flush=True,
+    )
 
 
 def check_port(port: int) -> None:

@@ -31,10 +31,14 @@ CHECK_PROMPTS = (
 
 
 def default_folder() -> Path:
-    """Where the demo base lives: $PERFT_CACHE, else the user's cache folder; outside any checkout."""
+    """Where the demo base lives."""
+    return cache_folder() / "demo-base"
+
+
+def cache_folder() -> Path:
+    """Where the demo keeps what it makes: $PERFT_CACHE, else the user's cache folder; outside any checkout."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cache = Path(os.environ.get("PERFT_CACHE") or cache_home / "perft").expanduser()
-    return cache / "demo-base"
+    return Path(os.environ.get("PERFT_CACHE") or cache_home / "perft").expanduser()
 
 
 def is_built(folder: Path) -> bool:

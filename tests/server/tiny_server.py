@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from perft.base import BaseShape
@@ -27,6 +27,10 @@ ROWS = tiny.LAYERS * (4 + 2 * 4 * 16)
 """Rows that one adapter of `synthetic.RANDOM_R` takes."""
 POOL_ADAPTERS = 8
 """How many of them the server's pool holds."""
+MAX_ADAPTER_BYTES = 16 * 1024**2
+BLOCK = 32
+"""Tokens of one block of the prefix cache."""
+SPECIAL_WORDS = {"unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
 
@@ -35,7 +39,8 @@ def build_model(folder: Path) -> Path:
     tiny.build("mixtral", folder)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(tiny.VOCABULARY)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2")
+    special = {name: AddedToken(word, single_word=True) for name, word in SPECIAL_WORDS.items()}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
@@ -45,9 +50,9 @@ def serve_arguments(model: Path, store: Path, port: int, *more: str) -> list[str
     """The `perft serve` command of the tests, without keys."""
     return [
         "-m", "server.cli", "serve", str(model), "--served-model-name", BASE_NAME, "--dtype", "float32",
-        "--max-model-len", "384", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.3", "--block-size", "32",
+        "--max-model-len", "384", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.3", "--block-size", str(BLOCK),
         "--port", str(port), "--adapter-store", str(store), "--pool-rows", str(POOL_ADAPTERS * ROWS),
-        "--enable-prompt-tokens-details", *more,
+        "--enable-prompt-tokens-details", "--max-adapter-bytes", str(MAX_ADAPTER_BYTES), *more,
     ]  # fmt: skip
 
 
