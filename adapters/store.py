@@ -149,27 +149,28 @@ class Store:
 
     def activate(self, name: str, version: int | None) -> AdapterRecord:
         """Make a version the active one (None: none). Raises ValueError for one that is being deleted."""
-        with self._change(f"activating a version of {name!r}"):
-            record = self._names.records[name]
-            if version is not None and record.version(version).state == "draining":
-                raise ValueError(f"{name}@{version} is being deleted, expected a ready version: activate another")
-            return self._names.commit(record.changed(active=version))
+        return self.update(name, active=version)
 
     def update(
         self,
         name: str,
         *,
+        active: int | Unchanged | None = UNCHANGED,
         allowed_keys: Sequence[str] | Unchanged | None = UNCHANGED,
         pinned: bool | Unchanged = UNCHANGED,
     ) -> AdapterRecord:
-        """Change what is given, all of it or nothing."""
+        """Change what is given, all of it or nothing. Raises ValueError for an active version that is being deleted."""
         with self._change(f"changing {name!r}"):
             record = self._names.records[name]
+            changes: dict[str, object] = {}
+            if not isinstance(active, Unchanged):
+                _check_can_be_active(record, active)
+                changes["active"] = active
             if not isinstance(allowed_keys, Unchanged):
-                record = record.changed(allowed_keys=None if allowed_keys is None else tuple(allowed_keys))
+                changes["allowed_keys"] = None if allowed_keys is None else tuple(allowed_keys)
             if not isinstance(pinned, Unchanged):
-                record = record.changed(pinned=pinned)
-            return self._names.commit(record)
+                changes["pinned"] = pinned
+            return self._names.commit(record.changed(**changes))
 
     def start_delete(self, name: str, version: int | None) -> AdapterRecord:
         """Mark a version as draining, or all there are (None: then the name goes with the last of them).
@@ -215,3 +216,8 @@ class Store:
     def _change(self, doing: str) -> Iterator[None]:
         with self._changing(), store_errors(self._layout.root, doing):
             yield
+
+
+def _check_can_be_active(record: AdapterRecord, version: int | None) -> None:
+    if version is not None and record.version(version).state == "draining":
+        raise ValueError(f"{record.name}@{version} is being deleted, expected a ready version: activate another")

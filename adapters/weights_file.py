@@ -43,6 +43,18 @@ def weights_violations(path: Path, config: AdapterConfig | None, base: BaseShape
         return [_unreadable([str(error)])]
 
 
+def shape_violations(path: Path, config: AdapterConfig, base: BaseShape) -> list[str]:
+    """How the tensors of a file that was checked for another base differ from what this one takes: the header alone."""
+    try:
+        if problems := header_problems(path):
+            return [_unreadable(problems)]
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        return [_unreadable([str(error)])]
+    return _shape_violations(shapes, config.tensor_shapes(_layers(config, base), base.hidden_size))
+
+
 def _unreadable(problems: list[str]) -> str:
     """One violation for a file that is no sound safetensors file, whatever the number of reasons."""
     listed = "; ".join(problems[:SHOWN_PROBLEMS])

@@ -4,6 +4,8 @@ Invariant: every change goes through the Catalog (app.state.perft_catalog), and 
 gone when its answer is given.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -15,6 +17,7 @@ from server.catalog import Catalog
 from server.contract_route import ContractRoute
 from server.errors import ApiError
 from server.file_response import FILE_SENT, file_response
+from server.gate import GateParts
 from server.keys import Caller
 from server.openapi import GUARD, KEY, PATCH_BODY, UPLOAD_BODY, refusals
 from server.schemas import AdapterList, AdapterObject, AdapterPatch, VersionObject
@@ -52,6 +55,17 @@ def _catalog(request: Request) -> Catalog:
     return catalog
 
 
+@contextmanager
+def _refusals_counted(request: Request) -> Iterator[None]:
+    """Count an upload that is refused before the catalog, which counts the others, sees it."""
+    try:
+        yield
+    except ApiError as error:
+        gate: GateParts = request.app.state.perft_gate
+        gate.metrics.upload(error.code)
+        raise
+
+
 CallerOf = Annotated[Caller, Depends(_caller)]
 CatalogOf = Annotated[Catalog, Depends(_catalog)]
 Name = Annotated[str, Path(pattern=NAME_PATTERN, description="the adapter's name")]
@@ -87,13 +101,16 @@ class Page(BaseModel):
 async def upload_adapter(request: Request, response: Response, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
     """A new version of the adapter `name`, or the existing one of the same content. The body is read as it arrives."""
     limits: UploadLimits = request.app.state.perft_upload_limits
-    staged = await run_in_threadpool(catalog.stage)
-    try:
-        received = await receive_upload(request, staged, limits)
-        adapter, created = await catalog.upload(received.name, received.folder, received.activate, caller)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await run_in_threadpool(catalog.discard, staged)
+    async with request.app.state.perft_upload_places:
+        with _refusals_counted(request):
+            staged = await run_in_threadpool(catalog.stage)
+        try:
+            with _refusals_counted(request):
+                received = await receive_upload(request, staged, limits)
+            adapter, created = await catalog.upload(received.name, received.folder, received.activate, caller)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(catalog.discard, staged)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/adapters/{adapter.name}"
     return adapter

@@ -4,27 +4,41 @@ The gate makes it, vLLM's handler knows nothing of it, and `server.inference` fi
 when the handler asks the engine. Invariant: `failure`, once set, is what the client is told.
 """
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from server.errors import ApiError
 from server.keys import Caller
 from server.logs import RequestFacts
+from server.residency import ResidencyPlan
 from server.versions import Version
 
 
 @dataclass(eq=False)
 class Exchange:
     """One request. began: time.monotonic() of its arrival. place: the device lease that the gate waited for, given up
-    once the engine's own request holds one."""
+    once the engine's own request holds one. held: its device leases."""
 
     caller: Caller
     version: Version | None
     facts: RequestFacts
     began: float
     place: AsyncExitStack = field(default_factory=AsyncExitStack)
+    held: int = 0
     failure: ApiError | None = None
+
+    @asynccontextmanager
+    async def hold(self, plan: ResidencyPlan, timeout_s: float) -> AsyncIterator[None]:
+        """Hold the version on the device; who holds it already does not wait for it again."""
+        assert self.version is not None
+        async with plan.lease(self.version.engine, timeout_s, joins=self.held > 0):
+            self.held += 1
+            try:
+                yield
+            finally:
+                self.held -= 1
 
     def used(self, prompt_tokens: int, generation_tokens: int) -> None:
         """Count tokens of one engine request into the request's line of the log."""

@@ -7,7 +7,6 @@ lease is held; what a client wrote as `model` decides nothing after this.
 
 import hmac
 import json
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -18,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import Route
+from server.answer import Answer
 from server.catalog import Catalog
 from server.errors import ApiError
 from server.exchange import CURRENT, Exchange
@@ -25,7 +25,6 @@ from server.metrics import AdapterMetrics
 from server.versions import Version
 
 MAX_BODY_BYTES = 64 * 1024**2
-_SSE_ERROR = re.compile(rb'^data: \{"error".*$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,30 @@ class Gate:
         state = scope["state"]
         began = time.monotonic()
         try:
-            body = await _read_body(receive)
-            values = _parse(body)
+            values = _parse(await _read_body(receive))
             version = _resolve(values, parts.catalog, state["caller"])
             if version is not None:
                 state["facts"].adapter, state["facts"].version = version.name, version.number
                 values["model"] = version.id
             if route.generates:
                 _salt(values, parts.salt_secret, state["caller"].label)
-            lease = nullcontext() if version is None else parts.catalog.lease(version)
-            with lease:
+            body = _written(values)
+            with nullcontext() if version is None else parts.catalog.lease(version):
                 exchange = Exchange(state["caller"], version, state["facts"], began)
                 async with _place(exchange, route, parts):
-                    await self._answer(exchange, scope, json.dumps(values).encode(), receive, send)
+                    await self._answer(exchange, scope, body, receive, Answer(exchange, route.path, send))
         except ApiError as error:
             await error.response()(scope, receive, send)
 
-    async def _answer(self, exchange: Exchange, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
         """Let vLLM answer the rewritten body."""
         MutableHeaders(scope=scope)["content-length"] = str(len(body))
         token = CURRENT.set(exchange)
         try:
-            await self._app(scope, _replay(body, receive), _Answer(exchange, send))
+            await self._app(scope, _replay(body, receive), answer)
+        except Exception:
+            if not await answer.tell_failure():
+                raise
         finally:
             CURRENT.reset(token)
 
@@ -85,7 +86,7 @@ async def _place(exchange: Exchange, route: Route, parts: GateParts) -> AsyncIte
         version = exchange.version
         if version is not None and route.generates:
             try:
-                await exchange.place.enter_async_context(parts.catalog.plan.lease(version.engine, parts.load_timeout_s))
+                await exchange.place.enter_async_context(exchange.hold(parts.catalog.plan, parts.load_timeout_s))
             except ApiError as error:
                 seconds = time.monotonic() - exchange.began
                 parts.metrics.request_finished(version.name, error.code, 0, 0, seconds)
@@ -96,7 +97,7 @@ async def _place(exchange: Exchange, route: Route, parts: GateParts) -> AsyncIte
 def _resolve(values: dict[str, Any], catalog: Catalog, caller: Any) -> Version | None:
     """The version that `model` selects; None for the base. What is no text is left for vLLM to refuse."""
     model = values.get("model")
-    return catalog.resolve(model, caller) if isinstance(model, str) and model else None
+    return catalog.resolve(model, caller) if isinstance(model, str) else None
 
 
 def _salt(values: dict[str, Any], secret: bytes, label: str | None) -> None:
@@ -111,10 +112,22 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "invalid_request", f"the body is not JSON ({type(error).__name__}: {error})") from None
+        raise _not_json(error) from None
     if not isinstance(values, dict):
         raise ApiError(400, "invalid_request", f"found a JSON {type(values).__name__} as the body, expected an object")
     return values
+
+
+def _written(values: dict[str, Any]) -> bytes:
+    """The body that vLLM reads. Raises ApiError where it is nested a little less than could not even be read."""
+    try:
+        return json.dumps(values).encode()
+    except RecursionError as error:
+        raise _not_json(error) from None
+
+
+def _not_json(error: Exception) -> ApiError:
+    return ApiError(400, "invalid_request", f"the body is not JSON ({type(error).__name__}: {error})")
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -145,28 +158,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message
-
-
-class _Answer:
-    """`send` that puts the exchange's failure in the place of vLLM's words for it."""
-
-    def __init__(self, exchange: Exchange, send: Send) -> None:
-        self._exchange, self._send = exchange, send
-        self._replaced = False
-
-    async def __call__(self, message: Message) -> None:
-        failure = self._exchange.failure
-        if failure is None:
-            return await self._send(message)
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            body = json.dumps(failure.body()).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            headers += [(name.lower().encode(), value.encode()) for name, value in failure.headers().items()]
-            self._replaced = True
-            await self._send({"type": "http.response.start", "status": failure.status, "headers": headers})
-            await self._send({"type": "http.response.body", "body": body, "more_body": False})
-        elif message["type"] == "http.response.body" and not self._replaced:
-            told = b"data: " + json.dumps(failure.body()).encode()
-            await self._send({**message, "body": _SSE_ERROR.sub(lambda _: told, message.get("body", b""))})
-        elif not self._replaced:
-            await self._send(message)

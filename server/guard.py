@@ -26,6 +26,7 @@ from server.reach import Reach
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
+SMALL_BODY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,16 @@ class _Exchange:
             response = error.response()
             if error.status == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
+            if self._has_large_body():
+                response.headers["Connection"] = "close"
             return response
         self.scope["state"] |= {"caller": self.caller, "route": self.route}
         return None
+
+    def _has_large_body(self) -> bool:
+        """Whether more may be coming than is worth reading just to keep a connection."""
+        length = self._headers.get("content-length", "0")
+        return "transfer-encoding" in self._headers or not length.isdigit() or int(length) > SMALL_BODY_BYTES
 
     def _enter(self, route: Route) -> None:
         if self._admission is None:

@@ -7,7 +7,7 @@ runs only while it holds a place on the device.
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -16,13 +16,14 @@ from uuid import uuid4
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError
 
-from server.catalog import Catalog, adapter_deleted
+from perft.engine.scheduler import OUTPUT_INVALID
+from server.catalog import Catalog
 from server.errors import ApiError
 from server.exchange import CURRENT, Exchange
 from server.limits import KeyLimits
 from server.meter import Meter
 from server.metrics import AdapterMetrics
-from server.versions import Version
+from server.versions import Version, adapter_deleted
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Inference:
                     outputs = inner(prompt, sampling_params, own_id, lora_request=lora_request, **options)
                     async for output in await stack.enter_async_context(aclosing(outputs)):
                         reason = meter.saw(output) or reason
-                        self._raise_if_failed(reason, version, output.finished)
+                        self._raise_if_failed(output, version)
                         yield output
             except GeneratorExit:
                 reason = "abort" if not meter.finished else reason
@@ -92,7 +93,9 @@ class Inference:
             finally:
                 self.base_running -= 1
             return
-        async with self.catalog.plan.lease(version.engine, self.load_timeout_s):
+        if version.is_deleted:
+            raise adapter_deleted(version)
+        async with self._lease(version, exchange):
             if exchange is not None:
                 await exchange.place.aclose()
             if version.is_deleted:
@@ -103,12 +106,17 @@ class Inference:
             finally:
                 version.running.discard(request_id)
 
+    def _lease(self, version: Version, exchange: Exchange | None) -> AbstractAsyncContextManager[None]:
+        if exchange is not None and exchange.version is version:
+            return exchange.hold(self.catalog.plan, self.load_timeout_s)
+        return self.catalog.plan.lease(version.engine, self.load_timeout_s)
+
     @staticmethod
-    def _raise_if_failed(reason: str, version: Version | None, finished: bool) -> None:
+    def _raise_if_failed(output: Any, version: Version | None) -> None:
         """Raises ApiError for an end that is the adapter's: its output was no number, or it was deleted."""
-        if version is None or not finished:
+        if version is None:
             return
-        if reason == "error":
+        if any(part.stop_reason == OUTPUT_INVALID for part in output.outputs):
             raise ApiError(
                 500,
                 "adapter_output_invalid",
@@ -116,7 +124,7 @@ class Inference:
                 "weights (nobody else is touched)",
                 "model",
             )
-        if reason == "abort" and version.is_deleted:
+        if version.is_deleted and any(part.finish_reason == "abort" for part in output.outputs):
             raise adapter_deleted(version)
 
     def _end(self, version: Version | None, exchange: Exchange | None, meter: Meter, reason: str) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import InvalidAdapterError, Limits, lora_digest, read_folder
-from adapters.folder import CONFIG_FILE
+from adapters import InvalidAdapterError, Limits, VersionRecord, lora_digest, read_folder
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.weights_file import shape_violations
 from perft.base import BaseShape, fit_violations
 from perft.config import AdapterConfig
 from server.engine import Kind
@@ -40,7 +41,7 @@ class Intake:
 
     def check(self, folder: Path) -> Accepted:
         """The adapter in `folder`. Blocks while it reads all of it. Raises InvalidAdapterError with every violation."""
-        if _peft_type(folder) == "LORA":
+        if peft_type(folder) == "LORA":
             return self._check_lora(folder)
         try:
             checked = read_folder(folder, self.base, self.limits)
@@ -51,21 +52,22 @@ class Intake:
             raise InvalidAdapterError("the upload", [too_many_rows(need.rows, self.rows_total)])
         return Accepted("PERFT", checked.digest, checked.config, need)
 
-    def stored(self, kind: Kind, config_text: str, digest: str, size_bytes: int) -> Accepted:
+    def stored(self, version: VersionRecord, folder: Path) -> Accepted:
         """A version of the store, which was checked when it came. Raises InvalidAdapterError if this base or pool does
-        not take it."""
-        if kind == "LORA":
+        not take it; only the header of its weights is read."""
+        if version.kind == "LORA":
             if self.check_lora is None:
                 raise InvalidAdapterError("the stored adapter", [LORA_IS_OFF])
-            return Accepted("LORA", digest, None, Need(0, 1, size_bytes))
-        config = AdapterConfig.model_validate_json(config_text)
+            return Accepted("LORA", version.digest, None, Need(0, 1, version.size_bytes))
+        config = AdapterConfig.model_validate_json(version.config)
         violations = fit_violations(config, self.base, self.limits.allow_other_base)
+        violations += shape_violations(folder / WEIGHTS_FILE, config, self.base)
         need = Need(0, 0, 0) if violations else self.need(config)
         if need.rows > self.rows_total:
             violations.append(too_many_rows(need.rows, self.rows_total))
         if violations:
             raise InvalidAdapterError("the stored adapter", violations)
-        return Accepted("PERFT", digest, config, need)
+        return Accepted("PERFT", version.digest, config, need)
 
     def need(self, config: AdapterConfig) -> Need:
         """What a PERFT adapter takes: its rows in every layer it adapts, and as many on the host."""
@@ -91,7 +93,7 @@ def too_many_rows(needed: int, total: int) -> str:
     return f"too_many_rows: the adapter takes {needed} rows, the pool has {total}: enlarge it with --pool-rows"
 
 
-def _peft_type(folder: Path) -> object:
+def peft_type(folder: Path) -> object:
     """The config's `peft_type`, as far as it can be read; what is wrong with the file is said by the checks."""
     try:
         values = json.loads((folder / CONFIG_FILE).read_bytes())

@@ -65,8 +65,10 @@ class Meter:
         self._last[index] = now
 
     def _take_stamps(self, stamps: Any) -> None:
-        """vLLM's own times of a request that was not streamed."""
+        """vLLM's own times of a request that was not streamed; of several choices, those of the one that ended last."""
         if stamps.first_token_latency > 0:
             self._first = self._given_to_engine - self.began + stamps.first_token_latency
-        if self.generation_tokens > 1 and stamps.last_token_ts > stamps.first_token_ts > 0:
-            self._between.append((stamps.last_token_ts - stamps.first_token_ts, self.generation_tokens - 1))
+        gaps = [tokens - 1 for tokens in self._counted.values() if tokens > 1]
+        if gaps and stamps.last_token_ts > stamps.first_token_ts > 0:
+            each = (stamps.last_token_ts - stamps.first_token_ts) / max(gaps)
+            self._between += [(each * number, number) for number in gaps]

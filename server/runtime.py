@@ -132,6 +132,7 @@ class Runtime:
         state.perft_engine, state.perft_catalog, state.perft_runtime = self.engine, self.catalog, self
         state.perft_drain, state.perft_page = self.drain, self.page
         state.perft_gate = GateParts(self.catalog, self.metrics, self.secret, settings.load_timeout_s)
+        state.perft_upload_places = asyncio.Semaphore(settings.max_uploads)
         state.perft_upload_limits = UploadLimits(
             settings.max_adapter_bytes, settings.upload_timeout_s, settings.upload_idle_timeout_s
         )

@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     )
     max_adapters: int = Field(10_000, ge=1, description="adapter names in the store")
     max_versions: int = Field(1_000, ge=1, description="versions of one adapter in the store")
+    max_uploads: int = Field(8, ge=1, description="uploads received at once; further ones wait, unread")
     max_store_bytes: int | None = Field(
         None, ge=1, description="bytes of all adapters in the store", json_schema_extra=_shown("what the disk has")
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from adapters import VersionRecord
 from server.engine import EngineAdapter
+from server.errors import ApiError
 from server.intake import Accepted
 from server.schemas import Residency, VersionObject, VersionState
 
@@ -81,3 +82,8 @@ class Version:
             last_used=self.last_used,
             description=None if config is None else config.description,
         )
+
+
+def adapter_deleted(version: Version) -> ApiError:
+    """What ends a request that outlived its version's deadline."""
+    return ApiError(410, "adapter_deleted", f"{version.id} was deleted while the request ran", "model")

@@ -72,7 +72,9 @@ async function aStreamSaysTheSameWithUsage() {
   const text = chunks.map((chunk) => chunk.choices[0]?.delta.content ?? "").join("");
   assert.equal(text, whole.choices[0].message.content);
   assert.deepEqual(new Set(chunks.map((chunk) => chunk.model)), new Set([`${ADAPTER}@1`]));
-  assert.deepEqual(chunks.at(-1).usage, whole.usage);
+  for (const count of ["prompt_tokens", "completion_tokens", "total_tokens"]) {
+    assert.equal(chunks.at(-1).usage[count], whole.usage[count]);
+  }
 }
 
 async function everyListedErrorIsAsItSays() {

@@ -14,6 +14,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
+OUTPUT_INVALID = "output_invalid"
+"""The stop reason of a request that was ended here: the engine ends others with an error too (a grammar's dead end)."""
+
 
 class PoisonedRequests:
     """Mixed in before one of vLLM's schedulers."""
@@ -58,7 +61,9 @@ class PoisonedRequests:
         }
         ended: dict[int, list[EngineCoreOutput]] = {}
         for request in self.finish_requests(poisoned, RequestStatus.FINISHED_ERROR):
-            output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
+            output = EngineCoreOutput(
+                request.request_id, [], finish_reason=FinishReason.ERROR, stop_reason=OUTPUT_INVALID
+            )
             ended.setdefault(request.client_index, []).append(output)
         manager.evict_blocks(blocks)
         self._poisoned_blocks |= blocks

@@ -16,11 +16,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from server.catalog import adapter_deleted
 from server.contract_route import ContractRoute
 from server.exchange import CURRENT, Exchange
 from server.runtime import Runtime, dress
 from server.settings import Settings, add_flags, load
+from server.versions import adapter_deleted
 from tests.server.fakes import FakeEngine, ready_status
 
 BASE_NAMES = ["base", "org/alias"]
@@ -105,7 +105,7 @@ async def engine_request(app: FastAPI, exchange: Exchange) -> AsyncIterator[asyn
         yield ended
         return
     request_id, runtime = uuid.uuid4().hex, app.state.perft_runtime
-    async with runtime.plan.lease(version.engine, runtime.settings.load_timeout_s):
+    async with exchange.hold(runtime.plan, runtime.settings.load_timeout_s):
         await exchange.place.aclose()
         if version.is_deleted:
             raise adapter_deleted(version)

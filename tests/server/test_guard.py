@@ -559,3 +559,10 @@ def test_tokens_used_up_are_429_for_that_key_alone() -> None:
     assert server.ask("POST", "/v1/chat/completions", OTHER).status_code == 200
     limits.charge("admin", 600)
     assert server.ask("POST", "/v1/chat/completions", ADMIN).status_code == 200
+
+
+@pytest.mark.parametrize(("length", "closes"), [(100, False), (10**9, True)])
+def test_a_refused_upload_is_not_read_to_its_end(length: int, closes: bool) -> None:
+    refused = keyed().ask("POST", "/v1/adapters", content_length=str(length))
+    assert refused.status_code == 401
+    assert (refused.headers.get("connection") == "close") is closes

@@ -1,8 +1,7 @@
-"""Four times more adapters than the pool holds: nobody starves, every answer is right, and the pool is never over full."""
+"""Four times more adapters than the pool holds: nobody starves, and every answer is right."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from random import Random
 from threading import Event
 

@@ -19,7 +19,7 @@ from tests.server.streams import Case, Watched, answer_and_lead, clear_case, is_
 from tests.server.tiny_server import BASE_NAME, KEYS, Samples, TinyClient
 
 STREAMED = [f"streamed-{number}" for number in range(5)]
-STREAMS = [(STREAMED + [BASE_NAME])[number % 6] for number in range(16)]
+STREAMS = [[*STREAMED, BASE_NAME][number % 6] for number in range(16)]
 TOKENS = 200
 GUEST_PROMPT, GUEST_TOKENS = [5, 9, 42], 8
 

@@ -97,6 +97,27 @@ def large_upload(size: int) -> Upload:
     return Upload([start, *[block] * (size // len(block)), b"\r\n" + END])
 
 
+def test_either_limit_of_time_is_enough(tmp_path: Path) -> None:
+    """One long pause within the whole time, and many short ones within the idle time."""
+    body = b"".join(piece for piece in sent().pieces if isinstance(piece, bytes))
+    pauses = [piece for byte in body[-20:] for piece in (Pause(0.1), bytes([byte]))]
+    slow = {(60, 0.1): Upload([body[:-20], Pause(3), body[-20:]]), (0.5, 30): Upload([body[:-20], *pauses])}
+    for (timeout_s, idle_timeout_s), upload in slow.items():
+        app = LocalApp(tmp_path, Setting(BASE, "tiny-moe", MIB, timeout_s, idle_timeout_s))
+        outcome = run(app, upload)
+        assert (outcome.status, outcome.answer["error"]["code"]) == (408, "upload_timeout")
+
+
+@pytest.mark.parametrize("name", FAMILIES["streams"])
+def test_the_connection_of_an_unread_body_is_closed(app: LocalApp, name: str) -> None:
+    """Without it the HTTP server would read the rest of the body, however long, to get at the next request."""
+    assert run(app, FAMILIES["streams"][name].make(SETTING)).headers["connection"] == "close"
+
+
+def test_the_connection_of_a_whole_upload_is_kept(app: LocalApp) -> None:
+    assert "connection" not in run(app, sent()).headers
+
+
 def test_a_large_upload_is_never_held_in_memory(tmp_path: Path) -> None:
     app = LocalApp(tmp_path, LARGE)
     run(app, large_upload(MIB))

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from json import dumps
+from os import sysconf
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,12 +15,14 @@ import pytest
 
 from tests.server import tiny_server
 from tests.server.processes import ServerProcess
-from tests.server.streams import Case, Watched, clear_case, upload_version, watch
+from tests.server.streams import Case, clear_case, upload_version, watch
 from tests.server.tiny_server import KEYS, TinyClient, wait_until
 
 NAME = "versioned"
 SHORT, LONG = 12, 200
 PROMPT = [7, 8, 9]
+MOST_TOKENS = 384 - len(PROMPT)
+MADE_UP_NAMES, MADE_UP_LENGTH = 10_000, 2000
 
 
 @pytest.fixture
@@ -109,12 +113,83 @@ def test_a_name_made_again_gets_a_higher_number(
         assert alice.refusal("POST", "/v1/completions", json=alice.body(gone, PROMPT, 1)) == (404, "model_not_found")
 
 
-def running(admin: TinyClient, version: str) -> int:
-    """Engine requests of a version now."""
-    found: int = admin.adapter(NAME)["versions"][number_of(version) - number_of_first(admin)]["requests_running"]
-    return found
+def test_a_stream_ends_on_its_version_when_that_is_no_longer_active_and_deleted(
+    admin: TinyClient, alice: TinyClient, versions: list[str]
+) -> None:
+    first, second = versions
+    case = clear_case(alice, versions, LONG, seed=2)
+    begun = Event()
+    with ThreadPoolExecutor(1) as thread:
+        stream = thread.submit(watch, alice, NAME, case.prompt, LONG, begun)
+        assert begun.wait(60)
+        admin.change(NAME, active=number_of(second))
+        assert admin.http.delete(f"/v1/adapters/{NAME}/versions/{number_of(first)}").status_code == 202
+        draining = {version["id"]: version for version in admin.adapter(NAME)["versions"]}[first]
+        assert (draining["state"], draining["requests_running"]) == ("draining", 1)
+        refused = alice.refusal("POST", "/v1/completions", json=alice.body(first, PROMPT, 1))
+        assert refused == (404, "model_not_found")
+        assert alice.complete(NAME, case.prompt, SHORT).model == second
+        watched = stream.result()
+    assert (watched.error, watched.finish_reason, watched.model) == (None, "length", first)
+    assert watched.tokens == case.answers[first]
+    wait_until(lambda: [version["id"] for version in admin.adapter(NAME)["versions"]] == [second])
 
 
-def number_of_first(admin: TinyClient) -> int:
-    number: int = admin.adapter(NAME)["versions"][0]["version"]
-    return number
+def test_what_outlives_a_deletes_deadline_ends_with_its_own_error(
+    admin: TinyClient, alice: TinyClient, versions: list[str]
+) -> None:
+    """Together they ask for about twice the sequences that the engine runs at once, each as long as can be."""
+    endless: dict[str, Any] = {"temperature": 1, "seed": 1, "n": 60}
+    body = alice.body(NAME, PROMPT, MOST_TOKENS, **endless)
+    begun = Event()
+    with ThreadPoolExecutor(2) as threads:
+        whole = threads.submit(alice.http.post, "/v1/completions", json=body)
+        stream = threads.submit(watch, alice, NAME, PROMPT, MOST_TOKENS, begun, **endless)
+        wait_until(lambda: begun.is_set() and admin.adapter(NAME)["versions"][0]["requests_running"] == 2)
+        admin.remove(NAME)
+        watched, response = stream.result(), whole.result()
+    assert watched.error is not None and watched.error["code"] == "adapter_deleted"
+    assert watched.model == versions[0]
+    assert (response.status_code, response.json()["error"]["code"]) == (410, "adapter_deleted")
+
+
+def test_names_that_were_made_up_leave_nothing_behind(server: ServerProcess) -> None:
+    """Names of 2,000 characters: if every one were kept anywhere, the process would grow by twice what is allowed."""
+    ask_made_up_names(server, 1000)
+    before = resident_bytes(server)
+    ask_made_up_names(server, MADE_UP_NAMES)
+    assert resident_bytes(server) - before < MADE_UP_NAMES * MADE_UP_LENGTH / 2
+
+
+def ask_made_up_names(server: ServerProcess, count: int) -> None:
+    """Ask for names nobody has, on every route that takes one, over a few connections."""
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda seed: ask_some(server, count // 4), range(4)):
+            pass
+
+
+def ask_some(server: ServerProcess, count: int) -> None:
+    random, address = Random(), urlsplit(server.url)
+    assert address.hostname is not None
+    connection = HTTPConnection(address.hostname, address.port)
+    headers = {"Authorization": f"Bearer {KEYS['admin']}", "Content-Type": "application/json"}
+    for number in range(count):
+        name = "".join(random.choices("abcdefghij", k=10)) * (MADE_UP_LENGTH // 10)
+        method, path, body = (
+            ("POST", "/v1/completions", {"model": name, "prompt": "t5", "max_tokens": 1}),
+            ("POST", "/v1/chat/completions", {"model": name, "messages": [], "max_tokens": 1}),
+            ("POST", "/tokenize", {"model": f"{name}@1", "prompt": "t5"}),
+            ("GET", f"/v1/adapters/{name}", None),
+            ("GET", f"/v1/models/{name}", None),
+        )[number % 5]
+        connection.request(method, path, body and dumps(body), headers)
+        response = connection.getresponse()
+        assert response.status == 404, response.read()
+        response.read()
+    connection.close()
+
+
+def resident_bytes(server: ServerProcess) -> int:
+    """Memory of the process that answers HTTP."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * sysconf("SC_PAGE_SIZE")

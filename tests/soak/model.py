@@ -17,6 +17,14 @@ class WrongError(AssertionError):
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a change may leave behind if it is cut off, and what it leaves once it is answered."""
+
+    on_the_way: "list[State]"
+    after: "list[State]"
+
+
+@dataclass(frozen=True)
 class State:
     """ready: number -> digest. ending: numbers whose delete was asked for; they go by themselves."""
 
@@ -26,29 +34,27 @@ class State:
     allowed_keys: tuple[str, ...] | None = None
     pinned: bool = False
 
-    def uploaded(self, digest: str, activate: bool) -> list["State"]:
-        """The states on the way of an upload, from the one before to the one after."""
+    def uploaded(self, digest: str, activate: bool) -> Change:
+        """A version that is not active yet is on the way of an upload that activates."""
         existing = next((number for number, known in self.ready.items() if known == digest), None)
         number = NEW if existing is None else existing
         starts = [self]
-        if not self.ready:  # the old record goes with the last version that is ending, or stays if the new one is first
+        if self.ending and not self.ready:  # the record goes with the last that is ending, or the new one saves it
             starts.append(replace(self, allowed_keys=None, pinned=False))
-        steps = [self]
-        for start in starts:
-            steps.append(replace(start, ready={**start.ready, number: digest}))
-            if activate:
-                steps.append(replace(steps[-1], active=number))
-        return steps
+        added = [replace(start, ready={**start.ready, number: digest}) for start in starts]
+        if not activate:
+            return Change([self], added)
+        return Change([self, *added], [replace(state, active=number) for state in added])
 
-    def deleted(self, number: int | None) -> list["State"]:
+    def deleted(self, number: int | None) -> Change:
         """A version, or all of them (None)."""
         numbers = set(self.ready) if number is None else {number}
         ready = {n: digest for n, digest in self.ready.items() if n not in numbers}
         active = None if self.active in numbers else self.active
-        return [self, replace(self, ready=ready, ending=self.ending | numbers, active=active)]
+        return Change([self], [replace(self, ready=ready, ending=self.ending | numbers, active=active)])
 
-    def patched(self, **values: Any) -> list["State"]:
-        return [self, replace(self, **values)]
+    def patched(self, **values: Any) -> Change:
+        return Change([self], [replace(self, **values)])
 
 
 @dataclass
@@ -66,10 +72,6 @@ class NameModel:
         """The one that is true, where nothing is in doubt."""
         (state,) = self.possible
         return state
-
-    def doubt(self, steps: Iterable[State]) -> None:
-        """A change got no answer."""
-        self.possible = list(steps)
 
     def agree(self, seen: Mapping[str, Any] | None, possible: Iterable[State] | None = None) -> int:
         """Take what the server says (an adapter object; None: 404) as the truth; which of the possible states it was.

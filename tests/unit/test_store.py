@@ -148,6 +148,21 @@ def test_activation(store: Store, folder: Path) -> None:
     again.close()
 
 
+def test_an_update_is_one_commit(store: Store, folder: Path) -> None:
+    for number in (1, 2):
+        upload(store, "a", perft(number))
+    store.start_delete("a", 1)
+    before = store.get("a")
+    with pytest.raises(ValueError, match="a@1 is being deleted"):
+        store.update("a", active=1, allowed_keys=["one"], pinned=True)
+    with pytest.raises(KeyError):
+        store.update("a", active=3, pinned=True)
+    assert store.get("a") == before
+    record = store.update("a", active=None, allowed_keys=["one"], pinned=True)
+    assert (record.active, record.allowed_keys, record.pinned) == (None, ("one",), True)
+    assert store.update("a", active=2).pinned
+
+
 def test_update_changes_only_what_is_given(store: Store, folder: Path) -> None:
     upload(store, "a", perft(1))
     assert store.update("a", allowed_keys=["one", "two"]).allowed_keys == ("one", "two")

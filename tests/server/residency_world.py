@@ -1,0 +1,205 @@
+"""A residency plan on the fake engine, and requests on it that note when they began and how they ended."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from perft.config import AdapterConfig
+from server.engine import EngineAdapter
+from server.errors import ApiError
+from server.residency import GRACE_S, Capacity, Need, ResidencyPlan
+from server.residency_moves import Loaded
+from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
+
+UNIT = 4
+"""Rows of an adapter of size 1."""
+BYTES = 100
+"""Host bytes of every adapter."""
+MAX_SIZE = 10
+FOREVER = 1e9
+
+
+def write_sizes(folder: Path) -> None:
+    """A folder for each size, 1 to MAX_SIZE; the fake engine looks at nothing but the configuration."""
+    for size in range(1, MAX_SIZE + 1):
+        config = AdapterConfig(
+            base_model_name_or_path="x", variant="S", expert_type="parallel", bottleneck=size, num_experts=1
+        )
+        (folder / str(size)).mkdir()
+        (folder / str(size) / CONFIG_FILE).write_text(config.file_json())
+        (folder / str(size) / WEIGHTS_FILE).touch()
+
+
+class WatchedEngine(FakeEngine):
+    """Also holds its caller to the grace after an adapter's last request. released: key -> when."""
+
+    def __init__(self, units: int, lora_slots: int) -> None:
+        super().__init__(ready_status(units * UNIT, lora_slots))
+        self.released: dict[str, float] = {}
+
+    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+        for leaving in evict:
+            self._check_grace(leaving)
+        await super().place(adapter, evict)
+
+    async def evict(self, adapter: EngineAdapter) -> None:
+        self._check_grace(adapter)
+        await super().evict(adapter)
+
+    def _check_grace(self, adapter: EngineAdapter) -> None:
+        since = asyncio.get_running_loop().time() - self.released.get(adapter.key, 0.0)
+        self._rule(since >= GRACE_S - 1e-9, f"{adapter.name} leaves {since} s after its last request")
+
+
+@dataclass
+class Told:
+    """The events, counted."""
+
+    loads: Counter[tuple[Loaded, str]] = field(default_factory=Counter)
+    evictions: Counter[Loaded] = field(default_factory=Counter)
+
+    def load_finished(self, tier: Loaded, seconds: float, result: Literal["ok", "failed"]) -> None:
+        assert seconds >= 0
+        self.loads[tier, result] += 1
+
+    def evicted(self, tier: Loaded) -> None:
+        self.evictions[tier] += 1
+
+
+@dataclass(eq=False)
+class Request:
+    """began and ended: loop times. error: how it was refused. is_let_in: the lease was held."""
+
+    adapter: EngineAdapter
+    seconds: float
+    asked: float
+    began: float = -1.0
+    ended: float = -1.0
+    error: ApiError | None = None
+    is_let_in: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def waited(self) -> float:
+        assert self.is_let_in, (self.adapter.name, self.error)
+        return self.began - self.asked
+
+
+class World:
+    """To be made inside a running loop. `units` of rows, each adapter takes as many as its size."""
+
+    def __init__(
+        self, folder: Path, units: int = 3, lora_slots: int = 0, host: int = 1000, running: int = 100, **delays: float
+    ) -> None:
+        self.loop, self.folder = asyncio.get_running_loop(), folder
+        self.engine, self.told = WatchedEngine(units, lora_slots), Told()
+        self.engine.delays.update(delays)
+        capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
+        self.plan = ResidencyPlan(self.engine, capacity, self.told, clock=self.loop.time)
+        self.known: list[EngineAdapter] = []
+        self.requests: list[Request] = []
+        self._askers: list[asyncio.Task[None]] = []
+        self.rounds, self.at_round = 0, dict[int, Callable[[], object]]()
+
+    def check(self) -> None:
+        """To be called after every round of the loop. Raises unless everything holds that has to hold at any moment."""
+        self.rounds += 1
+        self.at_round.pop(self.rounds, lambda: None)()
+        assert not self.engine.broken_rules, self.engine.broken_rules
+        self.plan.check_integrity()
+
+    def add(
+        self, name: str, size: int = 1, content: str = "", kind: Literal["PERFT", "LORA"] = "PERFT"
+    ) -> EngineAdapter:
+        """A new version; those of equal content share it. LoRA adapters have no size but 0."""
+        number = len(self.known) + 1
+        digest = f"{content or number}-{size}"
+        adapter = EngineAdapter(f"{name}@{number}", number, kind, digest, self.folder / str(size))
+        self.known.append(adapter)
+        need = Need(0, 1, BYTES) if kind == "LORA" else Need(rows_of(adapter), 0, BYTES)
+        assert need.rows == (0 if kind == "LORA" else size * UNIT), (need, BASE)
+        self.plan.add(adapter, need)
+        return adapter
+
+    def ask(self, adapter: EngineAdapter, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
+        """A request that runs for `seconds` once it is let in."""
+        request = Request(adapter, seconds, self.loop.time())
+        request.task = self.loop.create_task(self._run(request, timeout_s))
+        self.requests.append(request)
+        return request
+
+    async def _run(self, request: Request, timeout_s: float) -> None:
+        key = request.adapter.key
+        try:
+            async with self.plan.lease(request.adapter, timeout_s):
+                request.began, request.is_let_in = self.loop.time(), True
+                try:
+                    async with self.engine.request(request.adapter):
+                        await asyncio.sleep(request.seconds)
+                finally:
+                    self.engine.released[key] = self.loop.time()
+        except ApiError as error:
+            request.error = error
+        finally:
+            request.ended = self.loop.time()
+
+    async def use(self, *adapters: EngineAdapter, seconds: float = 0.01) -> None:
+        """One request after the other, to their ends; then idle long enough to leave."""
+        for adapter in adapters:
+            request = self.ask(adapter, seconds)
+            await self.end(request)
+            assert request.error is None, request.error
+        await asyncio.sleep(2 * GRACE_S)
+
+    async def end(self, *requests: Request) -> None:
+        """Until they have ended."""
+        for request in requests:
+            assert request.task is not None
+            await asyncio.wait([request.task])
+
+    def cancel(self, request: Request) -> None:
+        """The client goes away."""
+        assert request.task is not None
+        request.task.cancel()
+
+    def keep_asking(self, adapter: EngineAdapter, seconds: float = 1.0, every: float = 0.5) -> asyncio.Task[None]:
+        """Requests that overlap, so that the adapter is never idle. Cancel the task to stop."""
+
+        async def ask() -> None:
+            while True:
+                self.ask(adapter, seconds)
+                await asyncio.sleep(every)
+
+        self._askers.append(self.loop.create_task(ask()))
+        return self._askers[-1]
+
+    def knows(self, adapter: EngineAdapter) -> bool:
+        """Whether it was not removed."""
+        resident = self.plan._residents.get(adapter.key)
+        return resident is not None and adapter.engine_id in resident.owners
+
+    async def leave_nothing(self) -> None:
+        """End all requests, remove all versions: no wait, no place, no copy stays, each version is forgotten once."""
+        for task in (*self._askers, *(request.task for request in self.requests if request.task is not None)):
+            task.cancel()
+        await asyncio.sleep(100)
+        assert all(request.ended >= 0 for request in self.requests)
+        for adapter in self.known:
+            if self.knows(adapter):
+                await self.plan.remove(adapter)
+        plan, engine = self.plan, self.engine
+        assert not plan._residents and not plan._waiters and not plan._moves._tasks
+        assert not engine.on_device and not engine.on_host
+        assert engine.count("forget") == len(engine._forgotten) == len(self.known)
+
+    def tiers(self, *adapters: EngineAdapter) -> str:
+        """The first letters of where they are: device, host, disk becomes "dhx"."""
+        return "".join({"device": "d", "host": "h", "disk": "x"}[self.plan.tier(adapter)] for adapter in adapters)
+
+    def calls(self, *operations: str) -> list[tuple[str, str]]:
+        """What the engine was asked, of these operations."""
+        return [call for call in self.engine.calls if call[0] in operations]

@@ -1,0 +1,75 @@
+"""SIGTERM while streams run: each of them ends well, nothing new begins, and no process is left."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from tests.server import tiny_server
+from tests.server.processes import ServerProcess
+from tests.server.streams import upload_version, watch
+from tests.server.tiny_server import BASE_NAME, TinyClient, wait_until
+
+STREAMS = 8
+TOKENS = 300
+LIMIT_S = 120
+
+
+@pytest.fixture
+def own_server(tiny_model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that may be ended."""
+    limit = ("--shutdown-timeout-s", str(LIMIT_S))
+    running = tiny_server.start(tiny_model, tmp_path / "store", *tiny_server.KEY_ARGUMENTS, *limit)
+    yield running
+    if running.process.poll() is None:
+        os.killpg(running.process.pid, signal.SIGKILL)
+
+
+def processes_of(server: ServerProcess) -> dict[int, str]:
+    """Every process of the session that the server was started as, by id; those that have ended do not count."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            name, _, fields = (entry / "stat").read_text().rpartition(")")
+        except OSError:  # no process, or gone
+            continue
+        state, _, _, session = fields.split()[:4]
+        if int(session) == server.process.pid and state != "Z":
+            found[int(entry.name)] = name
+    return found
+
+
+def test_streams_end_well_and_nothing_is_left(own_server: ServerProcess, tmp_path: Path) -> None:
+    client, late = TinyClient(own_server.url), TinyClient(own_server.url)
+    names = [f"ending-{number}" for number in range(3)]
+    versions = [upload_version(client, n, tiny_server.adapter(tmp_path / n, seed)) for seed, n in enumerate(names)]
+    models = [[*versions, BASE_NAME][number % 4] for number in range(STREAMS)]
+    assert late.http.get("/ready").status_code == 200
+    assert len(processes_of(own_server)) > 1
+    begun = [Event() for _ in range(STREAMS)]
+    with ThreadPoolExecutor(STREAMS) as threads:
+        streams = [
+            threads.submit(watch, client, model, [5 + number], TOKENS, begun[number])
+            for number, model in enumerate(models)
+        ]
+        assert all(each.wait(60) for each in begun)
+        own_server.process.send_signal(signal.SIGTERM)
+        refused = refusal_while_draining(late, own_server)
+        watched = [stream.result() for stream in streams]
+    assert refused == (503, "engine_unavailable")
+    assert [(w.error, w.finish_reason, len(w.tokens)) for w in watched] == [(None, "length", TOKENS)] * STREAMS
+    assert [w.model for w in watched] == models
+    assert own_server.process.wait(LIMIT_S) == 0, own_server.log.read_text()[-3000:]
+    wait_until(lambda: processes_of(own_server) == {}, 10)
+
+
+def refusal_while_draining(client: TinyClient, server: ServerProcess) -> tuple[int, str]:
+    """How a new request is refused once the signal was noticed; those before that are answered as ever."""
+    while True:
+        response = client.http.post("/v1/completions", json=client.body(BASE_NAME, [5], 1))
+        if response.status_code != 200:
+            return response.status_code, response.json()["error"]["code"]
