@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,17 @@ class Streams:
 
 
 def every_second(work: Callable[[], None], seconds: float) -> list[float]:
-    """Do `work` once a second for so long; how long each took."""
-    took, start = [], time.perf_counter()
-    for tick in range(int(seconds)):
+    """Start `work` once a second for so long, whether or not the last has ended; how long each took."""
+
+    def timed(tick: int) -> float:
         time.sleep(max(0.0, start + tick - time.perf_counter()))
         began = time.perf_counter()
         work()
-        took.append(time.perf_counter() - began)
+        return time.perf_counter() - began
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(int(seconds)) as threads:
+        took = list(threads.map(timed, range(int(seconds))))
     time.sleep(max(0.0, start + seconds - time.perf_counter()))
     return took
 

@@ -5,6 +5,7 @@ the engine, so whatever carries an adapter goes through the residency plan. Inva
 runs only while it holds a place on the device.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
@@ -57,17 +58,14 @@ class Inference:
                         reason = meter.saw(output) or reason
                         self._raise_if_failed(output, version)
                         yield output
-            except GeneratorExit:
-                reason = "abort" if not meter.finished else reason
+            except (GeneratorExit, asyncio.CancelledError):
+                reason = reason if meter.finished else "abort"
                 raise
             except ApiError as error:
                 reason = error.code
                 if exchange is not None:
                     exchange.failure = error
                 raise GracefulHTTPError(error.message, HTTPStatus(error.status)) from error
-            except BaseException:
-                reason = "abort" if not meter.finished else reason
-                raise
             finally:
                 self._end(version, exchange, meter, reason)
 

@@ -62,6 +62,8 @@ class Meter:
             self._first = now - self.began
         if index in self._last:
             self._between.append((now - self._last[index], tokens))
+        elif tokens > 1:  # out together with the first
+            self._between.append((0.0, tokens - 1))
         self._last[index] = now
 
     def _take_stamps(self, stamps: Any) -> None:

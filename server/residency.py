@@ -184,7 +184,7 @@ class ResidencyPlan:
             await ready
         except BaseException:
             if waiter in self._waiters:
-                self._end_wait(waiter, None)
+                self._leave_line(waiter)
             elif waiter.is_granted:
                 self._release(waiter.resident, adapter.engine_id)
             elif ready.done() and not ready.cancelled():
@@ -192,12 +192,15 @@ class ResidencyPlan:
             self._look_again()
             raise
 
-    def _end_wait(self, waiter: Waiter, error: ApiError | None) -> None:
+    def _leave_line(self, waiter: Waiter) -> None:
         del self._waiters[waiter]
         if waiter.wants == "lease":
             self._waiting[waiter.adapter.engine_id] -= 1
             if not self._waiting[waiter.adapter.engine_id]:
                 del self._waiting[waiter.adapter.engine_id]
+
+    def _end_wait(self, waiter: Waiter, error: ApiError | None) -> None:
+        self._leave_line(waiter)
         if waiter.ready.done():
             return
         if error is None:

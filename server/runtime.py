@@ -36,6 +36,8 @@ from server.uploads import UploadLimits
 from server.versions import Version
 
 COUNT_EVERY_S = 5.0
+ASK_LIMIT_S = 1.0
+"""How long a scrape waits for the workers, who answer between two steps."""
 
 
 class Names:
@@ -78,6 +80,7 @@ class Runtime:
         self.page = MetricsPage(self.registry)
         self.limits = KeyLimits(settings.key_max_requests, settings.key_tokens_per_minute)
         self.drain = Drain()
+        self._asking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closers: list[Callable[[], None]] = []
 
@@ -148,7 +151,12 @@ class Runtime:
         return self.catalog.has(name)
 
     async def refresh(self) -> None:
-        """Ask the workers for their counters; what was known stays if they do not answer."""
+        """Ask the workers for their counters; what was known stays if they do not answer soon."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        await asyncio.wait([self._asking], timeout=ASK_LIMIT_S)
+
+    async def _ask(self) -> None:
         with suppress(Exception):
             self.status = await self.engine.status()
             self.counters = await self.engine.counters()

@@ -1,6 +1,5 @@
 """Owns bringing the adapters given at start into the catalog. Any failure refuses the start, with every reason."""
 
-import json
 import shutil
 from asyncio import to_thread
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from perft.base import BaseShape
 from server.catalog import Catalog
 from server.engine import EngineStatus
 from server.errors import ApiError, StartError
+from server.intake import peft_type
 from server.keys import Caller
 from server.names import name_problem
 
@@ -52,7 +52,8 @@ def check_folders(folders: list[NamedFolder], base: BaseShape | None, limits: Li
     """
     problems: list[str] = []
     for named in folders:
-        _, violations = (None, []) if _is_peft_lora(named.folder) else check_folder(named.folder, base, limits)
+        is_lora = peft_type(named.folder) == "LORA"
+        _, violations = (None, []) if is_lora else check_folder(named.folder, base, limits)
         if violations:
             problems.append(f"--adapter {named.name}: {InvalidAdapterError(str(named.folder), violations)}")
     if problems:
@@ -71,34 +72,26 @@ async def serve_at_start(catalog: Catalog, folders: list[NamedFolder]) -> None:
     Raises StartError with everything that is wrong.
     """
     problems: list[str] = []
-    known = set(catalog.names())
+    known = {name for name in catalog.names() if any(v.record.state == "ready" for v in catalog.versions(name))}
     for named in folders:
-        staged = await to_thread(_copy, named.folder, catalog)
         try:
-            await catalog.upload(named.name, staged, named.name not in known, AT_START)
-        except ApiError as error:
-            listed = "".join(f"\n  - {violation}" for violation in error.violations or ())
-            problems.append(f"--adapter {named.name}={named.folder}: {error.message}{listed}")
-        finally:
-            await to_thread(catalog.discard, staged)
+            await _bring_in(catalog, named, named.name not in known)
+        except (OSError, ApiError) as error:
+            listed = "".join(f"\n  - {violation}" for violation in getattr(error, "violations", None) or ())
+            problems.append(f"--adapter {named.name}={named.folder}: {error}{listed}")
     if problems:
         raise StartError("\n".join(problems))
 
 
-def _copy(folder: Path, catalog: Catalog) -> Path:
-    """A copy of the adapter's two files inside the store."""
+async def _bring_in(catalog: Catalog, named: NamedFolder, activate: bool) -> None:
+    staged = await to_thread(catalog.stage)
     try:
-        staged = catalog.stage()
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(folder / name, staged / name)
-    except (OSError, ApiError) as error:
-        raise StartError(f"--adapter ...={folder}: cannot be copied into the store ({error})") from error
-    return staged
+        await to_thread(_copy, named.folder, staged)
+        await catalog.upload(named.name, staged, activate, AT_START)
+    finally:
+        await to_thread(catalog.discard, staged)
 
 
-def _is_peft_lora(folder: Path) -> bool:
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("peft_type") == "LORA"
+def _copy(folder: Path, staged: Path) -> None:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(folder / name, staged / name)

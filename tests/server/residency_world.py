@@ -35,11 +35,15 @@ def write_sizes(folder: Path) -> None:
 
 
 class WatchedEngine(FakeEngine):
-    """Also holds its caller to the grace after an adapter's last request. released: key -> when."""
+    """Also holds its caller to the grace after an adapter's last request, and to freeing before forgetting.
+
+    released: key -> when. is_owned: whether a version has the content of a key.
+    """
 
     def __init__(self, units: int, lora_slots: int) -> None:
         super().__init__(ready_status(units * UNIT, lora_slots))
         self.released: dict[str, float] = {}
+        self.is_owned: Callable[[str], bool] = lambda key: False
 
     async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
         for leaving in evict:
@@ -49,6 +53,20 @@ class WatchedEngine(FakeEngine):
     async def evict(self, adapter: EngineAdapter) -> None:
         self._check_grace(adapter)
         await super().evict(adapter)
+
+    async def drop(self, adapter: EngineAdapter) -> None:
+        try:
+            await super().drop(adapter)
+        finally:
+            self.on_host.discard(adapter.key)  # what fails at this is down, and holds nothing
+
+    async def forget(self, adapter: EngineAdapter) -> None:
+        resident = adapter.key in self.on_device or adapter.key in self.on_host
+        self._rule(self.is_owned(adapter.key) or not resident, f"forget of {adapter.name}, which is still resident")
+        try:
+            await super().forget(adapter)
+        finally:
+            self._forgotten.add(adapter.engine_id)
 
     def _check_grace(self, adapter: EngineAdapter) -> None:
         since = asyncio.get_running_loop().time() - self.released.get(adapter.key, 0.0)
@@ -98,6 +116,7 @@ class World:
         self.loop, self.folder = asyncio.get_running_loop(), folder
         self.engine, self.told = WatchedEngine(units, lora_slots), Told()
         self.engine.delays.update(delays)
+        self.engine.is_owned = lambda key: any(self.knows(adapter) for adapter in self.known if adapter.key == key)
         capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
         self.plan = ResidencyPlan(self.engine, capacity, self.told, clock=self.loop.time)
         self.known: list[EngineAdapter] = []
@@ -187,7 +206,7 @@ class World:
         for task in (*self._askers, *(request.task for request in self.requests if request.task is not None)):
             task.cancel()
         await asyncio.sleep(100)
-        assert all(request.ended >= 0 for request in self.requests)
+        assert all(request.task is not None and request.task.done() for request in self.requests)
         for adapter in self.known:
             if self.knows(adapter):
                 await self.plan.remove(adapter)

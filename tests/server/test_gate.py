@@ -300,6 +300,16 @@ async def test_no_depth_of_nesting_breaks_the_gate(folder: Path) -> None:
         assert statuses == {200, 400}
 
 
+def test_what_can_be_read_but_not_written_is_refused_as_well() -> None:
+    values: dict[str, Any] = {}
+    for _ in range(100_000):
+        values = {"x": values}
+    with pytest.raises(ApiError, match="RecursionError"):
+        gate._written(values)
+    while values:
+        values = values["x"]
+
+
 async def quietly(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

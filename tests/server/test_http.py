@@ -1,6 +1,7 @@
 """`make serve`, used as its users would: the openai client and plain HTTP against the demo on real vLLM."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,12 +21,20 @@ PROMPT = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    port = free_port()
-    log = tmp_path_factory.mktemp("http") / "server.log"
-    running = launch(["-m", "server.demo", "--port", str(port)], port, log)
+    port, folder = free_port(), tmp_path_factory.mktemp("http")
+    arguments = ["-m", "server.demo", "--port", str(port)]
+    running = launch(arguments, port, folder / "server.log", PERFT_ADAPTER_STORE=str(folder / "store"))
     running.wait_until("/ready")
     yield running
     assert running.stop() == 0, running.log.read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def admin_key(server: ServerProcess) -> str:
+    """The key that the start made and printed."""
+    found = re.search(r"export PERFT_ADMIN_KEY=(\S+)", server.log.read_text())
+    assert found is not None
+    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +150,9 @@ def test_an_unknown_name_is_never_answered(client: openai.OpenAI, model: str) ->
         client.completions.create(model=model, prompt="x")
 
 
-def fetch(server: ServerProcess, method: str, path: str, body: Any = None) -> tuple[int, str]:
+def fetch(server: ServerProcess, method: str, path: str, body: Any = None, key: str | None = None) -> tuple[int, str]:
     data = None if body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         with urllib.request.urlopen(urllib.request.Request(server.url + path, data, headers, method=method)) as answer:
             return answer.status, answer.read().decode()
@@ -151,14 +160,25 @@ def fetch(server: ServerProcess, method: str, path: str, body: Any = None) -> tu
         return error.code, error.read().decode()
 
 
-def test_health_ready_metrics_and_tokenize(server: ServerProcess, client: openai.OpenAI) -> None:
+def test_health_ready_metrics_and_tokenize(server: ServerProcess, admin_key: str) -> None:
     assert fetch(server, "GET", "/health")[0] == 200
     assert json.loads(fetch(server, "GET", "/ready")[1])["moe_layers"] == 30
-    status, page = fetch(server, "GET", "/metrics")
+    assert fetch(server, "GET", "/metrics")[0] == 401
+    status, page = fetch(server, "GET", "/metrics", key=admin_key)
     assert status == 200 and "vllm:request_success_total" in page and "vllm:lora_requests_info" in page
+    assert "perft_step_load_bytes_total 0.0" in page and "perft_moe_layers 30.0" in page
     status, tokens = fetch(server, "POST", "/tokenize", {"model": NAMES[0], "prompt": "Hello"})
     assert status == 200 and json.loads(tokens)["count"] > 0
     assert fetch(server, "POST", "/tokenize", {"model": "nobody", "prompt": "Hello"})[0] == 404
+
+
+def test_the_key_that_was_printed_changes_adapters(server: ServerProcess, admin_key: str) -> None:
+    path = f"/v1/adapters/{NAMES[0]}"
+    assert fetch(server, "PATCH", path, {"pinned": True})[0] == 401
+    status, changed = fetch(server, "PATCH", path, {"pinned": True}, admin_key)
+    assert status == 200 and json.loads(changed)["pinned"] is True
+    assert json.loads(fetch(server, "GET", path)[1])["versions"][0]["resident"] == "device"
+    assert fetch(server, "PATCH", path, {"pinned": False}, admin_key)[0] == 200
 
 
 @pytest.mark.parametrize(

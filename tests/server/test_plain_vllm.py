@@ -1,6 +1,7 @@
 """vLLM's own server with our package installed, and nothing of `perft serve`: it serves a PERFT adapter too."""
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +67,11 @@ def test_it_answers_with_the_adapter_and_without(
 ) -> None:
     prompt = [5, 17, 99, 3, 42]
     assert complete(server, name, prompt) == expected(model, prompt, with_adapter)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_route_of_ours_is_there(server: ServerProcess, method: str) -> None:
+    request = urllib.request.Request(f"{server.url}/v1/adapters", b"{}" if method == "POST" else None, method=method)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 404

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from perft.config import AdapterConfig
 from tests.server import tiny_server
 from tests.server.processes import ServerProcess
-from tests.server.tiny_server import BASE, BASE_NAME, BLOCK, KEYS, Answer, Samples, TinyClient, long_prompt
+from tests.server.tiny_server import BASE_NAME, BLOCK, KEYS, Answer, Samples, TinyClient, long_prompt
 
-ENORMOUS = 1e30
 LENGTH = 120
 WHOLE = (LENGTH - 1) // BLOCK * BLOCK
 TOKENS = 64
@@ -35,18 +31,6 @@ REQUESTS = {name: 2 if name == "two prompts" else 1 for name in ATTACKS}
 """How many requests of the engine each of them is: the end of one takes those beside it along."""
 
 
-def enormous(folder: Path) -> Path:
-    """An adapter that the format allows: every value is finite, the scale times the largest one too."""
-    values = {"base_model_name_or_path": "x", "variant": "S", "expert_type": "lora", "bottleneck": 1, "num_experts": 1}
-    config = AdapterConfig.model_validate(values | {"alpha": 65536.0})
-    shapes = config.tensor_shapes(config.layer_indices(BASE.moe_layers), BASE.hidden_size)
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(config.file_json())
-    tensors = {name: torch.full(shape, ENORMOUS) for name, shape in shapes.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
 @pytest.fixture
 def clients(server: ServerProcess) -> Iterator[dict[str, TinyClient]]:
     found = {label: TinyClient(server.url, key) for label, key in KEYS.items()}
@@ -59,7 +43,7 @@ def clients(server: ServerProcess) -> Iterator[dict[str, TinyClient]]:
 def adapters(admin: TinyClient, tmp_path: Path) -> Iterator[None]:
     """Two sound adapters and the enormous one, which is accepted."""
     folders = {"sound": tiny_server.adapter(tmp_path / "1", 11), "sonnet": tiny_server.adapter(tmp_path / "2", 12)}
-    folders |= {"enormous": enormous(tmp_path / "enormous")}
+    folders |= {"enormous": tiny_server.enormous_adapter(tmp_path / "enormous")}
     for name, folder in folders.items():
         assert admin.upload(name, folder).status_code == 201
     yield

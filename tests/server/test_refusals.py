@@ -1,5 +1,6 @@
 """Real starts that are refused: exit code 1 and the reason, before the model loads where that can be known."""
 
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from adapters import Store
 from tests import tiny
 from tests.server.fakes import BASE
 from tests.server.processes import run_to_end
@@ -22,10 +24,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build("mixtral", tmp_path_factory.mktemp("refusals") / "model")
 
 
+def store_of(model: Path) -> Path:
+    """Where a start would keep its adapters: never the user's own store."""
+    return model.parent / "store"
+
+
 def refused(code: str, model: Path, *flags: str, **environment: str) -> str:
     """Run `perft serve`; what it said. Asserts that it ended with 1."""
     options = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "128", "--port", "0"]
-    options += ["--gpu-memory-utilization", "0.3"]
+    options += ["--gpu-memory-utilization", "0.3", "--adapter-store", str(store_of(model))]
     done = run_to_end(code, "serve", str(model), *options, *flags, **environment)
     assert done.returncode == 1, done.stdout[-3000:]
     return done.stdout
@@ -73,10 +80,26 @@ def test_a_port_that_is_taken(model: Path) -> None:
     assert f"port {port} of 127.0.0.1 is taken" in said and LOADING not in said
 
 
+def test_a_bind_that_others_reach_without_an_admin_key(model: Path) -> None:
+    said = refused(MAIN, model, "--host", "0.0.0.0", "--api-key", "alice=alice-has-a-long-key")
+    assert "--host 0.0.0.0: found no admin key" in said and "--admin-key (PERFT_ADMIN_KEY)" in said
+    assert LOADING not in said and "alice-has-a-long-key" not in said and not store_of(model).exists()
+
+
+def test_a_store_that_is_in_use(model: Path) -> None:
+    store = Store.open(store_of(model))
+    try:
+        said = refused(MAIN, model)
+    finally:
+        store.close()
+        shutil.rmtree(store_of(model))
+    assert f"--adapter-store: found the store {store_of(model)} open" in said and "PERFT is serving" not in said
+
+
 def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "broken", BASE, 0)
     (folder / "adapter_config.json").write_text(
-        '{"peft_type": "LORA", "format_version": 2, "variant": "R", "expert_type": "parallel", "bottleneck": 0, '
+        '{"peft_type": "IA3", "format_version": 2, "variant": "R", "expert_type": "parallel", "bottleneck": 0, '
         '"alpha": 2.0, "num_experts": true, "top_k": "2", "gate_weight": "other", "layers": [1, 0], "r": 8, "r": 9}'
     )
     (folder / "more.bin").write_bytes(b"x")
@@ -84,7 +107,7 @@ def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Pat
         weights.write(b"trailing")
     said = refused(MAIN, model, "--adapter", f"broken={folder}")
     for part in (
-        "peft_type: found 'LORA'", "format_version: found 2", "bottleneck: found 0", "alpha: found 2.0",
+        "peft_type: found 'IA3'", "format_version: found 2", "bottleneck: found 0", "alpha: found 2.0",
         "num_experts: found True", "top_k: found '2'", "gate_weight: found 'other'", "layers: found [1, 0]",
         "r: unknown key", "key 'r' stands there more than once", "renormalize: missing",
         "base_model_name_or_path: missing", "more.bin: not part of an adapter",

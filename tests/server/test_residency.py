@@ -630,8 +630,6 @@ def test_a_version_can_be_removed_though_the_engine_is_down(play: Play) -> None:
         await world.plan.remove(a)
         assert world.engine.calls[-3:] == [(operation, a.name) for operation in ("evict", "drop", "forget")]
         world.engine.down = False
-        world.engine.on_host.clear()
-        world.engine._forgotten.add(a.engine_id)
         await world.use(b)
 
     play(scenario)
@@ -741,7 +739,6 @@ def test_a_copy_that_cannot_be_dropped_holds_nobody_up(play: Play) -> None:
         await world.plan.load(a)
         world.engine.failures["drop", a.name] = 1
         await world.use(b, c)
-        world.engine.on_host.discard(a.key)
         assert world.tiers(a, b, c) == "xdd"
 
     play(scenario, host=1)

@@ -1,10 +1,10 @@
 """Which starts are refused, and with which words: names, folders, rows, flags, environment."""
 
-import asyncio
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,49 +14,105 @@ from perft.engine.unsupported import FORBIDDEN_ENVIRONMENT
 from server.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
 from server.engine import EngineStatus
 from server.errors import StartError
-from server.registry import Registry
 from server.serve import load_plugins, prepare_environment
-from server.start import NamedFolder, check_folders, parse_named_folders, serve_at_start
-from tests.server.fakes import BASE, FakeEngine
+from server.start import NamedFolder, check_folders, check_status, parse_named_folders, serve_at_start
+from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
+from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R, write_adapter
 
 
-def start(engine: FakeEngine, folders: list[NamedFolder]) -> Registry:
-    registry = Registry(["base"])
-    asyncio.run(serve_at_start(engine, folders, registry, Limits()))
-    return registry
+def named(folder: Path, name: str, seed: int, values: dict[str, Any] = RANDOM_R) -> NamedFolder:
+    """`--adapter NAME=...` with a random adapter, beside the store."""
+    return NamedFolder(name, write_adapter(folder.parent / f"{name}-{seed}", BASE, seed, values))
 
 
-def test_every_adapter_is_loaded_and_served_as_version_one(tmp_path: Path) -> None:
-    engine = FakeEngine()
-    folders = [NamedFolder(name, write_adapter(tmp_path / name, BASE, seed)) for seed, name in enumerate("ab")]
-    registry = start(engine, folders)
-    assert [version.id for version in engine.loaded] == ["a@1", "b@1"]
-    assert set(registry.selectable()) == {"a", "a@1", "b", "b@1"}
-    assert registry.resolve("base") is None and registry.resolve("b") is engine.loaded[1]
+@on_a_loop
+async def test_every_adapter_is_loaded_and_served_as_version_one(store: Path) -> None:
+    async with opened(store) as desk:
+        await serve_at_start(desk.catalog, [named(store, name, seed) for seed, name in enumerate("ab")])
+        assert [desk.found(name).id for name in "ab"] == ["a@1", "b@1"] and len(desk.engine.on_host) == 2
+        assert not list((store / "staging").iterdir())
+        assert [(action, details["name"]) for action, details in desk.watcher.records] == [
+            ("upload", "a"), ("upload", "b"),
+        ]  # fmt: skip
 
 
-def test_a_server_that_carries_the_operator_nowhere_does_not_start(tmp_path: Path) -> None:
-    engine = FakeEngine(EngineStatus(0, None, 0, 0, "the worker's adapter manager is vLLM's"))
+@on_a_loop
+async def test_the_next_start_gives_the_same_versions(store: Path) -> None:
+    folders = [named(store, "a", 1)]
+    for _ in range(2):
+        async with opened(store) as desk:
+            await serve_at_start(desk.catalog, folders)
+            assert [version.id for version in desk.catalog.versions("a")] == ["a@1"]
+
+
+@on_a_loop
+async def test_a_start_never_changes_what_is_active(store: Path) -> None:
+    async with opened(store) as desk:
+        await desk.upload("a", 1)
+        await desk.upload("off", 1)
+        await desk.patch("off", active=None)
+        await serve_at_start(desk.catalog, [named(store, "a", 2), named(store, "off", 2)])
+        assert desk.found("a").number == 1 and desk.found("a@2")
+        assert desk.catalog.adapter("off", ADMIN).active is None and desk.found("off@2")
+
+
+@on_a_loop
+async def test_a_name_of_which_only_a_delete_is_left_is_a_new_one(store: Path) -> None:
+    async with opened(store) as desk:
+        await desk.upload("a", 1)
+        async with desk.request("a"):
+            await desk.catalog.delete("a", None, ADMIN)
+            await serve_at_start(desk.catalog, [named(store, "a", 1)])
+            assert desk.found("a").number == 2
+
+
+def test_a_server_that_carries_the_operator_nowhere_does_not_start() -> None:
     with pytest.raises(StartError, match="no MoE layer: the worker's adapter manager is vLLM's"):
-        start(engine, [])
+        check_status(EngineStatus(0, None, 0, 0, problem="the worker's adapter manager is vLLM's"))
+    check_status(EngineStatus(2, BASE, 0, 0))
 
 
-def test_embedded_adapters_need_a_base_that_shows_its_top_k(tmp_path: Path) -> None:
+@on_a_loop
+async def test_embedded_adapters_need_a_base_that_shows_its_top_k(store: Path) -> None:
     base = replace(BASE, embedded_problem="layer 0 runs a monolithic expert kernel that hides the base's top-k")
     values = {k: v for k, v in RANDOM_R.items() if k not in ("top_k", "renormalize")} | {"variant": "E"}
-    folder = NamedFolder("e", write_adapter(tmp_path / "e", BASE, 0, values))
-    with pytest.raises(StartError, match="monolithic expert kernel"):
-        start(FakeEngine(EngineStatus(2, base, 1000, 0)), [folder])
-    assert start(FakeEngine(), [folder]).resolve("e") is not None
+    folders = [named(store, "e", 0, values)]
+    async with opened(store, base=base) as desk:
+        with pytest.raises(StartError, match="monolithic expert kernel"):
+            await serve_at_start(desk.catalog, folders)
+        assert not desk.catalog.names() and not list((store / "staging").iterdir())
+    async with opened(store) as desk:
+        await serve_at_start(desk.catalog, folders)
+        assert desk.found("e")
 
 
-def test_adapters_that_need_more_rows_than_there_are_do_not_start(tmp_path: Path) -> None:
-    folders = [NamedFolder(name, write_adapter(tmp_path / name, BASE, seed)) for seed, name in enumerate("abc")]
-    rows = 2 * (4 + 2 * 4 * 16)
-    assert start(FakeEngine(EngineStatus(2, BASE, 3 * rows, 0)), folders)
-    with pytest.raises(StartError, match=rf"too_many_rows: the adapters take {3 * rows} rows.*--pool-rows"):
-        start(FakeEngine(EngineStatus(2, BASE, 3 * rows - 1, 0)), folders)
+@on_a_loop
+async def test_adapters_may_exceed_the_pool_together_but_none_alone(store: Path) -> None:
+    folders = [named(store, name, seed) for seed, name in enumerate("abc")]
+    async with opened(store, FakeEngine(ready_status(rows_total=ROWS))) as desk:
+        await serve_at_start(desk.catalog, folders)
+        for name in "abca":
+            async with desk.request(name):
+                assert desk.engine.rows_used == ROWS
+    async with opened(store.with_name("other"), FakeEngine(ready_status(rows_total=ROWS - 1))) as desk:
+        with pytest.raises(StartError, match=rf"too_many_rows: the adapter takes {ROWS} rows.*--pool-rows"):
+            await serve_at_start(desk.catalog, folders)
+
+
+@on_a_loop
+async def test_everything_that_is_wrong_is_said_at_once(store: Path) -> None:
+    engine = FakeEngine()
+    engine.failures["prepare", "broken@1"] = 1
+    gone = NamedFolder("gone", store.parent / "gone")
+    folders = [named(store, "base", 1), gone, named(store, "broken", 2), named(store, "fine", 3)]
+    async with opened(store, engine) as desk:
+        with pytest.raises(StartError) as refused:
+            await serve_at_start(desk.catalog, folders)
+        said = str(refused.value).splitlines()
+        assert [line.partition("=")[0] for line in said] == [f"--adapter {n}" for n in ("base", "gone", "broken")]
+        assert "the base model's served name" in said[0] and "No such file" in said[1] and "told to fail" in said[2]
+        assert not list((store / "staging").iterdir())
 
 
 def test_every_violation_of_every_folder_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from perft.base import BaseShape
+from perft.config import AdapterConfig
 from tests import tiny
 from tests.server.processes import ServerProcess, free_port, launch
 from tests.synthetic import RANDOM_R, write_adapter
@@ -216,4 +217,17 @@ def adapter(folder: Path, seed: int, **changes: Any) -> Path:
     file = folder / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(file)
     safetensors.torch.save_file({n: t * (10.0 if n.endswith("up_proj") else 1.0) for n, t in tensors.items()}, file)
+    return folder
+
+
+def enormous_adapter(folder: Path) -> Path:
+    """An adapter that the format allows (every value is finite, the scale times it too) and whose output is not."""
+    from safetensors.torch import save_file
+
+    values = {"base_model_name_or_path": "x", "variant": "S", "expert_type": "lora", "bottleneck": 1, "num_experts": 1}
+    config = AdapterConfig.model_validate(values | {"alpha": 65536.0})
+    shapes = config.tensor_shapes(config.layer_indices(BASE.moe_layers), BASE.hidden_size)
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(config.file_json())
+    save_file({n: torch.full(s, 1e30) for n, s in shapes.items()}, folder / "adapter_model.safetensors")
     return folder

@@ -45,6 +45,6 @@ def run_virtually(main: Coroutine[Any, Any, T], after_each: Callable[[], None] =
     loop = VirtualLoop(after_each)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         result = runner.run(main)
-        gc.collect()
+        gc.collect(1)
     assert not loop.problems, loop.problems
     return result

@@ -4,6 +4,8 @@ Every server is a fresh process of its own process group; nothing but imported m
 a single thread and opens nothing.
 """
 
+import ctypes
+import errno
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,9 @@ import httpx
 
 from tests.server.processes import free_port
 
-START_LIMIT_S = 60
+START_LIMIT_S, END_LIMIT_S = 60, 30
+PR_SET_PDEATHSIG = 1
+"""Linux: a server ends with the parent, should that be killed."""
 
 
 @dataclass
@@ -47,7 +51,7 @@ class ForkedServer:
                     client.get(self.url + "/health", timeout=5).raise_for_status()
                     return
                 except httpx.TransportError:
-                    time.sleep(0.005)
+                    time.sleep(0.02)
         raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{self.log.read_text()[-4000:]}")
 
     def is_alive(self) -> bool:
@@ -68,8 +72,10 @@ class ForkedServer:
 
     def wait(self) -> int:
         """Wait until it ends by itself; the exit code."""
-        if self.exit_code is None:
-            self.exit_code = self.zygote.ask({"wait": self.pid})
+        deadline = time.monotonic() + END_LIMIT_S
+        while self.is_alive():
+            assert time.monotonic() < deadline, f"it goes on:\n{self.log.read_text()[-4000:]}"
+            time.sleep(0.02)
         assert self.exit_code is not None
         return self.exit_code
 
@@ -138,8 +144,7 @@ def main() -> None:
                 _serve(fake_server.main, order)
             children.add(answer)
         else:
-            pid = order.get("wait") or order["poll"]
-            found, status = os.waitpid(pid, 0 if "wait" in order else os.WNOHANG)
+            found, status = os.waitpid(order["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if found else None
             children -= {found}
         print(json.dumps(answer), flush=True)
@@ -152,6 +157,7 @@ def _serve(run: Any, order: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         output = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (output, 1), (output, 2)):
@@ -175,14 +181,24 @@ def _serve(run: Any, order: dict[str, Any]) -> None:
 
 def _break_disk(faults: Path) -> None:
     """Where no small disk can be mounted: the store's own writes fail while `faults` says so."""
+    from adapters import store_opening
     from adapters.durable import Disk
 
-    def step(self: Disk, operation: str, path: Path) -> None:
-        if faults.exists() and not operation.startswith("remove"):
-            number = int(faults.read_text())
+    def fail(path: Path, hit: Callable[[int], bool]) -> None:
+        number = int(faults.read_text()) if faults.exists() else 0
+        if number and hit(number):
             raise OSError(number, os.strerror(number), str(path))
 
+    def step(self: Disk, operation: str, path: Path) -> None:
+        fail(path, lambda number: number == errno.EROFS or not operation.startswith("remove"))
+
+    class Lock(store_opening.FolderLock):
+        def __init__(self, path: Path) -> None:
+            fail(path, lambda number: number == errno.EROFS)
+            super().__init__(path)
+
     Disk.step = step  # type: ignore[method-assign]
+    store_opening.FolderLock = Lock  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -11,13 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("perft", "adapters", "server")
 SERVER_MAY_USE = (
-    "vllm.entrypoints",
-    "vllm.engine.protocol",
-    "vllm.engine.arg_utils",
-    "vllm.utils.argparse_utils",
-    "vllm.lora.request",
-    "vllm.logger",
-    "vllm.exceptions",
+    "vllm.entrypoints.launchers",
+    "vllm.engine.protocol.EngineClient",
+    "vllm.engine.arg_utils.AsyncEngineArgs",
+    "vllm.utils.argparse_utils.FlexibleArgumentParser",
+    "vllm.lora.request.LoRARequest",
+    "vllm.logger.configure_logging_from_args",
+    "vllm.exceptions.GracefulHTTPError",
+)
+SERVER_MODULES_WITH_VLLM = ("arguments", "endpoint_plugin", "inference", "serve", "vllm_engine")
+SERVER_MAY_USE_OF_OUR_ENGINE = (
+    "perft.engine.plugin.KILL_SWITCH",
+    "perft.engine.plugin.is_switched_off",
+    "perft.engine.settings.SETTINGS_KEY",
+    "perft.engine.settings.EngineSettings",
+    "perft.engine.unsupported.environment_problems",
+    "perft.engine.peft_lora.lora_problem",
+    "perft.engine.peft_lora.peft_lora_violations",
+    "perft.engine.scheduler.OUTPUT_INVALID",
 )
 ADAPTERS_MAY_USE = ("torch", "safetensors", "pydantic", "perft", "adapters")
 
@@ -91,6 +102,14 @@ RULES: dict[str, tuple[Callable[[str], bool], Callable[[str, str], bool]]] = {
         lambda file: file.startswith("server/"),
         lambda file, name: within(name, ("vllm",)) and not within(name, SERVER_MAY_USE),
     ),
+    "of the server, only its five modules that touch vllm import it or perft.engine": (
+        lambda file: file.startswith("server/") and Path(file).stem not in SERVER_MODULES_WITH_VLLM,
+        lambda file, name: within(name, ("vllm", "perft.engine")),
+    ),
+    "server imports of perft.engine only what its allow-list has": (
+        lambda file: file.startswith("server/"),
+        lambda file, name: within(name, ("perft.engine",)) and not within(name, SERVER_MAY_USE_OF_OUR_ENGINE),
+    ),
     "perft/engine/pool.py imports no vllm": (
         lambda file: file == "perft/engine/pool.py",
         lambda file, name: within(name, ("vllm",)),
@@ -126,8 +145,14 @@ BREAKING: dict[str, tuple[str, str]] = {
     "adapters imports nothing of perft.engine": ("adapters/x.py", "from perft import engine"),
     "perft/engine imports no server and no fastapi": ("perft/engine/x.py", "def f():\n    from server import cli"),
     "server imports of vllm only what its allow-list has": ("server/x.py", "from vllm import LLM, SamplingParams"),
+    "of the server, only its five modules that touch vllm import it or perft.engine": (
+        "server/catalog.py", "from perft.engine.scheduler import OUTPUT_INVALID",
+    ),
+    "server imports of perft.engine only what its allow-list has": (
+        "server/inference.py", "from perft.engine.manager import AdapterManager",
+    ),
     "perft/engine/pool.py imports no vllm": ("perft/engine/pool.py", "import_module('vllm.config')"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,0 +1,353 @@
+"""What happens around an engine request: its place on the device, its end, its measures; over a real catalog."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from vllm.exceptions import GracefulHTTPError
+
+from perft.engine.scheduler import OUTPUT_INVALID
+from server.errors import ApiError
+from server.exchange import CURRENT, Exchange
+from server.inference import Inference
+from server.keys import Caller
+from server.limits import KeyLimits
+from server.logs import RequestFacts
+from server.metrics import AdapterMetrics
+from server.versions import Version
+from tests.server.desk import ADMIN, ALICE, ROWS, Desk, Quotas, on_a_loop, opened
+from tests.server.fakes import FakeEngine, ready_status
+
+PROMPT = [1, 2, 3]
+Step = Callable[[], Awaitable[None]]
+
+
+def output(*tokens: int, reason: str | None = None, stop_reason: str | None = None, index: int = 0, **more: Any) -> Any:
+    """One output of the engine, of one choice; finished where there is a reason."""
+    part = SimpleNamespace(index=index, token_ids=list(tokens), finish_reason=reason, stop_reason=stop_reason)
+    values = {"prompt_token_ids": PROMPT, "outputs": [part], "finished": reason is not None, "metrics": None}
+    return SimpleNamespace(**values | more)
+
+
+@dataclass
+class Client:
+    """vLLM's client: yields its script, an exception or a coroutine function in it is raised or awaited."""
+
+    engine: FakeEngine
+    script: list[Any] = field(default_factory=lambda: [output(7), output(8, reason="stop")])
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    closed: int = 0
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        self.asked.append({"prompt": prompt, "request_id": request_id, "lora_request": lora_request, **options})
+        adapter = None if lora_request is None else lora_request.adapter
+        try:
+            async with self.engine.request(adapter):
+                for step in self.script:
+                    if isinstance(step, Exception):
+                        raise step
+                    if callable(step):
+                        await step()
+                    else:
+                        yield step
+        finally:
+            self.closed += 1
+
+
+@dataclass
+class Around:
+    """Inference around a Client, and a way to ask it."""
+
+    desk: Desk
+    client: Client
+    inference: Inference
+    registry: CollectorRegistry
+    limits: KeyLimits
+
+    def exchange(self, model: str | None, caller: Caller = ALICE) -> Exchange:
+        version = None if model is None else self.desk.found(model)
+        return Exchange(caller, version, RequestFacts(), time.monotonic())
+
+    async def ask(
+        self, exchange: Exchange | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+    ) -> Any:
+        """All outputs of one engine request. version: in the place of the exchange's own."""
+        return [each async for each in self.generate(exchange, kind, version, **more)]
+
+    def generate(
+        self, exchange: Exchange | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+    ) -> AsyncGenerator[Any, None]:
+        CURRENT.set(exchange)
+        version = version or (None if exchange is None else exchange.version)
+        request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.engine)
+        params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind))
+        stream: Any = self.client.generate("a prompt", params, "client-chose-this", lora_request=request, **more)
+        return stream  # type: ignore[no-any-return]
+
+    def counted(self, adapter: str, reason: str) -> float:
+        labels = {"adapter": adapter, "finish_reason": reason}
+        return self.registry.get_sample_value("perft_adapter_requests_total", labels) or 0
+
+    def measured(self, name: str, adapter: str) -> float:
+        return self.registry.get_sample_value(name, {"adapter": adapter}) or 0
+
+    def leases(self, model: str) -> int:
+        running: int = self.desk.catalog.plan._running.get(self.desk.engine_adapter(model).engine_id, 0)
+        return running
+
+    def check_nothing_runs(self) -> None:
+        catalog = self.desk.catalog
+        assert not any(version.running for name in catalog.names() for version in catalog.versions(name))
+        assert not catalog.plan._running and not catalog.plan._waiters and self.inference.base_running == 0
+        assert self.client.closed == len(self.client.asked)
+
+
+@asynccontextmanager
+async def surroundings(
+    folder: Path, engine: FakeEngine | None = None, load_timeout_s: float = 10.0
+) -> AsyncIterator[Around]:
+    engine = engine or FakeEngine()
+    async with opened(folder, engine, Quotas(drain_timeout_s=0.01)) as desk:
+        for seed, name in enumerate(("poet", "clerk")):
+            await desk.upload(name, seed)
+        registry, limits, client = CollectorRegistry(), KeyLimits(None, 1000, clock=lambda: 0.0), Client(engine)
+        inference = Inference(desk.catalog, AdapterMetrics(registry, base_name="base"), limits, load_timeout_s)
+        inference.observe(client)  # type: ignore[arg-type]
+        around = Around(desk, client, inference, registry, limits)
+        yield around
+        around.check_nothing_runs()
+
+
+@on_a_loop
+async def test_outputs_pass_and_options_too(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        for model in ("poet", None):
+            assert await around.ask(around.exchange(model), priority=3) == around.client.script
+            asked = around.client.asked[-1]
+            assert (asked["prompt"], asked["priority"]) == ("a prompt", 3)
+        poets, bases = around.client.asked
+        assert poets["lora_request"].lora_name == "poet@1" and bases["lora_request"] is None
+        assert poets["request_id"] != bases["request_id"], "two clients may choose one id"
+
+
+@on_a_loop
+async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        exchange, plan, seen = around.exchange("poet"), around.desk.catalog.plan, []
+
+        async def see() -> None:
+            assert exchange.version is not None
+            seen.append((around.leases("poet@1"), len(exchange.version.running)))
+
+        async with exchange.place:
+            await exchange.place.enter_async_context(exchange.hold(plan, 1.0))
+            await see()
+            around.client.script = [see, output(1), see, output(2, reason="stop"), see]
+            await around.ask(exchange)
+            await see()
+        assert seen == [(1, 0), (1, 1), (1, 1), (1, 1), (0, 0)]
+
+
+@on_a_loop
+async def test_a_request_with_several_prompts_holds_a_place_for_each(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        exchange = around.exchange("poet")
+        together = asyncio.Barrier(3)
+
+        async def meet() -> None:
+            await together.wait()
+            assert around.leases("poet@1") == 3
+            await together.wait()
+
+        around.client.script = [output(1), meet, output(2, reason="stop")]
+        await asyncio.gather(*(around.ask(exchange) for _ in range(3)))
+        assert exchange.facts.prompt_tokens == 9 and exchange.facts.generation_tokens == 6
+
+
+@on_a_loop
+async def test_who_goes_away_ends_the_engines_request(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        stream = around.generate(around.exchange("poet"))
+        await anext(stream)
+        assert around.leases("poet@1") == 1 and around.client.closed == 0
+        await stream.aclose()
+        assert around.client.closed == 1 and around.counted("poet", "abort") == 1
+        around.check_nothing_runs()
+        forever = asyncio.Event()
+        around.client.script = [output(1), forever.wait]
+        for model, name in (("clerk", "clerk"), (None, "base")):
+            asked = asyncio.create_task(around.ask(around.exchange(model)))
+            await around.desk.until(lambda: around.client.closed == len(around.client.asked) - 1)
+            await asyncio.sleep(0.01)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            assert around.counted(name, "abort") == 1
+            around.check_nothing_runs()
+
+
+@on_a_loop
+async def test_who_goes_away_after_the_end_aborts_nothing(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        stream = around.generate(around.exchange("poet"))
+        for _ in range(2):
+            await anext(stream)
+        await stream.aclose()
+        assert (around.counted("poet", "stop"), around.counted("poet", "abort")) == (1, 0)
+
+
+@on_a_loop
+async def test_an_output_that_is_no_number_is_the_adapters_fault(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        for script in (
+            [output(1), output(reason="error", stop_reason=OUTPUT_INVALID)],
+            [output(reason="error", stop_reason=OUTPUT_INVALID, index=1, finished=False), output(1, reason="stop")],
+        ):
+            around.client.script, exchange = script, around.exchange("poet")
+            with pytest.raises(GracefulHTTPError) as ended:
+                await around.ask(exchange)
+            assert ended.value.http_status is HTTPStatus.INTERNAL_SERVER_ERROR
+            assert exchange.failure is not None and exchange.failure.code == "adapter_output_invalid"
+            assert "poet@1" in exchange.failure.message
+            around.check_nothing_runs()
+        assert around.counted("poet", "adapter_output_invalid") == 2 and around.counted("poet", "error") == 0
+
+
+@on_a_loop
+async def test_another_error_of_the_engine_is_not(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        for model, name, stop_reason in (("poet", "poet", None), (None, "base", OUTPUT_INVALID)):
+            exchange = around.exchange(model)
+            around.client.script = [output(1), output(reason="error", stop_reason=stop_reason)]
+            assert len(await around.ask(exchange)) == 2
+            assert exchange.failure is None and around.counted(name, "error") == 1
+
+
+@on_a_loop
+async def test_an_exception_of_the_engine_is_an_error_and_no_abort(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        for model, name in (("poet", "poet"), (None, "base")):
+            exchange = around.exchange(model)
+            around.client.script = [output(1), RuntimeError("engine dead")]
+            with pytest.raises(RuntimeError, match="engine dead"):
+                await around.ask(exchange)
+            assert exchange.failure is None
+            assert (around.counted(name, "error"), around.counted(name, "abort")) == (1, 0)
+
+
+@on_a_loop
+async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        aborted = asyncio.Event()
+        around.desk.on_abort = lambda request_id: aborted.set()
+        around.client.script = [output(1), aborted.wait, output(reason="abort")]
+        exchange = around.exchange("poet")
+        asked = asyncio.create_task(around.ask(exchange))
+        await around.desk.until(lambda: bool(around.client.asked))
+        await around.desk.catalog.delete("poet", None, ADMIN)
+        with pytest.raises(GracefulHTTPError) as ended:
+            await asked
+        assert ended.value.http_status is HTTPStatus.GONE
+        assert exchange.failure is not None and exchange.failure.code == "adapter_deleted"
+        assert around.desk.aborted == [around.client.asked[0]["request_id"]], "the id that the engine knows"
+        assert around.counted("poet", "adapter_deleted") == 1
+        await around.desk.until_gone("poet")
+
+
+@on_a_loop
+async def test_an_abort_without_a_delete_is_an_abort(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        around.client.script = [output(1), output(reason="abort")]
+        exchange = around.exchange("poet")
+        assert len(await around.ask(exchange)) == 2
+        assert exchange.failure is None and around.counted("poet", "abort") == 1
+
+
+@on_a_loop
+async def test_a_version_that_was_deleted_starts_nothing_any_more(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        exchange, version = around.exchange("poet"), around.desk.found("poet")
+        lease = around.desk.catalog.lease(version)
+        with lease:  # vLLM takes long over the prompt
+            await around.desk.catalog.delete("poet", None, ADMIN)
+            await around.desk.until(lambda: version.is_deleted)
+            with pytest.raises(GracefulHTTPError):
+                await around.ask(exchange)
+            assert exchange.failure is not None and exchange.failure.code == "adapter_deleted"
+        await around.desk.until_gone("poet")
+        with pytest.raises(GracefulHTTPError):
+            await around.ask(exchange)
+        assert exchange.failure.code == "model_not_found" and not around.client.asked
+
+
+@on_a_loop
+async def test_an_adapter_that_cannot_be_loaded_is_told_as_such(folder: Path) -> None:
+    engine = FakeEngine()
+    engine.failures["place", "poet@1"] = 1
+    async with surroundings(folder, engine) as around:
+        exchange = around.exchange("poet")
+        with pytest.raises(GracefulHTTPError) as ended:
+            await around.ask(exchange)
+        assert ended.value.http_status is HTTPStatus.SERVICE_UNAVAILABLE and not around.client.asked
+        assert around.counted("poet", "adapter_unavailable") == 1
+        assert isinstance(exchange.failure, ApiError) and exchange.failure.code == "adapter_unavailable"
+
+
+@on_a_loop
+async def test_an_engine_request_waits_for_its_place(folder: Path) -> None:
+    """Not every engine request comes through the gate's own wait: a second prompt may come after the first ended."""
+    async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
+        async with around.desk.request("clerk"):
+            asked = asyncio.create_task(around.ask(around.exchange("poet")))
+            await around.desk.until(lambda: around.desk.catalog.plan.waiting(around.desk.engine_adapter("poet@1")) == 1)
+            assert not around.client.asked
+        assert len(await asked) == 2
+
+
+@on_a_loop
+async def test_tokens_are_charged_and_logged(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        around.client.script = [output(*range(300)), output(*range(400), reason="length")]
+        exchange = around.exchange("poet")
+        await around.ask(exchange)
+        assert (exchange.facts.prompt_tokens, exchange.facts.generation_tokens) == (3, 700)
+        around.limits.check("alice")
+        await around.ask(around.exchange(None))
+        with pytest.raises(ApiError, match="tokens per minute"):
+            around.limits.check("alice")
+        for _ in range(3):
+            await around.ask(around.exchange("poet", ADMIN))
+        around.limits.check("admin")
+        assert around.measured("perft_adapter_prompt_tokens_total", "poet") == 12
+        assert around.measured("perft_adapter_generation_tokens_total", "poet") == 2800
+        assert around.measured("perft_adapter_generation_tokens_total", "base") == 700
+        assert around.counted("poet", "length") == 4
+
+
+@on_a_loop
+async def test_what_ends_early_is_charged_for_what_it_used(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        around.client.script = [output(*range(1000))]
+        stream = around.generate(around.exchange("poet"))
+        await anext(stream)
+        await stream.aclose()
+        with pytest.raises(ApiError, match="tokens per minute"):
+            around.limits.check("alice")
+
+
+@on_a_loop
+async def test_an_engine_request_of_nobodys_exchange(folder: Path) -> None:
+    """vLLM's own warm-up goes the same way."""
+    async with surroundings(folder) as around:
+        assert len(await around.ask(None)) == 2
+        assert len(await around.ask(None, version=around.desk.found("poet"))) == 2
+        assert around.counted("base", "stop") == 1 and around.counted("poet", "stop") == 1
