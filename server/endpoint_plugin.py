@@ -24,6 +24,7 @@ from server.runtime import Runtime, dress, limits_of
 from server.settings import Settings
 from server.start import check_status, parse_named_folders, serve_at_start
 from server.vllm_engine import VllmEngine, lora_request
+from server.warm_up import warm_up
 
 
 class PerftEndpoints:
@@ -49,6 +50,7 @@ class PerftEndpoints:
         engine = VllmEngine(engine_client)
         status = await engine.status()
         check_status(status)
+        await warm_up(engine_client)
         models = state.openai_serving_models
         runtime = Runtime(engine, settings, status, [path.name for path in models.base_model_paths])
         await runtime.start(

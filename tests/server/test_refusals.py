@@ -93,7 +93,7 @@ def test_a_store_that_is_in_use(model: Path) -> None:
     finally:
         store.close()
         shutil.rmtree(store_of(model))
-    assert f"--adapter-store: found the store {store_of(model)} open" in said and "PERFT is serving" not in said
+    assert f"--adapter-store: the store {store_of(model)} is open in" in said and "PERFT is serving" not in said
 
 
 def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Path) -> None:

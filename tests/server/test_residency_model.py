@@ -131,7 +131,7 @@ class Plan(RuleBasedStateMachine):
     def unpin(self, pin: tuple[EngineAdapter, asyncio.Task[None]], pause: float) -> None:
         adapter, task = pin
         task.cancel()
-        self.there.plan.unpin(adapter)
+        self.loop.call_soon(self.there.plan.unpin, adapter)
         self.then(pause)
 
     @rule(adapter=versions, pause=PAUSES, is_cancelled=st.booleans())

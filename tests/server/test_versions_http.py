@@ -154,7 +154,7 @@ def test_what_outlives_a_deletes_deadline_ends_with_its_own_error(
 
 
 def test_names_that_were_made_up_leave_nothing_behind(server: ServerProcess) -> None:
-    """Names of 2,000 characters: if one route of the five kept them, the process would grow by twice what is allowed."""
+    """Names of 2,000 characters: if one route kept them, the process would grow by twice what is allowed."""
     ask_made_up_names(server, 1000)
     before = resident_bytes(server)
     ask_made_up_names(server, MADE_UP_NAMES)

@@ -18,8 +18,9 @@ SERVER_MAY_USE = (
     "vllm.lora.request.LoRARequest",
     "vllm.logger.configure_logging_from_args",
     "vllm.exceptions.GracefulHTTPError",
+    "vllm.sampling_params.SamplingParams",
 )
-SERVER_MODULES_WITH_VLLM = ("arguments", "endpoint_plugin", "inference", "serve", "vllm_engine")
+SERVER_MODULES_WITH_VLLM = ("arguments", "endpoint_plugin", "inference", "serve", "vllm_engine", "warm_up")
 SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.plugin.KILL_SWITCH",
     "perft.engine.plugin.is_switched_off",
