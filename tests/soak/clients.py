@@ -47,7 +47,8 @@ class Changer:
         model = self.random.choice(self.models)
         kinds: list[Callable[[NameModel], None]] = [self._upload]
         if model.state.ready:
-            kinds += [self._upload, self._activate, self._activate, self._delete_version, self._delete, self._patch]
+            kinds += [self._upload, self._delete_version, self._delete]
+            kinds += 2 * [self._activate] + 3 * [self._patch]
         if len(model.state.ready) >= MAX_VERSIONS:
             kinds = [self._activate, self._delete_version, self._delete, self._patch]
         self.random.choice(kinds)(model)
@@ -62,7 +63,7 @@ class Changer:
         data = {"name": model.name, "activate": "true" if activate else "false"}
         files = {"config": content.config, "weights": content.weights}
         request = self.http.build_request("POST", "/v1/adapters", data=data, files=files)
-        if self.random.random() < 0.3:
+        if self.random.random() < 0.2:
             request = self._slowed(request)
         note = f"{content.digest[:6]}{' active' * activate}"
         self._send("upload", note, model, change, request, 200 if existing else 201)
