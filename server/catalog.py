@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters import AdapterRecord, InvalidAdapterError, Store, VersionRecord
-from server.background import yield_to_everybody
+from perft.background import compute_alone
 from server.changes import Changes, store_errors
 from server.directory import Directory
 from server.ending import Endings
@@ -65,7 +65,7 @@ class Catalog(Directory):
         self._endings = Endings(plan, abort, self._remove, quotas.drain_timeout_s)
         self._ids = count(1)
         self._changes = Changes()
-        self._checks = ThreadPoolExecutor(1, "perft-checks", initializer=yield_to_everybody)
+        self._checks = ThreadPoolExecutor(1, "perft-checks", initializer=compute_alone)
 
     async def start(self) -> None:
         """Bring in what the store holds; go on with deletes that were under way; load what is pinned."""

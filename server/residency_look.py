@@ -156,8 +156,7 @@ class Turns:
         for other in (*(i for i in self._before if i in self._running), *self._running):
             if len(self._closed) >= surplus:
                 return
-            if other not in self._wanted:
-                self._closed[other] = None
+            self._closed[other] = None
 
 
 class HostBytes:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from adapters.archive import AdapterTooLargeError, extract
 from adapters.config_file import MAX_CONFIG_BYTES
 from adapters.folder import CONFIG_FILE, WEIGHTS_FILE, Limits, check_folder
+from perft.background import compute_alone
 from server.errors import ApiError
 from server.multipart import MultipartForm, PartRule, UploadRefusedError, boundary_of, malformed
 
@@ -27,7 +28,7 @@ BLOCK_BYTES = MIB
 MAX_NAME_BYTES = 256
 MAX_FLAG_BYTES = 16
 ARCHIVE_FILE = "upload.archive"
-_THREADS = ThreadPoolExecutor(4, "perft-upload")
+_THREADS = ThreadPoolExecutor(4, "perft-upload", initializer=compute_alone)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from perft.engine.layers import base_shape, wrapped_runners
 from perft.engine.moe_runner import StepState
 from perft.engine.pool import RowPool, pack
 from perft.engine.settings import EngineSettings
-from perft.engine.tiers import Mover, Outcome, Tiers
+from perft.engine.tiers import COPY_WAIT_S, READ_WAIT_S, Mover, Outcome, Tiers
 from perft.engine.unsupported import check_supported
 from perft.operator import TokenGroup, TorchOperator
 from perft.operator.base import BatchPlan
@@ -75,7 +75,7 @@ class AdapterManager:
         self._digests: dict[int, str] = {}
         self._known: dict[int, tuple[str, str, str]] = {}  # name, path and digest of every id ever seen
         self._warm_up_ids: set[int] = set()
-        self._moves = {"prepare": Mover(), "place": Mover()}  # a long read does not hold up a copy
+        self._moves = {"prepare": Mover(READ_WAIT_S), "place": Mover(COPY_WAIT_S)}  # a long read holds up no copy
         self.step_load_bytes = 0
         self.expert_counts = ExpertCounts(self._settings.expert_sampling)
 

@@ -1,12 +1,10 @@
 """Owns a worker's adapters below the device: host copies, and the thread that moves adapters between the tiers.
 
-Reading, hashing, checking, packing and copying all happen on that one thread, at the lowest priority; the engine's
+Reading, hashing, checking, packing and copying all happen on that one thread (see `perft.background`); the engine's
 thread only starts a move, asks how it went, and gives rows back. Invariant: rows that are being written belong to no
 plan, because an adapter is placed only once its rows are complete.
 """
 
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
@@ -17,11 +15,13 @@ from typing import Literal
 import torch
 
 from adapters import Limits, read_folder
+from perft.background import compute_alone
 from perft.base import BaseShape
 from perft.engine.pool import PackedAdapter, RowPool, pack
 
-BRIEF_WAIT_S = 0.002
-"""How long starting a move waits for its end: what is quick needs no second question."""
+READ_WAIT_S, COPY_WAIT_S = 0.001, 0.005
+"""How long starting a move waits for its end: what is quick needs no second question, for which the server would wait
+until the step after next. A copy is quick (4 MB: 2 ms), a read is not, unless it is done already."""
 
 
 class OtherContentsError(ValueError):
@@ -39,15 +39,16 @@ class Outcome:
 class Mover:
     """One background thread, and how each of its jobs went. A job is known by its key until its end was told."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "perft-adapters", initializer=_yield_to_everybody)
+    def __init__(self, brief_wait_s: float) -> None:
+        self._brief_wait_s = brief_wait_s
+        self._thread = ThreadPoolExecutor(1, "perft-adapters", initializer=compute_alone)
         self._jobs: dict[str, Future[None]] = {}
 
     def start(self, key: str, job: Callable[[], None]) -> Outcome:
         """Queue a job (nothing if one of that key is under way) and tell how it stands."""
         if key not in self._jobs:
             self._jobs[key] = self._thread.submit(torch.inference_mode()(job))
-        return self.outcome(key, BRIEF_WAIT_S)
+        return self.outcome(key, self._brief_wait_s)
 
     def outcome(self, key: str, wait_s: float = 0.0) -> Outcome:
         """How the job stands; its end is told once, after which the key is free."""
@@ -115,8 +116,3 @@ class Tiers:
     def _forget_unheld(self, digest: str) -> None:
         if not self.holds(digest):
             self._by_folder = {folder: known for folder, known in self._by_folder.items() if known != digest}
-
-
-def _yield_to_everybody() -> None:
-    """Give the thread (and those it starts) the lowest priority: the engine's steps come first."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

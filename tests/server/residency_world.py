@@ -18,7 +18,7 @@ from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 UNIT = 4
 """Rows of an adapter of size 1."""
 BYTES = 100
-"""Host bytes of every adapter."""
+"""Host bytes of an adapter of size 1."""
 MAX_SIZE = 10
 FOREVER = 1e9
 
@@ -139,7 +139,7 @@ class World:
         digest = f"{content or number}-{size}"
         adapter = EngineAdapter(f"{name}@{number}", number, kind, digest, self.folder / str(size))
         self.known.append(adapter)
-        need = Need(0, 1, BYTES) if kind == "LORA" else Need(rows_of(adapter), 0, BYTES)
+        need = Need(0, 1, BYTES) if kind == "LORA" else Need(rows_of(adapter), 0, size * BYTES)
         assert need.rows == (0 if kind == "LORA" else size * UNIT), (need, BASE)
         self.plan.add(adapter, need)
         return adapter

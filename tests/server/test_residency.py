@@ -124,6 +124,21 @@ def test_who_asks_during_that_moment_does_not_wait_for_the_end_of_patience(play:
     play(scenario, units=1)
 
 
+def test_what_leaves_does_not_come_back_before_it_has_left(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        leaving, other, coming = world.add("leaving"), world.add("other"), world.add("coming")
+        await world.use(leaving)
+        world.ask(other, 1)
+        await asyncio.sleep(2.5)
+        first = world.ask(coming)
+        await asyncio.sleep(0.1)
+        back = world.ask(leaving)
+        await world.end(first, back)
+        assert first.waited == pytest.approx(2, abs=SOON) and back.began >= first.began + 2
+
+    play(scenario, units=2, place=2)
+
+
 # Who waits for whom
 
 
@@ -214,6 +229,67 @@ def test_for_a_while_a_later_one_may_pass_and_then_nobody(play: Play) -> None:
         held_up = world.ask(second)
         await world.end(held_up)
         assert passing.waited == 0 and waiting.began >= running.ended and held_up.began >= waiting.ended
+
+    play(scenario)
+
+
+def test_nobody_passes_either_while_others_are_on_the_move(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.ask(world.add("a"), 10)
+        await asyncio.sleep(5)
+        moving = world.ask(world.add("moving"), 0)
+        large = world.ask(world.add("large", 3))
+        await asyncio.sleep(1)
+        later = world.ask(world.add("later"))
+        await world.end(large)
+        assert moving.is_let_in and not later.is_let_in
+
+    play(scenario, place=3)
+
+
+def test_free_rows_are_kept_for_one_whose_patience_is_over(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        for name in "ab":
+            world.ask(world.add(name), 5)
+        await asyncio.sleep(1)
+        waiting = world.ask(world.add("waiting", 2))
+        await asyncio.sleep(1)
+        later = world.ask(world.add("later"))
+        await world.end(waiting)
+        assert waiting.is_let_in and not (later.is_let_in and later.began < waiting.began)
+
+    play(scenario)
+
+
+def test_no_more_are_closed_than_all_together_need(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        large, small = world.add("large", 2), world.add("small")
+        for adapter in (large, small):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        waiting = [world.ask(world.add(name)) for name in "ab"]
+        await asyncio.sleep(1)
+        still_open, closed = world.ask(small, 0), world.ask(large, 0)
+        await world.end(*waiting)
+        assert still_open.waited == 0 and not (closed.is_let_in and closed.began < waiting[0].began)
+        assert waiting[0].began == waiting[1].began
+
+    play(scenario)
+
+
+def test_the_idle_are_closed_before_those_that_run(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, idle = world.add("a"), world.add("b"), world.add("idle")
+        for adapter in (a, b):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        await world.use(idle)
+        waiting = world.ask(world.add("waiting", 2))
+        await asyncio.sleep(1)
+        answers = {adapter.name: world.ask(adapter, 0) for adapter in (a, b, idle)}
+        await world.end(waiting)
+        began = {name: request.is_let_in and request.waited == 0 for name, request in answers.items()}
+        assert began == {"a@1": False, "b@2": True, "idle@3": False}
 
     play(scenario)
 
@@ -315,6 +391,26 @@ def test_adapters_that_always_run_do_not_keep_one_out_of_the_step(play: Play, co
         assert len(held_up_by(world, request)) == 1
 
     play(scenario, running=2)
+
+
+def test_the_one_that_was_closed_stays_the_one(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, c = (world.add(name) for name in "abc")
+        await world.use(c)
+        for adapter in (a, b):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        waiting = world.ask(c)
+        await asyncio.sleep(1)
+        async with world.plan.lease(a, 0, joins=True):
+            world.ask(world.add("d"))  # makes the plan look again
+            await asyncio.sleep(0.1)
+            closed, still_open = world.ask(a, 0), world.ask(b, 0)
+            await asyncio.sleep(0.1)
+            assert still_open.waited == 0 and not closed.is_let_in
+        await world.end(waiting)
+
+    play(scenario, units=4, running=2)
 
 
 def test_one_that_waits_for_its_turn_is_not_evicted_for_a_later_one(play: Play) -> None:
@@ -554,6 +650,18 @@ def test_the_same_content_may_come_while_it_is_removed(play: Play, moment: float
     play(scenario, prepare=0.1, place=0.1, evict=0.5, drop=0.5, forget=0.5)
 
 
+def test_a_removal_ends_though_the_content_is_in_use_again(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        old = world.add("old", content="same")
+        await world.end(world.ask(old))
+        removal = world.loop.create_task(world.plan.remove(old))
+        await asyncio.sleep(GRACE_S / 2)
+        world.keep_asking(world.add("new", content="same"), seconds=0.01, every=0.05)
+        await asyncio.wait_for(removal, 1)
+
+    play(scenario)
+
+
 def test_two_versions_of_one_content_go_one_by_one_and_at_once(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c = (world.add(name, 1, "same") for name in "abc")
@@ -656,6 +764,18 @@ def test_the_least_recently_used_host_copies_go(play: Play) -> None:
     play(scenario, host=2)
 
 
+def test_what_was_just_read_counts_as_used(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        used, other, read = world.add("used"), world.add("other"), world.add("read")
+        await world.use(used, other)
+        for adapter in (read, world.add("newest")):
+            await world.plan.load(adapter)
+            await asyncio.sleep(0.01)
+        assert world.tiers(used, other, read) == "xdh"
+
+    play(scenario, units=1, host=2)
+
+
 def test_without_a_host_copy_what_leaves_the_device_is_on_disk(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
@@ -701,6 +821,33 @@ def test_a_crowd_of_waiting_requests_does_not_fill_the_host(play: Play) -> None:
         assert began == sorted(began)
 
     play(scenario, units=1, host=3, prepare=0.2, place=0.1, drop=0.01)
+
+
+def test_a_small_copy_is_not_read_ahead_of_a_large_one(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        hot = world.add("hot", 3)
+        world.ask(hot, 20)
+        await asyncio.sleep(1)
+        first, large, small = world.add("first", 2), world.add("large", 2), world.add("small", 1)
+        requests = [world.ask(adapter) for adapter in (first, large, small)]
+        await asyncio.sleep(1)
+        assert world.tiers(first, large, small) == "hxx"
+        await world.end(*requests)
+        assert requests[1].began <= requests[2].began
+
+    play(scenario, host=3)
+
+
+def test_requests_that_give_up_do_not_fill_the_host(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        for number in range(10):
+            request = world.ask(world.add(f"cold-{number}"))
+            await asyncio.sleep(0.01)
+            world.cancel(request)
+        await asyncio.sleep(0.5)
+        assert world.engine.count("prepare") == 2
+
+    play(scenario, host=2, prepare=1)
 
 
 @pytest.mark.parametrize("host", [0, 1])
