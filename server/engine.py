@@ -69,11 +69,14 @@ class Engine(Protocol):
         ...
 
     async def prepare(self, adapter: EngineAdapter) -> None:
-        """Disk to host: read, check and pack, beside the steps. Raises AdapterLoadError."""
+        """Disk to host: read, check and pack, beside the steps. Raises AdapterLoadError; then no rank has a copy."""
         ...
 
     async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
-        """Free the rows of `evict`, then host to device rows, which must be free by then. Raises AdapterLoadError."""
+        """Free the rows of `evict`, then host to device rows, which must be free by then.
+
+        Raises AdapterLoadError; then it has rows on no rank, and those of `evict` are free all the same.
+        """
         ...
 
     async def evict(self, adapter: EngineAdapter) -> None:

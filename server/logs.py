@@ -7,7 +7,7 @@ template, the adapter the resolved one.
 import logging
 import sys
 from dataclasses import asdict, dataclass
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -85,7 +85,15 @@ class _TextFormatter(logging.Formatter):
         return " ".join([self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), record.getMessage(), *shown])
 
 
+class _JsonFormatter(JsonFormatter):
+    """Our fields and no others: what a library adds to every log record of the process stays out."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        known = {"message", "time", "timestamp", *RequestRecord.__dataclass_fields__}
+        return {name: value for name, value in log_data.items() if name in known}
+
+
 def _formatter(log_format: LogFormat) -> logging.Formatter:
     if log_format == "text":
         return _TextFormatter()
-    return JsonFormatter("{message}", style="{", timestamp=True, rename_fields={"timestamp": "time"})
+    return _JsonFormatter("{message}", style="{", timestamp=True, rename_fields={"timestamp": "time"})

@@ -70,8 +70,7 @@ class ResidencyPlan:
         while resident.move is not None:
             await resident.settled.wait()
         try:
-            if not resident.owners:
-                await self._moves.free(resident, adapter)
+            await self._moves.free(resident, adapter)
         finally:
             resident.removals -= 1
             if not resident.owners and not resident.removals:
@@ -126,13 +125,10 @@ class ResidencyPlan:
     async def pin(self, adapter: EngineAdapter) -> None:
         """Keep a version on the device. Raises ApiError device_full if other pins leave no room for it."""
         resident = self._resident(adapter)
-        if adapter.engine_id in resident.pinned_by:
-            return
         if not resident.pinned_by and not self._pins_leave_room(resident.need):
             raise _device_full(adapter)
         resident.pinned_by.add(adapter.engine_id)
         try:
-            self._look_again()
             await self._wait(adapter, "device")
         except BaseException:
             self.unpin(adapter)
@@ -185,11 +181,11 @@ class ResidencyPlan:
         except BaseException:
             if waiter in self._waiters:
                 self._leave_line(waiter)
+                self._look_again()
             elif waiter.is_granted:
                 self._release(waiter.resident, adapter.engine_id)
             elif ready.done() and not ready.cancelled():
                 ready.exception()  # seen, also where the request was cancelled at the same moment
-            self._look_again()
             raise
 
     def _leave_line(self, waiter: Waiter) -> None:

@@ -58,8 +58,8 @@ class Moves:
         self.spawn(self._drop(resident))
 
     async def free(self, resident: Resident, last_owner: EngineAdapter) -> None:
-        """Take what nobody owns any more off the device and the host. If it gets an owner before that begins (the same
-        content came again), it stays where it is."""
+        """Take what nobody owns any more off the device and the host. If it has an owner when that begins (another
+        version, or the same content came again), it stays where it is."""
         resident.start("freeing")
         try:
             while not resident.owners and (grace := resident.idle_since + GRACE_S - self._clock()) > 0:
@@ -110,7 +110,7 @@ class Moves:
             if tier == "host":
                 resident.on_host = True
             else:
-                resident.on_device, resident.idle_since = True, float("-inf")
+                resident.on_device = True
         finally:
             for moved in (resident, *leaving):
                 moved.settle()

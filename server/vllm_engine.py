@@ -41,11 +41,20 @@ class VllmEngine:
         )
 
     async def prepare(self, adapter: EngineAdapter) -> None:
-        await self._finish("prepare", adapter, await self._ask("perft_prepare", _order(adapter)))
+        started = await self._ask("perft_prepare", _order(adapter))
+        try:
+            await self._finish("prepare", adapter, started)
+        except AdapterLoadError:
+            await self.drop(adapter)  # it may have succeeded on other ranks
+            raise
 
     async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
         started = await self._ask("perft_place", _order(adapter), [_order(leaving) for leaving in evict])
-        await self._finish("place", adapter, started)
+        try:
+            await self._finish("place", adapter, started)
+        except AdapterLoadError:
+            await self.evict(adapter)
+            raise
 
     async def evict(self, adapter: EngineAdapter) -> None:
         await self._ask("perft_evict", _order(adapter))

@@ -97,7 +97,7 @@ def every_logit() -> Iterator[list[torch.Tensor]]:
 
 
 def base_logits(llm: LLM) -> torch.Tensor:
-    """The logits of six base requests at once, all steps; nothing of their prompts is cached, so schedules are alike."""
+    """The logits of six base requests at once, all steps; nothing of their prompts is cached, so schedules agree."""
     assert llm.reset_prefix_cache()
     with every_logit() as kept:
         llm.generate([{"prompt_token_ids": prompt} for prompt in prompts(6, seed=21)], greedy(16), use_tqdm=False)

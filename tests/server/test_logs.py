@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -72,3 +73,16 @@ def test_two_logs_do_not_write_to_each_other_and_nothing_goes_to_the_root(caplog
         logs = RequestLog("text", first), RequestLog("json", second)
         logs[0].write("r", None, "GET", "/health", 200, 0.0, RequestFacts())
     assert first.getvalue().count("\n") == 1 and not second.getvalue() and not caplog.records
+
+
+def test_what_a_library_adds_to_every_record_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's logger does so once it is imported."""
+    make = logging.getLogRecordFactory()
+
+    def with_more(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        record.name_of_the_process = "MainProcess"
+        return record
+
+    monkeypatch.setattr(logging, "_logRecordFactory", with_more)
+    assert "name_of_the_process" not in json.loads(written("json"))

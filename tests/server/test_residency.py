@@ -558,6 +558,19 @@ def test_a_lease_that_comes_too_late_is_refused(play: Play) -> None:
     play(scenario)
 
 
+def test_a_refusal_that_comes_together_with_a_cancellation_is_no_problem(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a = world.add("a")
+        request = world.ask(a)
+        await asyncio.sleep(0.5)
+        world.plan.fail_waiters(a, ApiError(503, "engine_unavailable", "down"))
+        world.cancel(request)
+        await world.end(request)
+        assert request.task is not None and request.task.cancelled() and not world.plan.waiting(a)
+
+    play(scenario, prepare=1)
+
+
 @pytest.mark.parametrize("what", ["lease", "pin", "load", "remove"])
 def test_whenever_it_is_cancelled_nothing_is_left(play: Play, what: str) -> None:
     """The pool is full of a hot adapter: what is cancelled, after ever more rounds of the loop, has to wait for it."""
@@ -677,6 +690,29 @@ def test_two_versions_of_one_content_go_one_by_one_and_at_once(play: Play) -> No
     play(scenario, evict=0.5, drop=0.5, forget=0.5)
 
 
+def test_two_versions_of_one_content_are_removed_while_it_is_read(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b = world.add("a", content="same"), world.add("b", content="same")
+        request = world.ask(a)
+        await asyncio.sleep(0.5)
+        await asyncio.gather(world.plan.remove(a), world.plan.remove(b))
+        await refused(world, request, 410, "adapter_deleted")
+        assert world.calls("evict", "drop") == [("drop", a.name)] and world.engine.count("forget") == 2
+
+    play(scenario, prepare=1, drop=1, forget=1)
+
+
+def test_a_pin_ends_with_its_version(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, other = world.add("a", 3, "same"), world.add("b", 3, "same"), world.add("other")
+        await world.plan.pin(a)
+        await world.plan.remove(a)
+        await world.use(other)
+        assert world.tiers(b, other) == "hd"
+
+    play(scenario)
+
+
 def test_a_version_is_removed_while_its_content_is_read_for_another(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a", 1, "same"), world.add("b", 1, "same")
@@ -724,6 +760,7 @@ def test_a_lease_that_outlives_its_version_holds_nothing(play: Play) -> None:
         await world.plan.remove(a)
         assert not reader.done() and world.tiers(shared) == "d"
         await world.use(b, shared)
+        assert not reader.done()
         await reader
         await world.use(b)
 
@@ -927,6 +964,48 @@ def test_a_pin_beside_which_it_does_not_fit_is_refused(play: Play) -> None:
         await world.plan.pin(b)
 
     play(scenario)
+
+
+def test_a_pin_that_still_waits_counts(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b = world.add("a", 2), world.add("b", 2)
+        await world.use(b)
+        pin = world.loop.create_task(world.plan.pin(a))
+        await asyncio.sleep(0.5)
+        assert world.tiers(a, b) == "xd"
+        with pytest.raises(ApiError, match="b@2 does not fit beside"):
+            await world.plan.pin(b)
+        await pin
+
+    play(scenario, prepare=1)
+
+
+def test_a_content_is_pinned_once_for_all_its_versions(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, other = world.add("a", 2, "same"), world.add("b", 2, "same"), world.add("other", 3)
+        await world.plan.pin(a)
+        await world.plan.pin(b)
+        world.plan.unpin(a)
+        await refused(world, world.ask(other), 409, "device_full")
+        world.plan.unpin(b)
+        await world.use(other)
+
+    play(scenario)
+
+
+def test_who_waits_has_its_place_as_soon_as_another_is_unpinned(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        pinned = world.add("pinned")
+        await world.plan.pin(pinned)
+        world.ask(world.add("running"), 20)
+        await asyncio.sleep(1)
+        request = world.ask(world.add("waiting"))
+        await asyncio.sleep(2)
+        world.plan.unpin(pinned)
+        await world.end(request)
+        assert request.waited == 2
+
+    play(scenario, units=2)
 
 
 def test_who_waits_is_refused_once_pins_leave_no_room(play: Play) -> None:

@@ -138,14 +138,15 @@ def test_a_stream_ends_on_its_version_when_that_is_no_longer_active_and_deleted(
 def test_what_outlives_a_deletes_deadline_ends_with_its_own_error(
     admin: TinyClient, alice: TinyClient, versions: list[str]
 ) -> None:
-    """Together they ask for about twice the sequences that the engine runs at once, each as long as can be."""
-    endless: dict[str, Any] = {"temperature": 1, "seed": 1, "n": 60}
+    """Each asks for more sequences than the engine runs at once, each as long as can be."""
+    endless: dict[str, Any] = {"temperature": 1, "seed": 1, "n": 160}
     body = alice.body(NAME, PROMPT, MOST_TOKENS, **endless)
     begun = Event()
     with ThreadPoolExecutor(2) as threads:
-        whole = threads.submit(alice.http.post, "/v1/completions", json=body)
         stream = threads.submit(watch, alice, NAME, PROMPT, MOST_TOKENS, begun, **endless)
-        wait_until(lambda: begun.is_set() and admin.adapter(NAME)["versions"][0]["requests_running"] == 2)
+        assert begun.wait(60)
+        whole = threads.submit(alice.http.post, "/v1/completions", json=body)
+        wait_until(lambda: bool(admin.adapter(NAME)["versions"][0]["requests_running"] == 2))
         admin.remove(NAME)
         watched, response = stream.result(), whole.result()
     assert watched.error is not None and watched.error["code"] == "adapter_deleted"

@@ -10,7 +10,7 @@ from tests.soak.contents import for_the_fake_engine
 from tests.soak.kills import Killing, Plan, Report, Running
 from tests.soak.zygote import Zygote, zygote
 
-DELAYS: Sequence[Sequence[str]] = ([], [], ["prepare=0.03"], ["prepare=0.01", "evict=0.02", "forget=0.02"])
+DELAYS: Sequence[Sequence[str]] = ([], [], ["prepare=0.03"], ["prepare=0.01", "forget=0.1"])
 """What the engine takes its time for: a kill then falls between two changes of the store more often."""
 KEY = bearer()["Authorization"].removeprefix("Bearer ")
 
