@@ -184,8 +184,6 @@ class ResidencyPlan:
                 self._look_again()
             elif waiter.is_granted:
                 self._release(waiter.resident, adapter.engine_id)
-            elif ready.done() and not ready.cancelled():
-                ready.exception()  # seen, also where the request was cancelled at the same moment
             raise
 
     def _leave_line(self, waiter: Waiter) -> None:
@@ -234,10 +232,14 @@ class ResidencyPlan:
             self._await_turn(waiter, look)
         elif (error := self._refusal(waiter, look)) is not None:
             self._end_wait(waiter, error)
-        elif resident.is_busy:
-            look.host.count(resident)
-        elif not resident.on_host:
-            if look.host.allow(resident) or wants == "host":
+        elif not resident.is_busy:
+            self._bring(waiter, look)
+
+    def _bring(self, waiter: Waiter, look: Look) -> None:
+        """Start the next move towards the device; an activation is read whatever else is waiting on the host."""
+        resident = waiter.resident
+        if not resident.on_host:
+            if look.host.allow(resident) or waiter.wants == "host":
                 self._moves.read(resident)
         elif resident not in look.asked:
             look.asked.add(resident)
@@ -255,7 +257,7 @@ class ResidencyPlan:
     def _refusal(self, waiter: Waiter, look: Look) -> ApiError | None:
         """Why there is no use in waiting: its load just failed, or pins leave no room."""
         failed = waiter.resident.failed
-        if failed is not None and (waiter.since <= failed.at or look.now < failed.at + RETRY_FAILED_S):
+        if failed is not None and look.now < failed.at + RETRY_FAILED_S:
             return _failed(waiter.adapter, failed.reason, failed.at + RETRY_FAILED_S - look.now)
         if waiter.wants != "host" and not look.places(waiter.resident).can_ever_hold(waiter.resident):
             return _device_full(waiter.adapter)

@@ -277,6 +277,21 @@ def test_no_more_are_closed_than_all_together_need(play: Play) -> None:
     play(scenario)
 
 
+def test_two_who_want_the_same_adapter_close_for_it_once(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, c = (world.add(name) for name in "abc")
+        for adapter in (a, b):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        waiting = [world.ask(c), world.ask(c)]
+        await asyncio.sleep(1)
+        still_open = world.ask(b, 0)
+        await world.end(still_open, *waiting)
+        assert still_open.waited == 0
+
+    play(scenario, units=2)
+
+
 def test_the_idle_are_closed_before_those_that_run(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, idle = world.add("a"), world.add("b"), world.add("idle")
@@ -411,6 +426,23 @@ def test_the_one_that_was_closed_stays_the_one(play: Play) -> None:
         await world.end(waiting)
 
     play(scenario, units=4, running=2)
+
+
+def test_who_waits_at_a_closed_adapter_closes_no_other(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, also_a, b = world.add("a", content="same"), world.add("also-a", content="same"), world.add("b")
+        for adapter in (a, b):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        world.ask(world.add("waiting"))
+        await asyncio.sleep(1)
+        at_the_closed_one = world.ask(also_a, 0)
+        await asyncio.sleep(1)
+        still_open = world.ask(b, 0)
+        await world.end(still_open)
+        assert still_open.waited == 0 and not at_the_closed_one.is_let_in
+
+    play(scenario, units=2, running=2)
 
 
 def test_one_that_waits_for_its_turn_is_not_evicted_for_a_later_one(play: Play) -> None:
@@ -956,6 +988,9 @@ def test_a_pin_beside_which_it_does_not_fit_is_refused(play: Play) -> None:
             await world.plan.pin(b)
         assert (caught.value.status, caught.value.code) == (409, "device_full") and "b@2" in caught.value.message
         await refused(world, world.ask(b), 409, "device_full")
+        assert world.tiers(b) == "x"
+        await world.plan.load(b)
+        assert world.tiers(b) == "h"
         await world.plan.pin(small)
         world.plan.unpin(a)
         await world.use(b)
