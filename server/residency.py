@@ -310,13 +310,12 @@ class ResidencyPlan:
         """Count a request out, unless its version was removed meanwhile."""
         if engine_id not in resident.running:
             return
-        if resident.running[engine_id] == 1:
-            self._end_leases(resident, engine_id)
-        else:
+        if resident.running[engine_id] > 1:
             resident.running[engine_id] -= 1
             self._running[engine_id] -= 1
-            resident.last_used = self._clock()
-        self._look_again()
+        else:
+            self._end_leases(resident, engine_id)
+            self._look_again()
 
     def _end_leases(self, resident: Resident, engine_id: int) -> None:
         del resident.running[engine_id], self._running[engine_id]

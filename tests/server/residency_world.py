@@ -175,10 +175,11 @@ class World:
         await asyncio.sleep(2 * GRACE_S)
 
     async def end(self, *requests: Request) -> None:
-        """Until they have ended."""
+        """Until they have ended, which is soon enough."""
         for request in requests:
             assert request.task is not None
-            await asyncio.wait([request.task])
+            done, _ = await asyncio.wait([request.task], timeout=100)
+            assert done, f"a request on {request.adapter.name} waits for ever"
 
     def cancel(self, request: Request) -> None:
         """The client goes away."""

@@ -408,6 +408,23 @@ def test_adapters_that_always_run_do_not_keep_one_out_of_the_step(play: Play, co
     play(scenario, running=2)
 
 
+@pytest.mark.parametrize("options", [{"running": 2, "units": 3}, {"units": 2}])
+def test_the_one_least_recently_asked_is_closed(play: Play, options: dict[str, int]) -> None:
+    async def scenario(world: World) -> None:
+        a, b, c = (world.add(name) for name in "abc")
+        await world.use(c, a, b)
+        for adapter in (a, b, a):
+            world.ask(adapter, 5)
+            await asyncio.sleep(0.1)
+        waiting = world.ask(c)
+        await asyncio.sleep(1)
+        still_open, closed = world.ask(a, 0), world.ask(b, 0)
+        await world.end(waiting)
+        assert still_open.waited == 0 and not (closed.is_let_in and closed.began < waiting.began)
+
+    play(scenario, **options)
+
+
 def test_the_one_that_was_closed_stays_the_one(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c = (world.add(name) for name in "abc")
