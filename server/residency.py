@@ -47,6 +47,7 @@ class ResidencyPlan:
         self._waiters: dict[Waiter, None] = {}
         self._waiting: Counter[int] = Counter()
         self._closed = Closed()
+        self._newest: Resident | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     # What is known
@@ -321,25 +322,27 @@ class ResidencyPlan:
         del resident.running[engine_id], self._running[engine_id]
         resident.last_used = resident.idle_since = self._clock()
 
-    def _moved(self, newest: Resident | None) -> None:
-        """A move has ended. newest: what it brought to the host."""
+    def _moved(self, read: Resident | None) -> None:
+        """A move has ended. read: what it brought to the host."""
+        self._newest = read or self._newest
         self._look_again()
-        self._drop_least_used(newest)
+        self._drop_least_used()
 
-    def _drop_least_used(self, newest: Resident | None) -> None:
-        """Give up host copies until they fit the budget, except those that are wanted or on the move, and the newest.
-        Those of adapters on the device go first, then the least recently used."""
+    def _drop_least_used(self) -> None:
+        """Give up host copies until they fit the budget, except those that are wanted or on the move, and the newest if
+        it is nowhere else. Those of adapters on the device go first, then the least recently used."""
         held = sum(r.need.host_bytes for r in self._residents.values() if r.on_host)
         if held <= self.capacity.host_bytes:
             return
-        wanted = {waiter.resident for waiter in self._waiters}
-        spare = [r for r in self._residents.values() if r.on_host and not r.is_busy and r not in wanted]
+        kept = {waiter.resident for waiter in self._waiters}
+        if self._newest is not None and not self._newest.on_device:
+            kept.add(self._newest)
+        spare = [r for r in self._residents.values() if r.on_host and not r.is_busy and r not in kept]
         for resident in sorted(spare, key=lambda r: (not r.on_device, r.last_used)):
             if held <= self.capacity.host_bytes:
                 return
-            if resident is not newest:
-                held -= resident.need.host_bytes
-                self._moves.drop(resident)
+            held -= resident.need.host_bytes
+            self._moves.drop(resident)
 
 
 def _failed(adapter: EngineAdapter, reason: str, retry_s: float) -> ApiError:

@@ -73,6 +73,19 @@ def test_the_least_recently_used_idle_adapter_leaves(play: Play) -> None:
     play(scenario)
 
 
+def test_a_long_request_counts_to_its_end(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, c = (world.add(name) for name in "abc")
+        long = world.ask(a, 5)
+        await asyncio.sleep(1)
+        await world.use(b)
+        await world.end(long)
+        await world.use(c)
+        assert world.tiers(a, b, c) == "dhd"
+
+    play(scenario, units=2)
+
+
 def test_an_adapter_that_runs_or_is_pinned_stays(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c, d = (world.add(name) for name in "abcd")
@@ -832,20 +845,41 @@ def test_a_version_can_be_removed_though_the_engine_is_down(play: Play) -> None:
 # Copies on the host
 
 
+async def load(world: World, *adapters: EngineAdapter) -> None:
+    for adapter in adapters:
+        await world.plan.load(adapter)
+        await asyncio.sleep(0.01)
+
+
 def test_the_least_recently_used_host_copies_go(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c, d = (world.add(name) for name in "abcd")
-        await world.use(a, b)
-        await world.plan.remove(world.known[1])
-        for adapter in (c, d):
-            await world.plan.load(adapter)
-            await asyncio.sleep(0.01)
-        assert world.tiers(a, c, d) == "dhh" and world.engine.on_host == {c.key, d.key}, "a is on the device anyway"
-        e = world.add("e")
-        await world.plan.load(e)
-        await asyncio.sleep(0.01)
-        assert world.tiers(c, d, e) == "xhh" and world.engine.on_host == {d.key, e.key}
-        assert world.told.evictions == {"host": 2}
+        await load(world, b, a, c)
+        assert world.tiers(a, b, c) == "hxh" and world.engine.on_host == {a.key, c.key}
+        await load(world, d)
+        assert world.tiers(a, c, d) == "xhh" and world.told.evictions == {"host": 2}
+
+    play(scenario, host=2)
+
+
+def test_host_copies_of_what_is_on_the_device_go_first(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b, c = (world.add(name) for name in "abc")
+        await load(world, a)
+        await world.use(b)
+        await load(world, c)
+        assert world.tiers(a, b, c) == "hdh" and world.engine.on_host == {a.key, c.key}
+
+    play(scenario, host=2)
+
+
+def test_the_newest_host_copy_stays_whatever_the_budget(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        large, other = world.add("large", 3), world.add("other", 3)
+        await load(world, large)
+        assert world.tiers(large) == "h"
+        await load(world, other)
+        assert world.tiers(large, other) == "xh"
 
     play(scenario, host=2)
 
