@@ -95,7 +95,7 @@ class Page(BaseModel):
     "/v1/adapters",
     status_code=201,
     summary="Upload a version",
-    responses=UPLOADED | refusals(*GUARD, 400, 408, 409, 413, 503, 507),
+    responses=UPLOADED | refusals(*GUARD, 400, 408, 409, 410, 413, 503, 507),
     openapi_extra=UPLOAD_BODY,
 )
 async def upload_adapter(request: Request, response: Response, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
@@ -133,7 +133,7 @@ async def get_adapter(name: Name, caller: CallerOf, catalog: CatalogOf) -> Adapt
 @router.patch(
     "/v1/adapters/{name}",
     summary="Activate, roll back, restrict or pin",
-    responses=refusals(*GUARD, 400, 404, 409, 503, 507),
+    responses=refusals(*GUARD, 400, 404, 409, 410, 503, 507),
     openapi_extra=PATCH_BODY,
 )
 async def patch_adapter(name: Name, change: Change, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:

@@ -27,7 +27,7 @@ from server.pins import Pins, in_time
 from server.quotas import Quotas, bytes_of, check_quotas
 from server.residency import ResidencyPlan
 from server.schemas import AdapterObject, AdapterPatch
-from server.versions import Version
+from server.versions import Version, adapter_deleted
 
 logger = logging.getLogger(__name__)
 
@@ -124,18 +124,23 @@ class Catalog(Directory):
 
     async def _patch(self, name: str, change: AdapterPatch, caller: Caller) -> AdapterObject:
         given = change.model_dump(include=change.model_fields_set)
+        await self._load_to_activate(self._patched(name, change, caller)[1], "active")
         async with self._changes.one_at_a_time:
-            self._check_visible(name, caller)
-            record = self._records[name]
-            if given.get("if_active", record.active) != record.active:
-                raise _active_changed(record, change.if_active)
-            if change.active is not None:
-                await self._load(self._ready(name, change.active), "active")
+            record, version = self._patched(name, change, caller)
+            await self._load_to_activate(version, "active")
             changes = {key: value for key, value in given.items() if key != "if_active"}
             async with self._pins.moved(name, self._to_pin(record.changed(**_as_stored(changes)))):
                 await self._record("patch", caller, name=name, **given)
                 self._take_over(await self._changes.in_store(self._store.update, name, **changes))
             return self._object(name)
+
+    def _patched(self, name: str, change: AdapterPatch, caller: Caller) -> tuple[AdapterRecord, Version | None]:
+        """The record as it is before a patch, and the version that shall be active, if one is named."""
+        self._check_visible(name, caller)
+        record = self._records[name]
+        if "if_active" in change.model_fields_set and change.if_active != record.active:
+            raise _active_changed(record, change.if_active)
+        return record, None if change.active is None else self._ready(name, change.active)
 
     async def _delete(self, name: str, version: int | None, caller: Caller) -> AdapterObject:
         async with self._changes.one_at_a_time:
@@ -166,29 +171,40 @@ class Catalog(Directory):
                 self._bring_in(name, stored, accepted)
             self._take_over(record)
             self._mend(accepted.digest)
-            if activate:
-                await self._activate_upload(self._versions[name][stored.version], created, caller)
-            return self._object(name), created
+        if activate:
+            await self._activate_upload(self._versions[name][stored.version], created, caller)
+        return self._object(name), created
 
     async def _activate_upload(self, version: Version, created: bool, caller: Caller) -> None:
         """Load the version to the host and switch to it; a new version that cannot be loaded is taken back."""
         name, number = version.name, version.number
         try:
-            await self._load(version, "name")
-            async with self._pins.moved(name, version if self._records[name].pinned else None):
-                self._take_over(await self._changes.in_store(self._store.update, name, active=number))
+            await self._load_to_activate(version, "name")
+            async with self._changes.one_at_a_time:
+                if not self._is_ready(version):
+                    raise adapter_deleted(version)
+                await self._load_to_activate(version, "name")
+                async with self._pins.moved(name, version if self._records[name].pinned else None):
+                    self._take_over(await self._changes.in_store(self._store.update, name, active=number))
         except ApiError as error:
             if created:
-                await self._take_back(version, caller, error)
+                async with self._changes.one_at_a_time:
+                    await self._take_back(version, caller, error)
             raise
 
     async def _take_back(self, version: Version, caller: Caller, error: ApiError) -> None:
+        if not self._is_ready(version):
+            return
         try:
             await self._record("delete", caller, name=version.name, version=version.number, because=error.code)
         except ApiError as unrecorded:
             logger.error("%s is taken back without a record: %s", version.id, unrecorded.message)
         self._take_over(await self._changes.in_store(self._store.start_delete, version.name, version.number))
         self._endings.start(version)
+
+    def _is_ready(self, version: Version) -> bool:
+        """Whether it is still there, and not on its way out."""
+        return self._by_id.get(version.id) is version and version.record.state == "ready"
 
     # What a change needs
 
@@ -221,8 +237,11 @@ class Catalog(Directory):
             raise ApiError(404, "version_not_found", f"found no version {number} of {name!r}", "active")
         return version
 
-    async def _load(self, version: Version, param: str) -> None:
-        """Bring a version that shall be active to the host. Raises ApiError adapter_unavailable."""
+    async def _load_to_activate(self, version: Version | None, param: str) -> None:
+        """Bring a version that shall be active to the host; called before the change's turn, so that a slow load holds
+        up nobody, and in its turn, where it is at once there. Raises ApiError adapter_unavailable."""
+        if version is None:
+            return
         if version.accepted is None:
             raise self._unservable(version, param)
         async with in_time(version, "on the host", self._quotas.load_timeout_s):

@@ -598,6 +598,40 @@ async def test_a_load_that_never_ends_holds_up_no_other_change(folder: Path) -> 
 
 
 @on_a_loop
+async def test_other_changes_go_on_while_a_version_loads(folder: Path) -> None:
+    engine = FakeEngine()
+    async with opened(folder, engine) as desk:
+        await desk.upload("clerk", 1)
+        await desk.upload("poet", 2, activate=False)
+        engine.delays["prepare"] = 1
+        patch = await started(desk.patch("poet", active=1), lambda: ("prepare", "poet@1") in engine.calls, desk)
+        upload = await started(desk.upload("cook", 3), lambda: ("prepare", "cook@1") in engine.calls, desk)
+        await desk.patch("clerk", active=None)
+        await desk.upload("baker", 4, activate=False)
+        await desk.catalog.delete("clerk", None, ADMIN)
+        assert not patch.done() and not upload.done()
+        assert (await patch).active == 1 and (await upload)[0].active == 1
+        assert desk.found("poet").number == desk.found("cook").number == 1
+
+
+@on_a_loop
+async def test_a_new_version_that_is_deleted_while_it_loads(folder: Path) -> None:
+    engine = FakeEngine(delays={"prepare": 0.1})
+    async with opened(folder, engine) as desk:
+        for name, version in (("poet", 1), ("cook", None)):
+            upload = await started(desk.upload(name), lambda: len(engine.on_host) == 0 and bool(engine.calls), desk)
+            await desk.catalog.delete(name, version, ADMIN)
+            async with refused("adapter_deleted", 410):
+                await upload
+            await desk.until_gone(name)
+            assert [action for action, _ in desk.watcher.records] == ["upload", "delete"]
+            desk.watcher.records.clear()
+            engine.calls.clear()
+        assert not engine.on_host and desk.watcher.uploads == ["adapter_deleted"] * 2
+        assert (await desk.upload("poet"))[0].active is not None
+
+
+@on_a_loop
 async def test_uploads_at_once_to_one_name_get_a_number_each(folder: Path) -> None:
     async with opened(folder) as desk:
         answers = await asyncio.gather(*(desk.upload("poet", seed, activate=seed % 2 == 0) for seed in range(6)))

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import pytest
@@ -294,20 +295,42 @@ def routers_view(now: Samples) -> dict[str, set[str]]:
     return {name: set(filter(None, value.split(","))) for name, value in labels if name.endswith("adapters")}
 
 
+@contextmanager
+def one_after_the_other(client: TinyClient, models: Sequence[str]) -> Iterator[None]:
+    """As long as this lasts, one request at a time runs on each of `models`, with hardly a pause between two."""
+    is_over = Event()
+
+    def ask(model: str) -> None:
+        while not is_over.is_set():
+            client.complete(model, [3, 4, 5], 300)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        asking = [pool.submit(ask, model) for model in models]
+        try:
+            yield
+        finally:
+            is_over.set()
+    for each in asking:
+        each.result()
+
+
 @pytest.mark.usefixtures("adapters")
 def test_what_runs_is_shown_while_it_runs(admin: TinyClient, alice: TinyClient) -> None:
-    streams = [alice.stream(NAMES[0], [3, 4, 5], 300), alice.stream(BASE_NAME, [3, 4, 5], 300)]
-    for stream in streams:
-        next(stream)
-    now = samples(admin)
-    assert now.total("perft_adapter_requests_running", adapter=NAMES[0]) == 1
-    assert now.total("perft_adapter_requests_running", adapter=BASE_NAME) == 1
-    assert now.total("perft_adapter_requests_running", adapter=NAMES[1]) == 0
-    assert admin.adapter(NAMES[0])["versions"][0]["requests_running"] == 1
-    view = routers_view(now)
+    pages: list[Samples] = []
+
+    def both_are_shown() -> bool:
+        pages.append(samples(admin))
+        return [pages[-1].total("perft_adapter_requests_running", adapter=name) for name in models] == [1, 1]
+
+    models = (NAMES[0], BASE_NAME)
+    with one_after_the_other(alice, models):
+        wait_until(both_are_shown)
+        wait_until(lambda: admin.adapter(NAMES[0])["versions"][0]["requests_running"] == 1)
+    for page in pages:
+        assert all(page.total("perft_adapter_requests_running", adapter=name) <= 1 for name in models)
+        assert page.total("perft_adapter_requests_running", adapter=NAMES[1]) == 0
+    view = routers_view(pages[-1])
     assert NAMES[0] in view["running_lora_adapters"] and not any("@" in name for name in view["running_lora_adapters"])
-    for stream in streams:
-        stream.close()
     wait_until(lambda: quiet(admin))
     assert admin.adapter(NAMES[0])["versions"][0]["requests_running"] == 0
 
