@@ -76,15 +76,15 @@ def check_folder(
     """
     if not folder.is_dir():
         return None, [f"found no folder at {folder}, expected one with {CONFIG_FILE} and {WEIGHTS_FILE}"]
-    violations = _file_violations(folder, limits)
+    violations = file_violations(folder, limits)
     config: AdapterConfig | None = None
-    if _is_plain_file(folder / CONFIG_FILE) and (folder / CONFIG_FILE).stat().st_size <= MAX_CONFIG_BYTES:
+    if is_plain_file(folder / CONFIG_FILE) and (folder / CONFIG_FILE).stat().st_size <= MAX_CONFIG_BYTES:
         config, config_violations = parse_config((folder / CONFIG_FILE).read_bytes())
         violations += config_violations
     if config is not None and base is not None:
         violations += fit_violations(config, base, limits.allow_other_base)
     weights = folder / WEIGHTS_FILE
-    if _is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
+    if is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
         violations += weights_violations(weights, config, base)
     return config, [on_one_line(text) for text in violations]
 
@@ -98,7 +98,7 @@ def digest_of(config: AdapterConfig, weights: Path) -> str:
     return sha256(sha256(config.canonical_json()).digest() + hashed.digest()).hexdigest()
 
 
-def _file_violations(folder: Path, limits: Limits) -> list[str]:
+def file_violations(folder: Path, limits: Limits) -> list[str]:
     """Missing, extra, linked and oversized files."""
     limit = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: limits.max_weights_bytes, README_FILE: MAX_README_BYTES}
     entries = {entry.name: entry for entry in folder.iterdir()}
@@ -106,14 +106,14 @@ def _file_violations(folder: Path, limits: Limits) -> list[str]:
     for name, entry in sorted(entries.items()):
         if name not in limit:
             found.append(f"{name[:120]}: not part of an adapter (only {', '.join(limit)} are): remove it")
-        elif not _is_plain_file(entry):
+        elif not is_plain_file(entry):
             found.append(f"{name}: found a link, folder or device, expected a plain file")
         elif (size := entry.stat().st_size) > limit[name]:
             found.append(f"{name}: found {size} bytes, expected at most {limit[name]}")
     return found
 
 
-def _is_plain_file(path: Path) -> bool:
+def is_plain_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:

@@ -26,36 +26,38 @@ def weights_violations(path: Path, config: AdapterConfig | None, base: BaseShape
     """
     try:
         if problems := header_problems(path):
-            return [_unreadable(problems)]
+            return [unreadable(problems)]
         with safe_open(path, framework="pt") as file:
-            found = _metadata_violations(file.metadata())
+            found = metadata_violations(file.metadata())
             names = list(file.keys())
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             dtypes = {name: file.get_slice(name).get_dtype() for name in names}
             found += _dtype_violations(dtypes)
             if config is not None and base is not None:
                 found += _shape_violations(shapes, config.tensor_shapes(_layers(config, base), base.hidden_size))
+            dtype = None if base is None else base.dtype
             for name in names:
                 if dtypes[name] in DTYPES:
-                    found += _value_violations(name, file.get_tensor(name), config, base)
+                    scale = config.scale if config is not None and name.endswith("up_proj") else 1.0
+                    found += value_violations(name, file.get_tensor(name), dtype, scale)
             return found
     except (SafetensorError, OSError, ValueError) as error:
-        return [_unreadable([str(error)])]
+        return [unreadable([str(error)])]
 
 
 def shape_violations(path: Path, config: AdapterConfig, base: BaseShape) -> list[str]:
     """How the tensors of a file that was checked for another base differ from what this one takes: the header alone."""
     try:
         if problems := header_problems(path):
-            return [_unreadable(problems)]
+            return [unreadable(problems)]
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        return [_unreadable([str(error)])]
+        return [unreadable([str(error)])]
     return _shape_violations(shapes, config.tensor_shapes(_layers(config, base), base.hidden_size))
 
 
-def _unreadable(problems: list[str]) -> str:
+def unreadable(problems: list[str]) -> str:
     """One violation for a file that is no sound safetensors file, whatever the number of reasons."""
     listed = "; ".join(problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
@@ -67,7 +69,7 @@ def _layers(config: AdapterConfig, base: BaseShape) -> tuple[int, ...]:
     return tuple(layer for layer in config.layer_indices(base.moe_layers) if layer in base.moe_layers)
 
 
-def _metadata_violations(metadata: dict[str, str] | None) -> list[str]:
+def metadata_violations(metadata: dict[str, str] | None) -> list[str]:
     size = sum(len(key.encode()) + len(value.encode()) for key, value in (metadata or {}).items())
     if size <= MAX_METADATA_BYTES:
         return []
@@ -96,10 +98,8 @@ def _shape_violations(shapes: dict[str, tuple[int, ...]], expected: dict[str, tu
     return found
 
 
-def _value_violations(
-    name: str, tensor: torch.Tensor, config: AdapterConfig | None, base: BaseShape | None
-) -> list[str]:
-    """Non-finite values: as stored, after the cast to the model's dtype, after `scale`.
+def value_violations(name: str, tensor: torch.Tensor, dtype: torch.dtype | None, scale: float) -> list[str]:
+    """Non-finite values: as stored; after the cast to the model's dtype, if it is known; after the scale.
 
     Cast and scale keep the order of values, so a tensor's lowest and highest tell for all of it.
     """
@@ -110,14 +110,12 @@ def _value_violations(
     if not torch.isfinite(ends).all():
         bad = sum(int((~torch.isfinite(block)).sum()) for block in blocks)
         return [f"{name}: {bad} of {tensor.numel()} values are not finite (NaN or infinity)"]
-    if base is None:
+    if dtype is None:
         return []
-    served = ends.to(base.dtype)
+    served = ends.to(dtype)
     if not torch.isfinite(served).all():
         largest = float(ends.abs().max())
-        return [f"{name}: values up to {largest:.3g} overflow the model's dtype {base.dtype}"]
-    if config is None or not name.endswith("up_proj"):
-        return []
-    if not torch.isfinite(served * config.scale).all():
-        return [f"{name}: values times scale {config.scale:.6g} overflow the model's dtype {base.dtype}"]
+        return [f"{name}: values up to {largest:.3g} overflow the model's dtype {dtype}"]
+    if not torch.isfinite(served * scale).all():
+        return [f"{name}: values times scale {scale:.6g} overflow the model's dtype {dtype}"]
     return []

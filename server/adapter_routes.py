@@ -70,16 +70,6 @@ CallerOf = Annotated[Caller, Depends(_caller)]
 CatalogOf = Annotated[Catalog, Depends(_catalog)]
 Name = Annotated[str, Path(pattern=NAME_PATTERN, description="the adapter's name")]
 Version = Annotated[int, Path(ge=1, lt=2**31), BeforeValidator(_whole_number)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-
-
-class Change(AdapterPatch):
-    """What PATCH changes; a key that is not given stays as it is."""
-
-    active: int | None = Field(None, ge=1, lt=2**31, description="the version that the bare name selects")
-    allowed_keys: list[Label] | None = Field(
-        None, max_length=1000, description="labels of keys that may select the adapter; null: all"
-    )
 
 
 class Page(BaseModel):
@@ -136,11 +126,11 @@ async def get_adapter(name: Name, caller: CallerOf, catalog: CatalogOf) -> Adapt
     responses=refusals(*GUARD, 400, 404, 409, 410, 503, 507),
     openapi_extra=PATCH_BODY,
 )
-async def patch_adapter(name: Name, change: Change, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
+async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
     """All that is given is changed at once, or nothing is; a version is on the host before it becomes active."""
     given = change.model_fields_set
     if not given:
-        known = ", ".join(Change.model_fields)
+        known = ", ".join(AdapterPatch.model_fields)
         raise ApiError(400, "invalid_request", f"found nothing to change, expected at least one of {known}")
     if "if_active" in given and "active" not in given:
         message = "found if_active alone, expected active beside it: it is the condition of that change"

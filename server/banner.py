@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from server.keys import Caller
 from server.runtime import Runtime
 
 
@@ -10,7 +11,7 @@ def banner(args: Namespace, runtime: Runtime) -> str:
     host = args.host or "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{args.port}/v1"
     catalog, base = runtime.catalog, runtime.base_names[0]
-    names = [name for name in catalog.names() if catalog.active(name) is not None]
+    names = [name for name, _ in catalog.servable(Caller(None, is_admin=True))]
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     keys = runtime.settings.key_ring
     key = " -H 'Authorization: Bearer KEY'" if keys.needs_key else ""

@@ -22,7 +22,7 @@ from server.engine import EngineAdapter
 from server.errors import ApiError
 from server.intake import Accepted, Intake
 from server.keys import Caller
-from server.names import name_problem
+from server.names import check_name
 from server.pins import Pins, in_time
 from server.quotas import Quotas, bytes_of, check_quotas
 from server.residency import ResidencyPlan
@@ -159,7 +159,7 @@ class Catalog(Directory):
             return self._object(name)
 
     async def _upload(self, name: str, folder: Path, activate: bool, caller: Caller) -> tuple[AdapterObject, bool]:
-        self._check_name(name)
+        check_name(name, self.base_names)
         accepted = await self._check(folder)
         async with self._changes.one_at_a_time:
             self._check_quotas(name, accepted, folder)
@@ -207,13 +207,6 @@ class Catalog(Directory):
         return self._by_id.get(version.id) is version and version.record.state == "ready"
 
     # What a change needs
-
-    def _check_name(self, name: str) -> None:
-        if name in self.base_names:
-            message = f"found the name {name!r}, which is the base model's served name: choose another"
-            raise ApiError(409, "name_conflict", message, "name")
-        if problem := name_problem(name, self.base_names):
-            raise ApiError(400, "invalid_name", problem, "name")
 
     async def _check(self, folder: Path) -> Accepted:
         try:

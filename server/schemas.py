@@ -1,9 +1,10 @@
 """Owns the objects of the adapter routes as they stand on the wire (API.md): one model each, all of them documented."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Residency = Literal["device", "host", "disk"]
 VersionState = Literal["ready", "draining", "failed"]
 
@@ -56,9 +57,11 @@ class AdapterPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    active: int | None = Field(None, ge=1, description="the version that the bare name selects")
+    active: int | None = Field(None, ge=1, lt=2**31, description="the version that the bare name selects")
     if_active: int | None = Field(None, ge=1, description="change only if this version is the active one now")
-    allowed_keys: list[str] | None = Field(None, description="labels that may select the adapter; null: all")
+    allowed_keys: list[Label] | None = Field(
+        None, max_length=1000, description="labels of keys that may select the adapter; null: all"
+    )
     pinned: bool = Field(False, description="whether it stays on the device")
 
 

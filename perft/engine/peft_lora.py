@@ -17,14 +17,10 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import is_in_target_modules
 
 from adapters.config_file import MAX_CONFIG_BYTES
-from adapters.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits
-from adapters.folder import _file_violations as file_violations
-from adapters.folder import _is_plain_file as is_plain_file
+from adapters.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits, file_violations, is_plain_file
 from adapters.strict_json import on_one_line
 from adapters.verify import lora_digest
-from adapters.weights_file import BLOCK_VALUES, DTYPES
-from adapters.weights_file import _metadata_violations as metadata_violations
-from adapters.weights_file import _unreadable as unreadable
+from adapters.weights_file import DTYPES, metadata_violations, unreadable, value_violations
 from adapters.weights_header import header_problems
 from perft.engine.peft_lora_config import parse_peft_config
 
@@ -133,7 +129,9 @@ def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarge
             found += _name_violations(names, placed, target)
             for name, (module, factor) in placed.items():
                 found += _tensor_violations(file, name, _expected_shape(module, factor, helper, target), target)
-                found += _value_violations(file, name, _scaling(module, factor, helper), target)
+                if file.get_slice(name).get_dtype() in DTYPES:
+                    scale = _scaling(module, factor, helper)
+                    found += value_violations(name, file.get_tensor(name), target.dtype, scale)
             return found
     except (SafetensorError, OSError, ValueError) as error:
         return [unreadable([str(error)])]
@@ -196,16 +194,3 @@ def _tensor_violations(
 def _scaling(module: str, factor: str, helper: PEFTHelper | None) -> float:
     """What vLLM multiplies the tensor by when it packs it."""
     return helper.get_rank_and_scaling(module)[1] if helper is not None and factor == "B" else 1.0
-
-
-def _value_violations(file: Any, name: str, scaling: float, target: LoRATarget) -> Iterator[str]:
-    """Non-finite values: as stored, after the cast to LoRA's dtype, after the scale."""
-    if file.get_slice(name).get_dtype() not in DTYPES:
-        return
-    blocks = file.get_tensor(name).flatten().split(BLOCK_VALUES)
-    bad = sum(int((~torch.isfinite(block)).sum()) for block in blocks)
-    if bad:
-        yield f"{name}: {bad} of {sum(block.numel() for block in blocks)} values are not finite (NaN or infinity)"
-    elif not all(bool(torch.isfinite(block.to(target.dtype) * scaling).all()) for block in blocks):
-        largest = max(float(block.abs().max()) for block in blocks)
-        yield f"{name}: values up to {largest:.3g} times scale {scaling:.6g} overflow the dtype {target.dtype}"

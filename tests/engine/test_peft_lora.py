@@ -214,7 +214,7 @@ FAR = "base_model.model.model.layers.9.self_attn.q_proj.lora_"
         (put(f"{Q0}B.weight", torch.ones(64, RANK, dtype=torch.int32)), [f"{Q0}B.weight: found dtype I32"]),
         (put(f"{Q0}B.weight", torch.full((64, RANK), float("nan"))), [f"{Q0}B.weight: 256 of 256 values are not fin"]),
         (put(f"{Q0}A.weight", torch.full((RANK, 64), float("inf"))), [f"{Q0}A.weight: 256 of 256 values are not fin"]),
-        (put(f"{Q0}B.weight", torch.full((64, RANK), 3e38)), [f"{Q0}B.weight: values up to 3e+38 times scale 2 overf"]),
+        (put(f"{Q0}B.weight", torch.full((64, RANK), 3e38)), [f"{Q0}B.weight: values times scale 2 overf"]),
         (put("extra", torch.ones(1)), ["extra: this tensor has no place here"]),
         (put(f"{Q0}A.bias", torch.ones(1)), [f"{Q0}A.bias: this tensor has no place here"]),
         (put("base_model.model.lm_head.base_layer.weight", torch.ones(1)), ["base_model.model.lm_head.base_layer"]),

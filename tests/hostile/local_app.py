@@ -17,7 +17,7 @@ from adapters.errors import InvalidAdapterError
 from adapters.folder import Limits, read_folder
 from perft.base import BaseShape
 from server.errors import ApiError
-from server.names import name_problem
+from server.names import check_name
 from server.uploads import UploadLimits, receive_upload
 from tests.hostile.attack import Cut, Pause, Setting, Upload
 
@@ -40,8 +40,7 @@ class LocalApp:
         staged = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             received = await receive_upload(request, staged, self.limits)
-            if problem := name_problem(received.name, [self.setting.base_name]):
-                raise ApiError(400, "invalid_name", problem, "name")
+            check_name(received.name, [self.setting.base_name])
             limits = Limits(self.setting.max_adapter_bytes)
             adapter = await asyncio.to_thread(read_folder, received.folder, self.setting.base, limits)
             found = sorted(path.name for path in staged.iterdir())

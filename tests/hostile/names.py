@@ -63,5 +63,5 @@ BAD: dict[str, bytes | str] = {
 }
 
 ATTACKS: Attacks = {f"name: {kind}": _named(name) for kind, name in BAD.items()} | {
-    "name: the base's": Attack(400, "invalid_name", ("base model's served name",), _the_bases_name)
+    "name: the base's": Attack(409, "name_conflict", ("base model's served name",), _the_bases_name)
 }

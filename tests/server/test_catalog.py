@@ -29,6 +29,7 @@ async def refused(code: str, status: int, words: str = "") -> AsyncIterator[None
 async def started(work: Any, at: Callable[[], bool], desk: Desk) -> asyncio.Task[Any]:
     """A change that has come so far."""
     task = asyncio.create_task(work)
+    await asyncio.sleep(0)  # to its first pause
     await desk.until(at)
     assert not task.done()
     return task

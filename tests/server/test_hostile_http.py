@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -19,8 +18,6 @@ SETTING = Setting(BASE, BASE_NAME, MAX_ADAPTER_BYTES, timeout_s=600, idle_timeou
 HOST = "127.0.0.1"
 AS_ADMIN = {"Authorization": f"Bearer {KEYS['admin']}"}
 TOKENS = 120
-# What the store says of the name of the base is another status than what the format says.
-OTHERWISE = {"name: the base's": {"status": 409, "code": "name_conflict", "words": ()}}
 
 
 def is_thrown(attack: Attack) -> bool:
@@ -29,7 +26,7 @@ def is_thrown(attack: Attack) -> bool:
 
 
 THROWN = {
-    family: {name: replace(attack, **OTHERWISE.get(name, {})) for name, attack in attacks.items() if is_thrown(attack)}
+    family: {name: attack for name, attack in attacks.items() if is_thrown(attack)}
     for family, attacks in FAMILIES.items()
 }
 

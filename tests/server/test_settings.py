@@ -52,6 +52,11 @@ def refusal(*flags: str) -> str:
     return str(refused.value)
 
 
+def label_of(settings: Settings, key: str) -> str | None:
+    caller = settings.key_ring.identify(f"Bearer {key}")
+    return None if caller is None else caller.label
+
+
 def test_flag_goes_before_environment_before_file_before_default(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
     path = file("pool_rows = 1\nmax_adapters = 2\nmax_versions = 3\n")
     monkeypatch.setenv("PERFT_POOL_ROWS", "10")
@@ -95,10 +100,8 @@ def test_where_things_lie_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_keys_of_the_environment(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFT_API_KEYS", given)
-    ring = load(parse()).key_ring
-    assert ring.labels == {"a", "b"}
-    caller = ring.identify("Bearer second=key")
-    assert caller is not None and caller.label == "b"
+    settings = load(parse())
+    assert [label_of(settings, key) for key in ("first-key", "second=key")] == ["a", "b"]
 
 
 def test_keys_of_a_flag_of_a_file_and_of_the_settings_file(file: File, tmp_path: Path) -> None:
@@ -109,12 +112,11 @@ def test_keys_of_a_flag_of_a_file_and_of_the_settings_file(file: File, tmp_path:
     admin.write_text("the-admin-key\n")
     admin.chmod(0o600)
     settings = load(parse("--api-key", "a=first-key", "--api-key=b=second-key", f"--api-key-file={keys}"))
-    assert settings.key_ring.labels == {"a", "b", "c"} and not settings.key_ring.has_admin
-    ring = load(
-        parse("--perft-config", str(file(f'admin_key_file = "{admin}"\n[api_keys]\nd = "fourth-key"')))
-    ).key_ring
-    assert ring.labels == {"d"} and ring.has_admin
-    caller = ring.identify("Bearer the-admin-key")
+    given = ["first-key", "second-key", "third-key-of-all"]
+    assert [label_of(settings, key) for key in given] == ["a", "b", "c"] and not settings.key_ring.has_admin
+    settings = load(parse("--perft-config", str(file(f'admin_key_file = "{admin}"\n[api_keys]\nd = "fourth-key"'))))
+    assert label_of(settings, "fourth-key") == "d" and settings.key_ring.has_admin
+    caller = settings.key_ring.identify("Bearer the-admin-key")
     assert caller is not None and caller.is_admin
 
 
@@ -144,7 +146,7 @@ def test_flags_stand_beside_vllms_own_and_replace_its_api_key() -> None:
     args = parser.parse_args(["m", "--api-key", "a=first-key", "--pool_rows=3", "--shutdown-timeout", "4"])
     settings = load(args)
     assert args.api_key is None and args.shutdown_timeout == 4 and args.model_tag == "m"
-    assert settings.key_ring.labels == {"a"} and settings.pool_rows == 3
+    assert label_of(settings, "first-key") == "a" and settings.pool_rows == 3
     with pytest.raises(Exception, match="conflicting option string"):
         add_flags(parser.add_argument_group("again"))
 
@@ -217,8 +219,9 @@ def test_broken_keys_of_the_environment(given: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("mode", "text", "expected"),
     [
-        (0o644, "a=good-key-1", "every user of this machine may read or write; chmod 600"),
-        (0o602, "a=good-key-1", "every user of this machine may read or write"),
+        (0o644, "a=good-key-1", "expected one that other users cannot read and only its owner can write; chmod 600"),
+        (0o602, "a=good-key-1", "found a file of mode 602"),
+        (0o660, "a=good-key-1", "found a file of mode 660"),
         (0o600, "\n# nothing\n", "found no key, expected one LABEL=KEY a line"),
         (0o600, f"a=good-key-1\n{SECRET}\n\na=x\n", "line 2: found no '='"),
     ],
@@ -262,7 +265,7 @@ def test_a_broken_settings_file_does_not_hide_what_else_is_wrong(file: File) -> 
     assert "--perft-config" in message and "--pool-rows: found '0'" in message
 
 
-@pytest.mark.parametrize("name", ["PERFT_DISABLED", "PERFT_CACHE", "PERFT_CONFIG", "PERFT_STORE_X_PORT", "OTHER_X"])
+@pytest.mark.parametrize("name", ["PERFT_DISABLED", "PERFT_CACHE", "PERFT_SERVER", "PERFT_CONFIG", "PERFT_STORE_X_PORT", "X"])
 def test_variables_that_are_known_or_not_ours(name: str) -> None:
     assert environment_problems({name: "1"}) == []
 
@@ -300,6 +303,13 @@ def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None
 @pytest.mark.parametrize("given", ["", "9090", ":9090", "h:", "h:0", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1"])
 def test_addresses_that_are_none(given: str) -> None:
     assert f"found {given!r}, expected HOST:PORT" in refusal("--metrics-bind", given)
+
+
+def test_a_metrics_key_that_would_guard_nothing_is_refused() -> None:
+    message = refusal("--metrics-key", SECRET, "--metrics-bind", "127.0.0.1:9090")
+    assert message.startswith("metrics_key and metrics_bind: found both") and "asks for no key" in message
+    assert SECRET not in message
+    assert load(parse("--admin-key", SECRET, "--metrics-bind", "127.0.0.1:9090")).key_ring.has_admin
 
 
 def test_flags_are_not_abbreviated() -> None:
