@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapters.strict_json import parse_object, quote
-from perft.config import NULLABLE, AdapterConfig, rule_violations
+from perft.config import NULLABLE, ROUTED_ONLY, AdapterConfig, rule_violations
 
 MAX_CONFIG_BYTES = 64 * 1024
 
@@ -36,9 +36,24 @@ def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
 
 
 def _salvage(sound: dict[str, Any]) -> AdapterConfig | None:
-    """A configuration of the sound keys alone, if they make one: the adapter is refused, its weights looked at."""
+    """A configuration of the sound keys' shapes, if they say which: the adapter is refused, its weights looked at.
+
+    What no shape depends on is filled in where it is not sound, and left out where it does not belong.
+    """
+    values = {"base_model_name_or_path": "", "expert_type": "parallel", **sound}
+    foreign = {"alpha"} if values["expert_type"] == "parallel" else {"activation"}
+    if values["expert_type"] == "lora":
+        values.setdefault("alpha", 1.0)
+    if values.get("variant") != "R":
+        foreign |= {*ROUTED_ONLY}
+    else:
+        top_k = values.get("top_k", 1)
+        values["top_k"] = top_k if top_k <= values.get("num_experts", 1) else 1
+        values["renormalize"] = values.get("renormalize", False) and values.get("gate_weight") != "base_slot"
+    if values.get("variant") == "S":
+        values["num_experts"] = 1
     try:
-        return AdapterConfig.model_validate({"base_model_name_or_path": "", **sound})
+        return AdapterConfig.model_validate({key: value for key, value in values.items() if key not in foreign})
     except ValidationError:
         return None
 

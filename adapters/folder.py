@@ -5,7 +5,7 @@ Invariant: a `CheckedAdapter` passed every rule of FORMAT.md against the base it
 
 import stat
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -91,11 +91,17 @@ def check_folder(
 
 def digest_of(config: AdapterConfig, weights: Path) -> str:
     """The identity of FORMAT.md: sha256(sha256(C) + sha256(W)), as 64 hex digits."""
-    hashed = sha256()
+    return _digest(config.canonical_json(), weights)
+
+
+def lora_digest(folder: Path) -> str:
+    """The identity of a PEFT LoRA adapter: the same, of the config file's own bytes."""
+    return _digest((folder / CONFIG_FILE).read_bytes(), folder / WEIGHTS_FILE)
+
+
+def _digest(config: bytes, weights: Path) -> str:
     with weights.open("rb") as file:
-        while block := file.read(1024 * 1024):
-            hashed.update(block)
-    return sha256(sha256(config.canonical_json()).digest() + hashed.digest()).hexdigest()
+        return sha256(sha256(config).digest() + file_digest(file, "sha256").digest()).hexdigest()
 
 
 def file_violations(folder: Path, limits: Limits) -> list[str]:

@@ -115,13 +115,14 @@ class Store:
         try:
             with store_errors(self._layout.root, f"adding a version of {name!r}"):
                 self._blobs.sync(folder)
+                damage = self._blobs.damage(folder, digest)
                 with self._changing():
-                    return self._add(name, folder, digest, kind, activate)
+                    return self._add(name, folder, digest, kind, activate, damage)
         finally:
             self._blobs.discard(folder)
 
     def _add(
-        self, name: str, folder: Path, digest: str, kind: Kind, activate: bool
+        self, name: str, folder: Path, digest: str, kind: Kind, activate: bool, damage: str | None
     ) -> tuple[AdapterRecord, VersionRecord, bool]:
         version = VersionRecord(
             version=self._names.next_number(name),
@@ -132,8 +133,10 @@ class Store:
             created=int(time.time()),
         )
         try:
-            self._blobs.place(folder, digest)
+            self._blobs.place(folder, digest, damage)
             record = self.get(name)
+            if record is not None and record.is_going:
+                record = record.changed(allowed_keys=None, pinned=False)
             existing = record.with_digest(digest) if record is not None else None
             if record is not None and existing is not None:
                 active = existing.version if activate else record.active
@@ -146,10 +149,6 @@ class Store:
             return self._names.commit(record.changed(active=number) if activate else record), version, True
         finally:
             self._drop_unused(digest)
-
-    def activate(self, name: str, version: int | None) -> AdapterRecord:
-        """Make a version the active one (None: none). Raises ValueError for one that is being deleted."""
-        return self.update(name, active=version)
 
     def update(
         self,
@@ -175,7 +174,7 @@ class Store:
     def start_delete(self, name: str, version: int | None) -> AdapterRecord:
         """Mark a version as draining, or all there are (None: then the name goes with the last of them).
 
-        The name lives on if something is added to it meanwhile.
+        The name lives on if something is added to it meanwhile; if none of its versions stayed, it inherits nothing.
         """
         with self._change(f"deleting versions of {name!r}"):
             record = self._names.records[name]

@@ -5,10 +5,12 @@ Invariant: a folder in blobs/ has both its files, synced, from the moment it app
 
 import logging
 from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
+from adapters.config_file import parse_config
 from adapters.durable import Disk
 from adapters.folder import CONFIG_FILE, README_FILE, WEIGHTS_FILE
 from adapters.store_layout import Layout, blob_bytes, blob_problem
@@ -48,8 +50,21 @@ class Blobs:
             self._disk.sync_file(folder / file)
         self._disk.sync_folder(folder)
 
-    def place(self, folder: Path, digest: str) -> None:
+    def damage(self, folder: Path, digest: str) -> str | None:
+        """What became of the blob since it was found whole: `folder` has its content. Slow like `sync`, as early."""
+        if digest not in self.sizes:
+            return None
+        blob = self._layout.blob(digest)
+        try:
+            return blob_problem(blob) or (None if _is_same(folder, blob) else "its files changed on the disk")
+        except OSError as error:
+            return f"cannot be read: {error}"
+
+    def place(self, folder: Path, digest: str, damage: str | None) -> None:
         """Move a synced folder to its blob, unless a whole one is there. On an error the caller calls `drop`."""
+        if digest in self.sizes and damage is not None:
+            logger.error("store: blobs/%s: %s; the upload of the same content mends it", digest, damage)
+            self.sizes, self.problems = _without(self.sizes, digest), {**self.problems, digest: damage}
         if digest in self.sizes:
             return
         blob, size = self._layout.blob(digest), blob_bytes(folder)
@@ -79,6 +94,18 @@ class Blobs:
             self._disk.remove_tree(path)
         except OSError as error:
             logger.warning("store: %s stays until the store is opened again: %s", path, error)
+
+
+def _is_same(folder: Path, blob: Path) -> bool:
+    """Whether two folders have the content of one digest."""
+    return cmp(folder / WEIGHTS_FILE, blob / WEIGHTS_FILE, shallow=False) and _meaning(folder) == _meaning(blob)
+
+
+def _meaning(folder: Path) -> bytes:
+    """What of a configuration the digest depends on."""
+    raw = (folder / CONFIG_FILE).read_bytes()
+    config, violations = parse_config(raw)
+    return raw if config is None or violations else config.canonical_json()
 
 
 def _without(table: dict[str, Value], key: str) -> dict[str, Value]:

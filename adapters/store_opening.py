@@ -136,7 +136,8 @@ def _read_records(layout: Layout) -> dict[str, AdapterRecord]:
         except ValueError as error:
             raise StoreUnusableError(
                 f"the record {path} is damaged: {error}; put it back from a copy, or move it out of the store to go on "
-                "without that adapter (its blobs are then removed at the next start: copy blobs/ first)"
+                "without that adapter (its blobs are then removed at the next start: copy blobs/ first; and raise "
+                '"floor" in STORE.json to at least the highest version number ever given, or numbers are given again)'
             ) from error
         records[record.name] = record
     return records

@@ -86,6 +86,11 @@ class AdapterRecord(BaseModel):
         """The ready version of that content, if there is one."""
         return next((v for v in self.versions if v.digest == digest and v.state == "ready"), None)
 
+    @property
+    def is_going(self) -> bool:
+        """Whether nothing of it stays: the name goes with the last version that drains."""
+        return all(version.state == "draining" for version in self.versions)
+
     def changed(self, **changes: Any) -> "AdapterRecord":
         """A copy with `changes`, checked like every record."""
         return AdapterRecord.model_validate({**dict(self), **changes})

@@ -7,13 +7,12 @@ record names) is no problem: nobody can see it.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
-from hashlib import file_digest, sha256
 from pathlib import Path
 
 from adapters.config_file import parse_config
 from adapters.durable import TEMPORARY
 from adapters.errors import StoreError
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE, digest_of
+from adapters.folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, lora_digest
 from adapters.store_layout import FOREIGN, Layout, blob_problem, size_problem
 from adapters.store_opening import SECRET_BYTES, read_store_file
 from adapters.store_records import AdapterRecord, Kind, VersionRecord, is_digest, read_record
@@ -31,13 +30,6 @@ def verify_folder(folder: Path) -> list[str]:
         if not found or _state(layout) == before:
             return found
     return found
-
-
-def lora_digest(folder: Path) -> str:
-    """The identity of a PEFT LoRA adapter: sha256(sha256(config file) + sha256(weights file))."""
-    with (folder / WEIGHTS_FILE).open("rb") as weights:
-        inner = sha256((folder / CONFIG_FILE).read_bytes()).digest() + file_digest(weights, "sha256").digest()
-    return sha256(inner).hexdigest()
 
 
 def _problems(layout: Layout) -> list[str]:

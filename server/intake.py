@@ -4,9 +4,9 @@ Invariant: what comes out of `Intake.check` can be loaded by the engine as it is
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from adapters import InvalidAdapterError, Limits, VersionRecord, lora_digest, read_folder
 from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -16,8 +16,11 @@ from perft.config import AdapterConfig
 from server.engine import Kind
 from server.residency import Need
 
-LoRACheck = Callable[[Path], list[str]]
-"""Every violation of a PEFT LoRA adapter in a folder."""
+
+class LoRACheck(Protocol):
+    """Every violation of a PEFT LoRA adapter in a folder; without `values` only the headers are looked at."""
+
+    def __call__(self, folder: Path, *, values: bool = True) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Intake:
         if version.kind == "LORA":
             if self.check_lora is None:
                 raise InvalidAdapterError("the stored adapter", [LORA_IS_OFF])
+            if violations := self.check_lora(folder, values=False):
+                raise InvalidAdapterError("the stored adapter", violations)
             return Accepted("LORA", version.digest, None, Need(0, 1, version.size_bytes))
         config = AdapterConfig.model_validate_json(version.config)
         violations = fit_violations(config, self.base, self.limits.allow_other_base)

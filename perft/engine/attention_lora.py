@@ -16,9 +16,10 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-from adapters import lora_digest
+from adapters import InvalidAdapterError, lora_digest
 from adapters.folder import CONFIG_FILE
 from perft.engine.manager import AdapterManager, Order, folder_bytes
+from perft.engine.peft_lora import peft_lora_violations
 from perft.engine.tiers import OtherContentsError, Outcome
 
 
@@ -31,6 +32,7 @@ class AdapterManagerWithLoRA(AdapterManager):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
         super().__init__(vllm_config, device, embedding_modules)
+        self._vllm_config = vllm_config
         self._lora = LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules)
         self._kinds: dict[int, bool] = {}  # whether an id is PEFT LoRA, decided once
         self._loaded: dict[int, LoRAModel] = {}
@@ -102,6 +104,7 @@ class AdapterManagerWithLoRA(AdapterManager):
     def drop(self, order: Order) -> None:
         if order.kind != "LORA":
             return super().drop(order)
+        self._moves["prepare"].forget(order.key)
         self._loaded.pop(order.engine_id, None)
 
     def forget(self, engine_id: int) -> None:
@@ -120,6 +123,8 @@ class AdapterManagerWithLoRA(AdapterManager):
         """Read a PEFT LoRA folder into vLLM's own form; on the background thread."""
         if (found := lora_digest(Path(order.folder))) != order.digest:
             raise OtherContentsError(f"found digest {found}, expected {order.digest}: the files were changed")
+        if violations := peft_lora_violations(Path(order.folder), self._vllm_config, self._settings.limits):
+            raise InvalidAdapterError(order.name, violations)  # it was accepted by another server than this one is now
         model = self._lora._load_adapter(LoRARequest(order.name, order.engine_id, order.folder))
         self._lora._adapter_manager._create_merged_loras_inplace(model)
         self._kinds[order.engine_id] = True
@@ -128,7 +133,8 @@ class AdapterManagerWithLoRA(AdapterManager):
     def _is_lora(self, request: LoRARequest) -> bool:
         kind = self._kinds.get(request.lora_int_id)
         if kind is None:
-            kind = self._kinds[request.lora_int_id] = is_peft_lora(request)
+            is_perft = self.tiers.digest_of(request.lora_path) is not None
+            kind = self._kinds[request.lora_int_id] = not is_perft and is_peft_lora(request)
         return kind
 
     def _is_planned(self, adapter_id: int) -> bool:

@@ -147,10 +147,12 @@ class AdapterManager:
     def evict(self, order: Order) -> None:
         """Give the device rows back; no running request may use them."""
         self.step.plan = None
+        self._moves["place"].forget(order.key)
         self.tiers.evict(order.digest)
 
     def drop(self, order: Order) -> None:
         """Give the host's copy up."""
+        self._moves["prepare"].forget(order.key)
         self.tiers.drop(order.digest)
 
     def forget(self, engine_id: int) -> None:

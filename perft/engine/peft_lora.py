@@ -16,10 +16,10 @@ from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import is_in_target_modules
 
+from adapters import lora_digest
 from adapters.config_file import MAX_CONFIG_BYTES
 from adapters.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits, file_violations, is_plain_file
 from adapters.strict_json import on_one_line
-from adapters.verify import lora_digest
 from adapters.weights_file import DTYPES, metadata_violations, unreadable, value_violations
 from adapters.weights_header import header_problems
 from perft.engine.peft_lora_config import parse_peft_config
@@ -87,8 +87,13 @@ def lora_problem(vllm_config: Any) -> str | None:
     return None
 
 
-def peft_lora_violations(folder: Path, vllm_config: Any, limits: Limits = DEFAULT_LIMITS) -> list[str]:
-    """Every reason not to accept the PEFT LoRA adapter in `folder`; empty: it can be served."""
+def peft_lora_violations(
+    folder: Path, vllm_config: Any, limits: Limits = DEFAULT_LIMITS, *, values: bool = True
+) -> list[str]:
+    """Every reason not to accept the PEFT LoRA adapter in `folder`; empty: it can be served.
+
+    Without `values` only the headers of the files are looked at.
+    """
     if problem := lora_problem(vllm_config):
         return [problem]
     if not folder.is_dir():
@@ -103,7 +108,7 @@ def peft_lora_violations(folder: Path, vllm_config: Any, limits: Limits = DEFAUL
     if helper is not None:
         found += _target_violations(helper, target)
     if is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
-        found += _weights_violations(weights, helper, target)
+        found += _weights_violations(weights, helper, target, values)
     return [on_one_line(text) for text in found]
 
 
@@ -118,7 +123,7 @@ def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
     ]
 
 
-def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarget) -> list[str]:
+def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarget, values: bool) -> list[str]:
     try:
         if problems := header_problems(path):
             return [unreadable(problems)]
@@ -129,7 +134,7 @@ def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarge
             found += _name_violations(names, placed, target)
             for name, (module, factor) in placed.items():
                 found += _tensor_violations(file, name, _expected_shape(module, factor, helper, target), target)
-                if file.get_slice(name).get_dtype() in DTYPES:
+                if values and file.get_slice(name).get_dtype() in DTYPES:
                     scale = _scaling(module, factor, helper)
                     found += value_violations(name, file.get_tensor(name), target.dtype, scale)
             return found

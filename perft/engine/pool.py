@@ -20,7 +20,6 @@ class PoolFullError(RuntimeError):
     """An adapter needs more rows than are free."""
 
     def __init__(self, needed: int, free: int, total: int) -> None:
-        self.needed, self.free, self.total = needed, free, total
         super().__init__(
             f"too_many_rows: the adapter takes {needed} rows, the pool has {free} free of {total}: "
             "serve fewer or smaller adapters, or enlarge the pool (--pool-rows)"
@@ -78,7 +77,7 @@ class RowPool:
     def put(self, digest: str, adapter: PackedAdapter) -> PlacedAdapter:
         """Copy an adapter in; it is there (`get`) once all of it is.
 
-        Raises PoolFullError, with nothing changed, if its rows do not fit.
+        Raises PoolFullError if its rows do not fit. Whatever it raises, no row is taken.
         """
         assert all(block.shape[1] == self.tensor_RD.shape[1] for block in adapter.blocks.values())
         with self._lock:
@@ -88,12 +87,18 @@ class RowPool:
             if adapter.rows > free:
                 raise PoolFullError(adapter.rows, free, self.total)
             runs = {layer: self._take(block.shape[0]) for layer, block in adapter.blocks.items()}
-        with torch.cuda.stream(self._writes):
-            layers = {layer: self._place(adapter.config, adapter.blocks[layer], runs[layer]) for layer in runs}
-        if self._writes is not None:
-            self._writes.synchronize()
+        taken = [run for parts in runs.values() for run in parts]
+        try:
+            with torch.cuda.stream(self._writes):
+                layers = {layer: self._place(adapter.config, adapter.blocks[layer], runs[layer]) for layer in runs}
+            if self._writes is not None:
+                self._writes.synchronize()
+        except BaseException:
+            with self._lock:
+                self._give_back(taken)
+            raise
         with self._lock:
-            self._taken[digest] = [run for parts in runs.values() for run in parts]
+            self._taken[digest] = taken
             self._placed[digest] = PlacedAdapter(adapter.config, layers)
         return self._placed[digest]
 
@@ -106,14 +111,7 @@ class RowPool:
             self._writes.wait_stream(torch.cuda.current_stream(self.tensor_RD.device))
         with self._lock:
             del self._placed[digest]
-            runs = sorted([*self._free, *self._taken.pop(digest)], key=lambda run: run.start)
-            merged: list[range] = []
-            for run in runs:
-                if merged and merged[-1].stop == run.start:
-                    merged[-1] = range(merged[-1].start, run.stop)
-                else:
-                    merged.append(run)
-            self._free = merged
+            self._give_back(self._taken.pop(digest))
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless free and taken rows make up the pool, each once."""
@@ -135,6 +133,16 @@ class RowPool:
                     self._free.append(run[len(part) :])
                 taken.append(part)
         return taken
+
+    def _give_back(self, runs: Sequence[range]) -> None:
+        """Free rows; runs that touch become one."""
+        merged: list[range] = []
+        for run in sorted([*self._free, *runs], key=lambda run: run.start):
+            if merged and merged[-1].stop == run.start:
+                merged[-1] = range(merged[-1].start, run.stop)
+            else:
+                merged.append(run)
+        self._free = merged
 
     def _place(self, config: AdapterConfig, block: torch.Tensor, runs: Sequence[range]) -> LayerRows:
         """Copy one layer's block into `runs` and say where its parts are."""

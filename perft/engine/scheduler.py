@@ -5,6 +5,7 @@ Invariant: a cache block that such a request wrote is out of the prefix cache be
 and zeroed before any other request gets it: attention multiplies stale values by 0, and 0 * NaN is NaN.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -12,10 +13,18 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import RequestStatus
+from vllm.v1.request import Request, RequestStatus
 
 OUTPUT_INVALID = "output_invalid"
 """The stop reason of a request that was ended here: the engine ends others with an error too (a grammar's dead end)."""
+
+
+@dataclass
+class _Left:
+    """What a request had when it left: tokens of steps whose results were still to come, and its blocks."""
+
+    in_flight: int = 0
+    blocks: set[int] = field(default_factory=set)
 
 
 class PoisonedRequests:
@@ -24,6 +33,7 @@ class PoisonedRequests:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._poisoned_blocks: set[int] = set()
+        self._left: dict[str, _Left] = {}
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """vLLM's own schedule; poisoned blocks that are free by now are zeroed by the worker before the step runs."""
@@ -47,25 +57,39 @@ class PoisonedRequests:
         )
         for client, lost in ended.items():
             outputs.setdefault(client, EngineCoreOutputs()).outputs += lost
+        for request_id in self._left.keys() & scheduler_output.num_scheduled_tokens.keys():
+            self._left[request_id].in_flight -= scheduler_output.num_scheduled_tokens[request_id]
+            if self._left[request_id].in_flight <= 0:
+                del self._left[request_id]
         return outputs
+
+    def _free_request_blocks(self: Any, request: Request) -> None:
+        """vLLM's own; what a request leaves behind whose steps are not all told yet (it was aborted or preempted
+        meanwhile) is remembered until they are."""
+        if request.num_in_flight_tokens > 0:
+            left = self._left.setdefault(request.request_id, _Left())
+            left.in_flight = request.num_in_flight_tokens
+            left.blocks |= self._blocks_of(request.request_id)
+        super()._free_request_blocks(request)  # type: ignore[misc]
+
+    def _blocks_of(self: Any, request_id: str) -> set[int]:
+        return {block for group in self.kv_cache_manager.get_block_ids(request_id) for block in group}
 
     def _end(self: Any, poisoned: list[str]) -> dict[int, list[EngineCoreOutput]]:
         """Finish requests with an error and take their blocks out of the prefix cache."""
-        manager = self.kv_cache_manager
-        blocks = {
-            block
-            for request_id in poisoned
-            if request_id in self.requests
-            for group in manager.get_block_ids(request_id)
-            for block in group
-        }
+        blocks: set[int] = set()
+        for request_id in poisoned:
+            if request_id in self._left:
+                blocks |= self._left[request_id].blocks
+            if request_id in self.requests:
+                blocks |= self._blocks_of(request_id)
         ended: dict[int, list[EngineCoreOutput]] = {}
         for request in self.finish_requests(poisoned, RequestStatus.FINISHED_ERROR):
             output = EngineCoreOutput(
                 request.request_id, [], finish_reason=FinishReason.ERROR, stop_reason=OUTPUT_INVALID
             )
             ended.setdefault(request.client_index, []).append(output)
-        manager.evict_blocks(blocks)
+        self.kv_cache_manager.evict_blocks(blocks)
         self._poisoned_blocks |= blocks
         return ended
 

@@ -4,6 +4,7 @@ or call in private, and why.
 `check_seams` runs at start in every process and says what moved; tests/engine/test_seams.py breaks each once.
 """
 
+import dis
 import inspect
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +21,8 @@ class SeamError(RuntimeError):
 class Seam:
     """One name of vLLM we subclass, replace or call.
 
-    `parameters` are the names of its parameters that we rely on, in order, without self (None: any).
+    `parameters` are the names of its parameters that we rely on, in order, without self (None: any); `sets` are the
+    attributes that it gives its object and that we read there.
     """
 
     module: str
@@ -29,6 +31,7 @@ class Seam:
     why: str
     breaks: str
     gone_when: str
+    sets: tuple[str, ...] = ()
 
     def resolve(self) -> Any:
         """The object itself. Raises SeamError if it is not there."""
@@ -41,8 +44,10 @@ class Seam:
         return target
 
     def check(self) -> None:
-        """Raises SeamError if the name or its parameters are not what we know."""
+        """Raises SeamError if the name, its parameters or what it sets are not what we know."""
         target = self.resolve()
+        if absent := [name for name in self.sets if name not in _attributes_set(target)]:
+            raise SeamError(f"{self.module}.{self.name} sets no attribute {absent}. {self.breaks}")
         if self.parameters is None:
             return
         found = tuple(name for name in inspect.signature(target).parameters if name != "self")
@@ -50,6 +55,11 @@ class Seam:
             raise SeamError(
                 f"{self.module}.{self.name} takes {found}, expected it to begin with {self.parameters}. {self.breaks}"
             )
+
+
+def _attributes_set(function: Any) -> set[str]:
+    """The attributes that a function's own code assigns."""
+    return {step.argval for step in dis.get_instructions(inspect.unwrap(function)) if step.opname == "STORE_ATTR"}
 
 
 _FUSED_MOE = "vllm.model_executor.layers.fused_moe"
@@ -109,6 +119,40 @@ SEAMS = (
         "see the manager's seam",
     ),
     Seam(
+        "vllm.config",
+        "ParallelConfig._api_process_count",
+        None,
+        "read (private): how many API servers there are; more than one is refused",
+        "Several API servers, each with its own table of adapters, would not be refused.",
+        "the count is public",
+    ),
+    Seam(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler.__init__",
+        None,
+        "what the methods we override find: the requests by id, the cache's manager",
+        _POISON,
+        _POISON_GONE,
+        sets=("requests", "kv_cache_manager"),
+    ),
+    Seam(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler._free_request_blocks",
+        ("request",),
+        "overridden (private) through `scheduler_cls`: what a request leaves behind whose steps are not all told",
+        _POISON,
+        _POISON_GONE,
+    ),
+    Seam(
+        "vllm.v1.request",
+        "Request.__init__",
+        None,
+        "read: tokens of steps whose results are still to come",
+        _POISON,
+        _POISON_GONE,
+        sets=("num_in_flight_tokens",),
+    ),
+    Seam(
         "vllm.v1.core.sched.scheduler",
         "Scheduler.update_from_output",
         ("scheduler_output", "model_runner_output"),
@@ -157,6 +201,32 @@ SEAMS = (
         _POISON_GONE,
     ),
     Seam(
+        "vllm.v1.core.kv_cache_manager",
+        "KVCacheManager.__init__",
+        None,
+        "read: the pool of all cache blocks",
+        _POISON,
+        _POISON_GONE,
+        sets=("block_pool",),
+    ),
+    Seam(
+        "vllm.v1.core.block_pool",
+        "BlockPool.__init__",
+        None,
+        "read: every block by its id",
+        _POISON,
+        _POISON_GONE,
+        sets=("blocks",),
+    ),
+    Seam(
+        "vllm.v1.core.kv_cache_utils",
+        "KVCacheBlock.ref_cnt",
+        None,
+        "read: a poisoned block is zeroed once nobody has it (0)",
+        _POISON,
+        _POISON_GONE,
+    ),
+    Seam(
         "vllm.v1.core.sched.output",
         "SchedulerOutput.new_block_ids_to_zero",
         None,
@@ -176,9 +246,28 @@ SEAMS = (
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._init_kv_zero_meta",
         (),
-        "called on accelerators (private): lets the runner zero blocks of every model",
+        "called on accelerators (private): lets the runner zero blocks of every model; what it sets says it was",
         _POISON,
         _POISON_GONE,
+        sets=("_kv_block_zeroer",),
+    ),
+    Seam(
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner._init_kv_zero_meta",
+        (),
+        "the same of vLLM's second model runner (private)",
+        _POISON,
+        _POISON_GONE,
+        sets=("kv_block_zeroer",),
+    ),
+    Seam(
+        "vllm.lora.worker_manager",
+        "LRUCacheWorkerLoRAManager.create_lora_manager",
+        ("model", "vllm_config"),
+        "read (private): vLLM's tables of PEFT LoRA adapters",
+        _LORA_ORDERS,
+        "vLLM reads adapters beside its steps",
+        sets=("_adapter_manager",),
     ),
     Seam(
         "vllm.lora.worker_manager",
@@ -259,6 +348,14 @@ SEAMS = (
         "vLLM's own way to replace a layer class by a subclass",
         "Our layer classes could not be registered.",
         "stays",
+    ),
+    Seam(
+        "vllm.model_executor.custom_op",
+        "op_registry_oot",
+        None,
+        "read: whether our layer classes are registered in this process",
+        "Our layer classes could be registered twice, which vLLM refuses.",
+        "vLLM says which class stands in for a layer",
     ),
 )
 

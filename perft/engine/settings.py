@@ -1,6 +1,5 @@
 """Owns the engine side's settings, which travel to every rank in vLLM's `additional_config["perft"]`."""
 
-import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from adapters import Limits
 from perft.base import BaseShape
+from perft.memory import memory_bytes
 
 SETTINGS_KEY = "perft"
 DEFAULT_POOL_FRACTION = 0.05
@@ -43,8 +43,5 @@ class EngineSettings:
         """Rows of the pool: as set, else by the device's memory (all of it, so that equal ranks agree)."""
         if self.pool_rows is not None:
             return self.pool_rows
-        if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory
-        else:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
         return int(total * DEFAULT_POOL_FRACTION) // (base.hidden_size * base.dtype.itemsize)

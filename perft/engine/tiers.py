@@ -1,13 +1,13 @@
-"""Owns a worker's adapters below the device: host copies, and the thread that moves adapters between the tiers.
+"""Owns a worker's adapters below the device: host copies, and the threads that move adapters between the tiers.
 
-Reading, hashing, checking, packing and copying all happen on that one thread (see `perft.background`); the engine's
-thread only starts a move, asks how it went, and gives rows back. Invariant: rows that are being written belong to no
-plan, because an adapter is placed only once its rows are complete.
+One reads, hashes, checks and packs, another copies to the device, so that a long read holds up no copy (both as
+`perft.background` says); the engine's thread only starts a move, asks how it went, and gives rows back. Invariant: rows
+that are being written belong to no plan, because an adapter is placed only once its rows are complete.
 """
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,6 +46,7 @@ class Mover:
 
     def start(self, key: str, job: Callable[[], None]) -> Outcome:
         """Queue a job (nothing if one of that key is under way) and tell how it stands."""
+        self.forget(key)
         if key not in self._jobs:
             self._jobs[key] = self._thread.submit(torch.inference_mode()(job))
         return self.outcome(key, self._brief_wait_s)
@@ -54,28 +55,30 @@ class Mover:
         """How the job stands; its end is told once, after which the key is free."""
         if key not in self._jobs:
             return Outcome("told")
-        try:
-            self._jobs[key].result(wait_s)
-        except StillRunning:
-            if not self._jobs[key].done():
-                return Outcome("running")
+        if not wait([self._jobs[key]], wait_s).done:
+            return Outcome("running")
+        error = self._jobs.pop(key).exception()
+        return Outcome("done") if error is None else Outcome("failed", f"{type(error).__name__}: {error}")
+
+    def forget(self, key: str) -> None:
+        """Free the key of a job that ended and whose end was never told: what it did is undone, or done again."""
+        if key in self._jobs and self._jobs[key].done():
             del self._jobs[key]
-            return Outcome("failed", "a file took too long to read")
-        except Exception as error:
-            del self._jobs[key]
-            return Outcome("failed", f"{type(error).__name__}: {error}")
-        del self._jobs[key]
-        return Outcome("done")
 
 
 class Tiers:
-    """PERFT adapters by digest: on the host (packed), and in the pool's rows."""
+    """PERFT adapters by digest: on the host (packed), and in the pool's rows.
+
+    What is held and where it came from change together, under a lock: one thread reads, another gives up.
+    """
 
     def __init__(self, pool: RowPool, base: BaseShape, limits: Limits) -> None:
         self._pool, self._base, self._limits = pool, base, limits
         self._host: dict[str, PackedAdapter] = {}
         self._placed: set[str] = set()
         self._by_folder: dict[str, str] = {}
+        self._folders: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
 
     def read(self, digest: str, folder: Path) -> None:
         """Disk to host. Raises InvalidAdapterError or OtherContentsError."""
@@ -85,8 +88,11 @@ class Tiers:
         if checked.digest != digest:
             raise OtherContentsError(f"found digest {checked.digest}, expected {digest}: the files were changed")
         packed = pack(checked.config, checked.layer_weights(self._base))
-        self._host[digest] = packed.pinned() if self._pool.tensor_RD.is_cuda else packed
-        self._by_folder[str(folder)] = digest
+        ready = packed.pinned() if self._pool.tensor_RD.is_cuda else packed
+        with self._lock:
+            self._host[digest] = ready
+            self._by_folder[str(folder)] = digest
+            self._folders.setdefault(digest, set()).add(str(folder))
 
     def place(self, digest: str) -> None:
         """Host to device. Raises KeyError if it is not on the host, PoolFullError if its rows are not free."""
@@ -97,13 +103,15 @@ class Tiers:
         """Free its rows. No request may use them any more."""
         if self._pool.get(digest) is not None:
             self._pool.remove(digest)
-        self._placed.discard(digest)
-        self._forget_unheld(digest)
+        with self._lock:
+            self._placed.discard(digest)
+            self._forget_unheld(digest)
 
     def drop(self, digest: str) -> None:
         """Free the host's copy."""
-        self._host.pop(digest, None)
-        self._forget_unheld(digest)
+        with self._lock:
+            self._host.pop(digest, None)
+            self._forget_unheld(digest)
 
     def digest_of(self, folder: str) -> str | None:
         """The digest of a folder that was read through here and is still held, None for any other."""
@@ -115,4 +123,5 @@ class Tiers:
 
     def _forget_unheld(self, digest: str) -> None:
         if not self.holds(digest):
-            self._by_folder = {folder: known for folder, known in self._by_folder.items() if known != digest}
+            for folder in self._folders.pop(digest, ()):
+                self._by_folder.pop(folder, None)

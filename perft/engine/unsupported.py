@@ -4,16 +4,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-FORBIDDEN_ENVIRONMENT = {
+UNSAFE_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "it answers unknown adapter names with the base model",
-    "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or empty the engine",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens vLLM's own adapter routes, some of them without a key",
-    "VLLM_ENABLE_RESPONSES_API_STORE": "it keeps answers that every key can read and continue",
-    "VLLM_API_KEY": "keys are given with --api-key LABEL=KEY (PERFT_API_KEYS)",
     "VLLM_RAISE_ON_LOGIT_NANS": "it ends the whole engine where one request should end",
     "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "two requests that chose one id would be taken for one another",
+}
+"""Switches that endanger answers: every worker refuses them, also under plain `vllm serve`."""
+
+FORBIDDEN_ENVIRONMENT = UNSAFE_ENVIRONMENT | {
+    "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or empty the engine",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "it keeps answers that every key can read and continue",
+    "VLLM_API_KEY": "keys are given with --api-key LABEL=KEY (PERFT_API_KEYS)",
     "PROMETHEUS_MULTIPROC_DIR": "metrics of adapters that are gone could not be removed",
 }
+"""What our own server refuses at its start: those, and what breaks its own promises about keys and metrics."""
 
 
 class UnsupportedModeError(ValueError):
@@ -24,11 +29,13 @@ class UnsupportedModeError(ValueError):
         super().__init__(f"PERFT adapters are not served in this mode of vLLM:{listed}")
 
 
-def environment_problems(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Every forbidden switch that is set, with the reason."""
+def environment_problems(
+    environment: Mapping[str, str] = os.environ, forbidden: Mapping[str, str] = FORBIDDEN_ENVIRONMENT
+) -> list[str]:
+    """Every forbidden switch that is set, with the reason; never its value, which may be a secret."""
     return [
-        f"{name}={environment[name]}: {why}; unset it"
-        for name, why in FORBIDDEN_ENVIRONMENT.items()
+        f"{name}: {why}; unset it"
+        for name, why in forbidden.items()
         if environment.get(name, "0").lower() not in ("", "0", "false")
     ]
 
@@ -54,8 +61,8 @@ def config_problems(vllm_config: Any) -> list[str]:
 
 
 def check_supported(vllm_config: Any) -> None:
-    """Raises UnsupportedModeError naming every unsupported mode of `vllm_config` and the environment."""
-    problems = environment_problems() + config_problems(vllm_config)
+    """Raises UnsupportedModeError naming every unsupported mode of `vllm_config` and every unsafe switch."""
+    problems = environment_problems(forbidden=UNSAFE_ENVIRONMENT) + config_problems(vllm_config)
     if problems:
         raise UnsupportedModeError(problems)
 

@@ -130,3 +130,15 @@ def test_lora_files_that_were_changed_are_not_served(with_lora: TinyEngine, tmp_
     order = {"name": "lora@9", "engine_id": 9999, "kind": "LORA", "digest": "0" * 64, "folder": str(folder)}
     with pytest.raises(AssertionError, match="the files were changed"):
         finish(with_lora, "prepare", order)
+
+
+def test_a_lora_adapter_of_another_servers_modules_is_not_half_served(with_lora: TinyEngine, tmp_path: Path) -> None:
+    """It was accepted where o_proj was open too; vLLM would load it and drop those tensors without a word."""
+    folder, tensors = write_lora(with_lora, tmp_path / "lora")
+    for factor in "AB":
+        name = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight"
+        tensors[name.replace("q_proj", "o_proj")] = tensors[name].clone()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    order = {"name": "lora@8", "engine_id": 9998, "kind": "LORA", "digest": lora_digest(folder), "folder": str(folder)}
+    with pytest.raises(AssertionError, match=r"InvalidAdapterError: .*2 violations"):
+        finish(with_lora, "prepare", order)

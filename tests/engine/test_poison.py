@@ -59,6 +59,27 @@ def test_an_enormous_adapter_ends_its_own_request_alone(engine: TinyEngine, enor
             assert found.outputs[0].token_ids == expected.outputs[0].token_ids
 
 
+def test_nothing_poisoned_stays_of_a_request_that_was_aborted_in_its_step(
+    engine: TinyEngine, enormous: LoRARequest
+) -> None:
+    core = engine.llm.llm_engine.engine_core.engine_core
+    scheduler = core.scheduler
+    blocks = scheduler.kv_cache_manager.block_pool.blocks
+    answers(engine, [(prompts(1, seed=12)[0], None)])
+    cached = sum(block.block_hash is not None for block in blocks)
+    prompt = (prompts(1, seed=13)[0] * 200)[:200]
+    engine.llm.llm_engine.add_request("left", {"prompt_token_ids": prompt}, greedy(16), lora_request=enormous)
+    core.aborts_queue.put_nowait(list(scheduler.requests))  # as a client that goes away while the step runs
+    engine.llm.llm_engine.step()
+    assert not scheduler.requests
+    engine.llm.llm_engine.abort_request(["left"])
+    assert sum(block.block_hash is not None for block in blocks) == cached, "a poisoned block can be found again"
+    assert not all(torch.isfinite(cache).all() for cache in cached_values(engine)), "it poisoned nothing"
+    answers(engine, [(prompts(1, seed=14)[0], None)])
+    assert all(torch.isfinite(cache).all() for cache in cached_values(engine))
+    assert not scheduler._left
+
+
 def test_nothing_poisoned_stays_in_the_cache(engine: TinyEngine, enormous: LoRARequest) -> None:
     prompt = (prompts(1, seed=10)[0] * 200)[:200]
     blocks = engine.llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.blocks

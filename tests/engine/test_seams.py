@@ -29,6 +29,29 @@ def test_a_seam_whose_parameters_changed_is_named(seam: seams.Seam) -> None:
         replace(seam, parameters=(*(seam.parameters or ()), "parameter_of_the_future")).check()
 
 
+@pytest.mark.parametrize("seam", [s for s in SEAMS if s.sets], ids=lambda seam: seam.name)
+def test_an_attribute_that_is_no_longer_set_is_named(seam: seams.Seam) -> None:
+    with pytest.raises(SeamError, match=rf"sets no attribute \['of_the_future'\].*{re.escape(seam.breaks)}"):
+        replace(seam, sets=(*seam.sets, "of_the_future")).check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_api_process_count",
+        "_kv_block_zeroer",
+        "kv_block_zeroer",
+        "_init_kv_zero_meta",
+        "blocks",
+        "ref_cnt",
+        "_adapter_manager",
+        "op_registry_oot",
+    ],
+)
+def test_a_private_name_is_listed(name: str) -> None:
+    assert any(name in (*seam.name.split("."), *seam.sets) for seam in SEAMS)
+
+
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.32.1", "dev"])
 def test_another_version_is_refused(version: str) -> None:
     with pytest.raises(SeamError, match=f"found vLLM {version}, expected {SUPPORTED_VLLM}"):

@@ -6,7 +6,13 @@ import pytest
 from vllm.config import CompilationMode, CUDAGraphMode
 
 from perft.engine.settings import EngineSettings
-from perft.engine.unsupported import UnsupportedModeError, check_supported
+from perft.engine.unsupported import (
+    FORBIDDEN_ENVIRONMENT,
+    UNSAFE_ENVIRONMENT,
+    UnsupportedModeError,
+    check_supported,
+    environment_problems,
+)
 
 
 def config(**changes: object) -> Config:
@@ -51,10 +57,26 @@ def test_an_untested_mode_is_named(changes: dict[str, object], named: str) -> No
         check_supported(config(**changes))
 
 
-def test_a_forbidden_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
-    with pytest.raises(UnsupportedModeError, match="VLLM_SKIP_MODEL_NAME_VALIDATION=1"):
+@pytest.mark.parametrize("name", UNSAFE_ENVIRONMENT)
+def test_a_switch_that_endangers_answers_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UnsupportedModeError, match=name):
         check_supported(config())
+
+
+@pytest.mark.parametrize("name", sorted(FORBIDDEN_ENVIRONMENT.keys() - UNSAFE_ENVIRONMENT.keys()))
+def test_what_only_our_server_refuses_passes_in_a_worker(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under plain `vllm serve` keys, development routes and metrics are its operator's."""
+    monkeypatch.setenv(name, "1")
+    check_supported(config())
+
+
+def test_our_server_refuses_both_and_prints_no_value() -> None:
+    problems = environment_problems(dict.fromkeys(FORBIDDEN_ENVIRONMENT, "a-secret"))
+    assert [problem.partition(":")[0] for problem in problems] == list(FORBIDDEN_ENVIRONMENT)
+    assert "VLLM_API_KEY" in FORBIDDEN_ENVIRONMENT and not any("a-secret" in problem for problem in problems)
+    assert FORBIDDEN_ENVIRONMENT.keys() > UNSAFE_ENVIRONMENT.keys()
+    assert not environment_problems(dict.fromkeys(FORBIDDEN_ENVIRONMENT, "0"))
 
 
 def test_a_setting_that_is_none_of_ours_is_refused() -> None:

@@ -177,6 +177,19 @@ def test_compose_pins_versions_checks_health_and_stays_on_this_machine() -> None
     assert services()["server"]["healthcheck"]["test"][-1].endswith("/ready")
 
 
+def test_compose_for_a_gpu_changes_the_server_alone() -> None:
+    over: dict[str, Any] = read_yaml(DEPLOY / "compose.gpu.yaml")["services"]
+    assert set(over) == {"server"}
+    server, target = over["server"], over["server"]["build"]["target"]
+    assert f" AS {target}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert server["image"] == f"perft-server:{target}" != services()["server"]["image"]
+    (device,) = server["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    mounted = {mount.split(":")[1] for mount in server["volumes"]}
+    folders = {word.partition("=")[2] for word in server["command"] if "=" in word}
+    assert folders and all(str(Path(folder).parent) in mounted for folder in folders)
+
+
 def test_prometheus_scrapes_the_server_with_its_key() -> None:
     config = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")
     (scrape,) = config["scrape_configs"]

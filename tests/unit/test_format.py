@@ -547,6 +547,49 @@ def test_a_folder_without_a_config_has_a_violation(tmp_path: Path) -> None:
         assert config is not None or violations, changes
 
 
+DOWNS = ("layers.0.down_proj", "layers.1.down_proj")
+HIDING_CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("R-lora", {"alpha": 0}, "alpha: found 0"),
+    ("R-lora", {"alpha": MISSING}, "alpha: missing"),
+    ("R-lora", {"activation": "silu"}, "activation: found 'silu', but it is for"),
+    ("S-parallel", {"alpha": 1.0}, "alpha: found 1.0, but"),
+    ("S-parallel", {"activation": "swish"}, "activation: found 'swish'"),
+    ("R-lora", {"expert_type": "LoRA"}, "expert_type: found 'LoRA'"),
+    ("R-lora", {"expert_type": MISSING}, "expert_type: missing"),
+    ("R-lora", {"renormalize": 1}, "renormalize: found 1"),
+    ("R-lora", {"renormalize": MISSING}, "renormalize: missing"),
+    ("R-lora", {"gate_weight": "base"}, "gate_weight: found 'base'"),
+    ("R-lora", {"gate_weight": "base_slot"}, "renormalize: found true, but"),
+    ("R-lora", {"top_k": 0}, "top_k: found 0"),
+    ("R-lora", {"top_k": 9}, "top_k: found 9"),
+    ("R-lora", {"top_k": MISSING}, "top_k: missing"),
+    ("D-lora", {"top_k": 1}, "top_k: found 1, but it is for variant 'R'"),
+    ("S-lora", {"num_experts": 2}, "num_experts: found 2, but variant 'S'"),
+    ("S-lora", {"num_experts": "1"}, "num_experts: found '1'"),
+    ("S-lora", {"num_experts": MISSING}, "num_experts: missing"),
+]
+
+
+@pytest.mark.parametrize(("start", "changes", "named"), HIDING_CASES)
+def test_a_broken_key_that_no_shape_depends_on_hides_no_broken_tensor(
+    tmp_path: Path, start: str, changes: dict[str, Any], named: str
+) -> None:
+    """Nor does it hide that the adapter does not fit the base; and nothing is said that is not so."""
+    values = config_dict(start, layers=[0, 1, 7], base_fingerprint="b" * 64) | changes
+    tensors = good_tensors(config_dict(start, layers=[0, 1])) | {name: torch.zeros(1) for name in DOWNS}
+    tensors |= {"layers.0.up_proj": torch.zeros(2), "layers.1.up_proj": torch.zeros(2)}
+    folder = write(tmp_path / "a", {k: v for k, v in values.items() if v is not MISSING}, tensors)
+    shapes = tuple(f"layers.{layer}.{name}: found shape" for layer in (0, 1) for name in ("down_proj", "up_proj"))
+    expect(folder, (named, *shapes, "layers: found 7", "base_fingerprint: found bbbb"))
+
+
+def test_alpha_0_hides_no_wrong_shape(tmp_path: Path) -> None:
+    tensors = good_tensors(config_dict(layers=[0, 1]))
+    tensors |= {f"layers.{layer}.{name}": torch.zeros(2, 2) for layer in (0, 1) for name in ("router", "up_proj")}
+    folder = write(tmp_path / "a", config_dict(alpha=0, layers=[0, 1]), tensors)
+    expect(folder, ("alpha: found 0", *(f"layers.{i}.{n}: found shape" for i in (0, 1) for n in ("router", "up_proj"))))
+
+
 def test_an_unknown_key_hides_no_broken_tensor(tmp_path: Path) -> None:
     values = config_dict("R-lora", unknown=1, description=5)
     tensors = good_tensors(config_dict("R-lora"))

@@ -1,6 +1,8 @@
 """The row pool: every row is free or one adapter's, an adapter costs what it has, contents survive fragmentation."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from perft.base import BaseShape
 from perft.config import AdapterConfig
 from perft.engine.pool import PackedAdapter, PoolFullError, RowPool, pack
+from perft.engine.settings import DEFAULT_POOL_FRACTION, EngineSettings
+from perft.memory import memory_bytes
 from perft.operator import PlacedAdapter
+from perft.operator.base import LayerRows
 from perft.reference import LayerWeights
 
 D = 3
@@ -98,9 +104,9 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.pool.put(str(number), packed(number)) is self.present[number]
             assert self.pool.used == TOTAL - free
         elif rows_of(number) > free:
-            with pytest.raises(PoolFullError) as caught:
+            said = f"takes {rows_of(number)} rows, the pool has {free} free of {TOTAL}"
+            with pytest.raises(PoolFullError, match=said):
                 self.pool.put(str(number), packed(number))
-            assert (caught.value.needed, caught.value.free, caught.value.total) == (rows_of(number), free, TOTAL)
             torch.testing.assert_close(self.pool.tensor_RD, before, rtol=0, atol=0, equal_nan=True)
         else:
             self.present[number] = self.pool.put(str(number), packed(number))
@@ -239,6 +245,57 @@ def test_check_integrity_notices(fault: str) -> None:
             del pool._placed["a"]
     with pytest.raises(AssertionError):
         pool.check_integrity()
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("copied", range(3))
+def test_a_copy_that_breaks_off_gives_its_rows_back(
+    error: type[BaseException], copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool.put("there", packed(0))
+    place, layers = pool._place, iter(LAYERS)
+
+    def break_off(*given: Any) -> LayerRows:
+        if next(layers) == LAYERS[copied]:
+            raise error("no more")
+        return place(*given)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pool, "_place", break_off)
+        with pytest.raises(error, match="no more"):
+            pool.put("a", packed(5))
+    pool.check_integrity()
+    assert pool.used == rows_of(0) and pool.get("a") is None
+    assert_contents(pool, pool.put("a", packed(5)), 5)
+
+
+GIB = 1024**3
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+LIMITS: dict[str, tuple[str, str, int]] = {
+    "v2": ("memory.max", f"{GIB}\n", GIB),
+    "v2 without a limit": ("memory.max", "max\n", MACHINE),
+    "v1": ("memory/memory.limit_in_bytes", f"{GIB}\n", GIB),
+    "v1 without a limit": ("memory/memory.limit_in_bytes", "9223372036854771712\n", MACHINE),
+    "larger than the machine": ("memory.max", str(2 * MACHINE), MACHINE),
+    "unreadable": ("memory.max", "", MACHINE),
+    "none": ("other", "1", MACHINE),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_memory_is_the_machines_or_the_containers(tmp_path: Path, case: str) -> None:
+    file, text, expected = LIMITS[case]
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert memory_bytes(tmp_path) == expected
+
+
+def test_the_default_size_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BaseShape(hidden_size=8, num_layers=1, moe_layers=(0,), num_experts=4, top_k=2, dtype=torch.float32)
+    monkeypatch.setattr("perft.engine.settings.memory_bytes", lambda: GIB)
+    assert EngineSettings().rows(base, CPU) == int(GIB * DEFAULT_POOL_FRACTION) // 32
+    assert EngineSettings(pool_rows=7).rows(base, CPU) == 7
 
 
 def test_an_adapter_of_another_width_leaves_the_pool_whole() -> None:

@@ -1,5 +1,6 @@
 """The store: names and versions as API.md has them, one owner of a folder, nothing lost and nothing unknown in it."""
 
+import errno
 import json
 import os
 import shutil
@@ -134,14 +135,14 @@ def test_a_readme_is_dropped_and_a_lora_kept_byte_by_byte(store: Store, folder: 
 def test_activation(store: Store, folder: Path) -> None:
     upload(store, "a", perft(1))
     upload(store, "a", perft(2))
-    assert store.activate("a", 1).active == 1 and store.activate("a", None).active is None
-    assert store.activate("a", 2).active == 2
+    assert store.update("a", active=1).active == 1 and store.update("a", active=None).active is None
+    assert store.update("a", active=2).active == 2
     for name, version in (("a", 3), ("b", 1), ("b", None)):
         with pytest.raises(KeyError):
-            store.activate(name, version)
+            store.update(name, active=version)
     store.start_delete("a", 1)
     with pytest.raises(ValueError, match="a@1 is being deleted, expected a ready version"):
-        store.activate("a", 1)
+        store.update("a", active=1)
     again = reopened(store, folder)
     record = again.get("a")
     assert record is not None and record.active == 2
@@ -236,6 +237,31 @@ def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store
     assert store.folder(perft(1).digest).is_dir() and numbers(store, "a") == [2] and verify_folder(folder) == []
 
 
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_a_name_made_again_inherits_nothing_of_the_one_being_deleted(
+    store: Store, folder: Path, opened_again: bool
+) -> None:
+    """As if its delete had come to its end first; till then the old versions stay as private as they were."""
+    upload(store, "a", perft(1))
+    store.update("a", allowed_keys=["one"], pinned=True)
+    assert store.start_delete("a", None).allowed_keys == ("one",)
+    store = reopened(store, folder) if opened_again else store
+    record = upload(store, "a", perft(2))[0]
+    assert (record.allowed_keys, record.pinned, record.active, record.highest) == (None, False, 2, 2)
+    left = store.finish_delete("a", 1)
+    assert left is not None and left.allowed_keys is None and not left.pinned
+    store.close()
+
+
+def test_a_name_of_which_a_version_stays_keeps_what_it_has(store: Store) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2))
+    store.update("a", allowed_keys=["one"], pinned=True)
+    store.start_delete("a", 1)
+    record = upload(store, "a", perft(3))[0]
+    assert (record.allowed_keys, record.pinned) == (("one",), True)
+
+
 def test_a_staged_folder_can_be_let_go(store: Store, folder: Path) -> None:
     staged = store.stage()
     assert staged.is_dir() and not list(staged.iterdir()) and staged != store.stage()
@@ -311,7 +337,7 @@ def test_a_closed_store_changes_nothing(store: Store) -> None:
     upload(store, "a", perft(1))
     store.close()
     with pytest.raises(AssertionError, match="closed"):
-        store.activate("a", None)
+        store.update("a", active=None)
     assert store.adapters()[0].active == 1
 
 
@@ -410,6 +436,21 @@ def test_a_damaged_record_is_named_and_nothing_is_removed(store: Store, folder: 
     assert len(verify_folder(folder)) == 1 and path.name in verify_folder(folder)[0]
 
 
+def test_a_record_moved_away_as_told_gives_no_number_again(store: Store, folder: Path) -> None:
+    for seed in (1, 2, 3):
+        upload(store, "a", perft(seed))
+    store.close()
+    path = folder / "names" / record_file("a")
+    path.write_bytes(b"")
+    with pytest.raises(StoreUnusableError, match=r'raise "floor" in STORE\.json to at least the highest'):
+        Store.open(folder)
+    path.unlink()
+    (folder / "STORE.json").write_text('{"schema": 1, "floor": 3}')
+    again = Store.open(folder)
+    assert upload(again, "a", perft(1))[1].version == 4
+    again.close()
+
+
 def lose(blob: Path) -> None:
     shutil.rmtree(blob)
 
@@ -420,6 +461,64 @@ def lose_a_file(blob: Path) -> None:
 
 def shorten(blob: Path) -> None:
     (blob / "adapter_model.safetensors").write_bytes(b"x")
+
+
+def flip_a_bit(blob: Path) -> None:
+    weights = blob / "adapter_model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+def change_the_config(blob: Path) -> None:
+    config = blob / "adapter_config.json"
+    config.write_bytes(config.read_bytes().replace(b'"bottleneck": 1', b'"bottleneck": 2'))
+
+
+@pytest.mark.parametrize("damage", [lose, lose_a_file, shorten, flip_a_bit, change_the_config])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_blob_damaged_in_an_open_store_is_mended_by_the_same_content(
+    store: Store, folder: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    upload(store, "a", perft(1))
+    damage(store.folder(perft(1).digest))
+    assert verify_folder(folder) != []
+    upload(store, name, perft(1, "told differently"))
+    assert verify_folder(folder) == [] == store.problems
+    assert store.bytes_used() == bytes_of(folder) and not list((folder / "trash").iterdir())
+
+
+def test_a_whole_blob_stays_as_it_is(store: Store, folder: Path) -> None:
+    """Also where the same content is described in other words."""
+    upload(store, "a", perft(1))
+    blob = store.folder(perft(1).digest)
+    before = blob.stat().st_ino
+    upload(store, "b", perft(1, "told differently"))
+    assert blob.stat().st_ino == before and (blob / "adapter_config.json").read_bytes() == perft(1).config
+
+
+class NoMoves(Disk):
+    """Moves nothing into blobs/ while `broken`."""
+
+    broken = False
+
+    def step(self, operation: str, path: Path) -> None:
+        if self.broken and operation == "move" and path.parent.name == "blobs":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
+def test_mending_that_fails_is_told_and_can_be_tried_again(folder: Path) -> None:
+    disk = NoMoves()
+    store = Store.open(folder, disk)
+    upload(store, "a", perft(1))
+    flip_a_bit(store.folder(perft(1).digest))
+    disk.broken = True
+    with pytest.raises(StoreUnusableError):
+        upload(store, "a", perft(1))
+    assert store.problem(perft(1).digest) is not None and store.bytes_used() == bytes_of(folder) == 0
+    disk.broken = False
+    upload(store, "a", perft(1))
+    assert store.problems == [] == verify_folder(folder) and store.bytes_used() == bytes_of(folder)
+    store.close()
 
 
 @pytest.mark.parametrize("damage", [lose, lose_a_file, shorten])
@@ -562,6 +661,8 @@ class Model(RuleBasedStateMachine):
         model = self.names.setdefault(name, new)
         ready = [n for n, (digest, state) in model["versions"].items() if (digest, state) == (content.digest, "ready")]
         number = ready[0] if ready else model["highest"] + 1
+        if not any(state == "ready" for _, state in model["versions"].values()):
+            model |= {"keys": None, "pinned": False}
         model["versions"].setdefault(number, (content.digest, "ready"))
         model["highest"] = max(number, model["highest"])
         model["active"] = number if activate else model["active"]
@@ -574,11 +675,11 @@ class Model(RuleBasedStateMachine):
     @rule(name=NAMES, number=st.integers(1, 8))
     def activate(self, name: str, number: int) -> None:
         if self.some(name, number, "ready"):
-            self.store.activate(name, number)
+            self.store.update(name, active=number)
             self.names[name]["active"] = number
         else:
             with pytest.raises((KeyError, ValueError)):
-                self.store.activate(name, number)
+                self.store.update(name, active=number)
 
     @rule(name=NAMES, keys=st.none() | st.lists(st.sampled_from("xyz")).map(tuple), pinned=st.booleans())
     def update(self, name: str, keys: tuple[str, ...] | None, pinned: bool) -> None:

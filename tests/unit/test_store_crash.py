@@ -27,7 +27,7 @@ SCRIPT: list[Callable[[Store], Any]] = [
     lambda store: upload(store, "a", perft(1)),
     lambda store: upload(store, "a", perft(2), activate=False),
     lambda store: upload(store, "b", perft(1, "b's own")),
-    lambda store: store.activate("a", 2),
+    lambda store: store.update("a", active=2),
     lambda store: upload(store, "a", perft(1), activate=True),
     lambda store: store.update("b", allowed_keys=("x",), pinned=True),
     lambda store: store.start_delete("a", 2),
