@@ -2,7 +2,12 @@
 # docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file
 # docker build --target cuda -t perft-server:cuda .    vLLM with CUDA, for GPU machines
 #
-# docker run -p 8000:8000 perft-server:cuda serve allenai/OLMoE-1B-7B-0924 --host 0.0.0.0 --adapter NAME=/adapters/NAME
+# On a GPU (NVIDIA Container Toolkit), with the adapters in /srv/adapters and both keys in this shell's environment; the
+# volume perft-home keeps the store and the downloaded model (deploy/compose.yaml adds Prometheus and Grafana):
+#
+# docker run --gpus all --shm-size 2g -p 127.0.0.1:8000:8000 -e PERFT_ADMIN_KEY -e PERFT_API_KEYS \
+#   -v perft-home:/home/perft -v /srv/adapters:/adapters:ro perft-server:cuda \
+#   serve allenai/OLMoE-1B-7B-0924 --host 0.0.0.0 --adapter NAME=/adapters/NAME
 
 FROM python:3.11.13-slim-bookworm AS base
 RUN apt-get update \

@@ -6,6 +6,7 @@ Invariant: what is wrong with a value is said as found and expected, and a key i
 import argparse
 import os
 import re
+import ssl
 from pathlib import Path
 
 import httpx
@@ -37,6 +38,13 @@ def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
         help="better: in PERFT_ADMIN_KEY, where other users cannot see it",
     )
     group.add_argument(
+        "--cacert",
+        type=certificates,
+        default=default(None),
+        metavar="FILE",
+        help="trust the certificates in this file alone (default: SSL_CERT_FILE, or the usual authorities)",
+    )
+    group.add_argument(
         "--timeout",
         type=seconds,
         default=default(600.0),
@@ -55,6 +63,14 @@ def server_url(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a URL such as {DEFAULT_SERVER}")
     return text
+
+
+def certificates(text: str) -> ssl.SSLContext:
+    """A file of PEM certificates, as what trusts them alone."""
+    try:
+        return ssl.create_default_context(cafile=text)
+    except OSError:
+        raise argparse.ArgumentTypeError(f"found no certificates that can be read in {text}, expected PEM") from None
 
 
 def adapter_name(text: str) -> str:

@@ -4,6 +4,7 @@ Invariant: no file is ever held in memory, and nothing raised or returned contai
 """
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,18 +48,37 @@ class Pushed:
 
 
 class AdaptersClient:
-    """The adapter routes of one server. Use as a context manager; every method raises ClientError."""
+    """The adapter routes of one server. Use as a context manager; every method, and making one, raises ClientError.
+
+    trusted: the certificates that count, else those of SSL_CERT_FILE or SSL_CERT_DIR, else the usual authorities'.
+    """
 
     def __init__(
-        self, server: str, key: str | None, timeout_s: float, transport: httpx.BaseTransport | None = None
+        self,
+        server: str,
+        key: str | None,
+        timeout_s: float,
+        trusted: ssl.SSLContext | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._server, self._timeout_s = server.rstrip("/"), timeout_s
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-            trust_env=not _is_loopback(httpx.URL(server).host),
-            transport=transport,
-        )
+        url = httpx.URL(server)
+        try:
+            self._http = httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+                verify=trusted or (httpx.create_ssl_context() if url.scheme == "https" else True),
+                trust_env=not _is_loopback(url.host),
+                transport=transport,
+            )
+        except OSError:
+            message = "found no certificates that can be read where SSL_CERT_FILE or SSL_CERT_DIR says: set --cacert"
+            raise ClientError(message) from None
+        except (ImportError, ValueError, httpx.InvalidURL):
+            raise ClientError(
+                "found a proxy in the environment that cannot be used (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY), expected "
+                "http://HOST:PORT; for socks5:// run `pip install 'httpx[socks]'`"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -136,10 +156,7 @@ class AdaptersClient:
         try:
             yield
         except httpx.ConnectError as error:
-            message = (
-                f"found no server at {self._server} ({error}); start one with `perft serve`, or name it by --server"
-            )
-            raise ClientError(message) from None
+            raise ClientError(_no_connection(self._server, error)) from None
         except httpx.TimeoutException:
             message = f"{self._server} did not answer within {self._timeout_s:g} s; --timeout waits longer"
             raise ClientError(message) from None
@@ -189,6 +206,21 @@ def _refusal(response: httpx.Response) -> ClientError:
     if wait := response.headers.get("retry-after"):
         message += f"; try again after {wait} s"
     return ClientError(message, response.status_code, tuple(detail.violations or ()))
+
+
+def _no_connection(server: str, error: httpx.ConnectError) -> str:
+    """Why there is none: a certificate, something else of TLS, or nobody there."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"found a certificate at {server} that is not trusted ({cause.verify_message}); give its authority by "
+            "--cacert FILE, and by --server the name it is made out to"
+        )
+    if cause is not None:
+        return f"found no TLS at {server} ({error}); a server without a certificate is named by http://"
+    return f"found no server at {server} ({error}); start one with `perft serve`, or name it by --server"
 
 
 def _is_loopback(host: str) -> bool:

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
         parser.error("the key has characters that no key has (expected ASCII without spaces)")
     command: Command = parsed.command
     try:
-        with AdaptersClient(parsed.server, key, parsed.timeout) as client:
+        with AdaptersClient(parsed.server, key, parsed.timeout, parsed.cacert) as client:
             return command(client, parsed)
     except ClientError as error:
         _complain(str(error), error.violations)

@@ -1,9 +1,17 @@
-"""Owns the files that hold keys. Invariant: a file that other users of the machine may read or write is refused."""
+"""Owns the files that hold keys.
+
+Invariant: a file that other users may read, or that anybody but its owner may write, is refused. Its group may read it:
+so Kubernetes mounts secrets for a pod's fsGroup.
+"""
 
 import stat
 from pathlib import Path
 
 from server.keys import KeyProblems, key_problem, labelled_keys
+
+SECRET_FILE = "chmod 600, or 640 where its group may read it"
+"""What is expected of such a file, in the words of the documentation."""
+_TOO_OPEN = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 def read_api_keys(path: Path) -> list[tuple[str, str]]:
@@ -25,7 +33,7 @@ def read_admin_key(path: Path) -> str:
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file with secrets. Raises ValueError if there is none, or if others may read or write it."""
+    """The text of a file with secrets. Raises ValueError if there is none, or if it is too open."""
     if problem := file_problem(path):
         raise ValueError(problem)
     try:
@@ -42,6 +50,9 @@ def file_problem(path: Path) -> str | None:
         return f"{path}: found no file that can be read ({error.strerror})"
     if not stat.S_ISREG(mode):
         return f"{path}: found no regular file, expected one"
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        return f"{path}: found a file that every user of this machine may read or write; chmod 600 it"
+    if mode & _TOO_OPEN:
+        return (
+            f"{path}: found a file of mode {stat.S_IMODE(mode):o}, expected one that other users cannot read and only "
+            "its owner can write; chmod 600 it"
+        )
     return None

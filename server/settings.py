@@ -24,8 +24,8 @@ __all__ = ["Settings", "add_flags", "load", "reference", "repeated_flags"]
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--perft-config", "PERFT_CONFIG"
 CONFIG_HELP = "a TOML file with settings, named as in the table; flags and environment go before it"
-# Read elsewhere: the engine's kill switch, and where the demo keeps its base.
-OTHER_VARIABLES = ("PERFT_CACHE", "PERFT_DISABLED")
+# Read elsewhere: where the demo keeps its base, the engine's kill switch, and whom `perft adapters` asks.
+OTHER_VARIABLES = ("PERFT_CACHE", "PERFT_DISABLED", "PERFT_SERVER")
 _DESTINATION = "perft_"
 _SPECIAL_FLAGS = {"api_keys": "--api-key"}
 # Kubernetes sets these in every pod beside a Service whose name begins with `perft`.

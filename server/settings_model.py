@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from adapters import Limits
-from server.key_files import read_admin_key, read_api_keys
+from server.key_files import SECRET_FILE, read_admin_key, read_api_keys
 from server.keys import KeyRing, key_problem, labelled_keys
 from server.logs import LogFormat
 
@@ -60,21 +60,23 @@ class Settings(BaseSettings):
         "commas or a JSON list; none: inference needs no key",
     )
     api_key_file: Path | None = Field(
-        None, description="more of them, one LABEL=KEY a line, # begins a comment; not readable by other users"
+        None, description=f"more of them, one LABEL=KEY a line, # begins a comment; {SECRET_FILE}"
     )
     admin_key: SecretStr | None = Field(
         None,
         description="the key for everything that changes adapters; it has no limits; without one those routes answer "
         "only this machine, and a bind elsewhere does not start",
     )
-    admin_key_file: Path | None = Field(
-        None, description="a file with nothing but the admin key; not readable by other users"
-    )
+    admin_key_file: Path | None = Field(None, description=f"a file with nothing but the admin key; {SECRET_FILE}")
     metrics_key: SecretStr | None = Field(
-        None, description="the key for GET /metrics, which the admin key reads too; with neither, this machine only"
+        None,
+        description="the key for GET /metrics, which the admin key reads too; with neither, only this machine reads "
+        "it, and needs any API key where there are some",
     )
     metrics_bind: str | None = Field(
-        None, description="HOST:PORT of a listener for /metrics alone, which is then not on the main one"
+        None,
+        description="HOST:PORT of a listener for /metrics alone, which is then not on the main one; it asks for no "
+        "key: keep it on a private network",
     )
 
     # Adapters
@@ -200,6 +202,11 @@ class Settings(BaseSettings):
             )
         if self.admin_key is not None and self.admin_key_file is not None:
             problems.append("admin_key and admin_key_file: found both, expected one of them")
+        if self.metrics_key is not None and self.metrics_bind is not None:
+            problems.append(
+                "metrics_key and metrics_bind: found both, expected one of them: a listener of its own asks for no "
+                "key; give it alone, on a private network, or the key alone, for /metrics on the main one"
+            )
         try:
             self.key_ring  # noqa: B018 (reads the files and compares the keys)
         except ValueError as error:

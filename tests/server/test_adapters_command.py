@@ -3,18 +3,28 @@
 import io
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from safetensors.torch import save_file
 
 from adapters import read_folder
@@ -365,6 +375,93 @@ def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     assert run(["list"]) == 0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, in one file with its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "perft")])
+    now, names = datetime.now(UTC), x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1), [])
+    made = made.add_extension(names, critical=False).add_extension(x509.BasicConstraints(True, 0), critical=True)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    path.write_bytes(made.sign(key, SHA256()).public_bytes(Encoding.PEM) + private)
+    return path
+
+
+@pytest.fixture
+def tls_server(authority: Path) -> Iterator[str]:
+    """The URL of a server with that certificate, which holds no adapters."""
+
+    class NoAdapters(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"object": "list", "data": [], "has_more": false, "next": null}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoAdapters) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_certificate_is_trusted_by_a_flag_before_or_after_the_command(tls_server: str, authority: Path) -> None:
+    assert run(["list", "--server", tls_server, "--cacert", str(authority)]) == 0
+    assert run(["--cacert", str(authority), "list", "--server", tls_server]) == 0
+
+
+def test_a_certificate_is_trusted_by_the_environment(
+    tls_server: str, authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    assert run(["list", "--server", tls_server]) == 0
+
+
+def test_a_certificate_that_nobody_trusts_is_named_as_the_reason(tls_server: str, capsys: Any) -> None:
+    assert run(["list", "--server", tls_server]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"perft adapters: found a certificate at {tls_server} that is not trusted (self-signed")
+    assert "--cacert" in line and "found no server" not in line
+
+
+def test_a_server_that_speaks_no_tls_is_named_as_the_reason(api: AdapterApi, capsys: Any) -> None:
+    assert run(["list", "--server", api.url.replace("http:", "https:")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "found no TLS at https://127.0.0.1:" in line and "http://" in line
+
+
+def test_certificates_that_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "missing", folder / "adapter_config.json", folder):
+        with pytest.raises(SystemExit, match="2"):
+            run(["list", "--cacert", str(path)])
+        assert f"found no certificates that can be read in {path}" in capsys.readouterr().err
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    assert run(["list", "--server", "https://127.0.0.1:9"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "SSL_CERT_FILE" in line
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://user:secret@127.0.0.1:9", "ftp://user:secret@127.0.0.1:9", "http://h:secret"]
+)
+def test_a_proxy_that_cannot_be_used_is_one_sentence(proxy: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    assert run(["list", "--server", "http://server.invalid"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "found a proxy in the environment" in line and "ALL_PROXY" in line and "secret" not in line
 
 
 def test_a_file_is_hashed_from_its_beginning(tmp_path: Path) -> None:
