@@ -27,10 +27,9 @@ def build_app(key: str) -> FastAPI:
 
     def snapshot() -> StateSnapshot:
         state = AdapterState(running=1, tier="device")
-        experts = {ADAPTERS[0]: (9 * scrapes, scrapes)}
         return StateSnapshot(
             dict.fromkeys(ADAPTERS, state), 256, device_rows_used=90, device_rows_total=100, store_bytes=10**9,
-            store_free_bytes=10**10, moe_layers=30, step_load_bytes=4_096 * scrapes, expert_tokens=experts,
+            store_free_bytes=10**10, moe_layers=30, step_load_bytes=4_096 * scrapes,
         )  # fmt: skip
 
     ours.register(StateCollector(metrics, snapshot))
@@ -57,6 +56,7 @@ def count_bad_things(metrics: AdapterMetrics) -> None:
         lambda: metrics.request_finished(ADAPTERS[0], "adapter_output_invalid", 1, 1, 0.1),
         lambda: metrics.load_finished("host", 1.0, "failed"),
         lambda: metrics.upload("storage_full"),
+        lambda: metrics.experts_worked(ADAPTERS[0], [9, 1]),
     )
     for happen in happened:
         happen()

@@ -18,7 +18,9 @@ from server.contract_route import ContractRoute
 from server.errors import ApiError
 from server.file_response import FILE_SENT, file_response
 from server.gate import GateParts
+from server.guard import Admission
 from server.keys import Caller
+from server.metrics import UNLISTED
 from server.openapi import GUARD, KEY, PATCH_BODY, UPLOAD_BODY, refusals
 from server.schemas import AdapterList, AdapterObject, AdapterPatch, VersionObject
 from server.uploads import UploadLimits, receive_upload
@@ -57,13 +59,22 @@ def _catalog(request: Request) -> Catalog:
 
 @contextmanager
 def _refusals_counted(request: Request) -> Iterator[None]:
-    """Count an upload that is refused before the catalog, which counts the others, sees it."""
+    """Count an upload that ends before the catalog, which counts the others, sees it."""
     try:
         yield
-    except ApiError as error:
+    except Exception as error:
         gate: GateParts = request.app.state.perft_gate
-        gate.metrics.upload(error.code)
+        gate.metrics.upload(error.code if isinstance(error, ApiError) else UNLISTED)
         raise
+
+
+def _check_labels(labels: list[str], adapter: AdapterObject, known: frozenset[str]) -> None:
+    """Raises ApiError for a label of no key. One that the adapter has already stays: its key may be gone."""
+    unknown = set(labels) - known - set(adapter.allowed_keys or ())
+    if unknown:
+        found, expected = ", ".join(map(repr, sorted(unknown))), ", ".join(sorted(known)) or "none: it has no API keys"
+        message = f"found {found}, expected labels of this server's API keys ({expected})"
+        raise ApiError(400, "invalid_request", message, "allowed_keys")
 
 
 CallerOf = Annotated[Caller, Depends(_caller)]
@@ -85,7 +96,7 @@ class Page(BaseModel):
     "/v1/adapters",
     status_code=201,
     summary="Upload a version",
-    responses=UPLOADED | refusals(*GUARD, 400, 408, 409, 410, 413, 503, 507),
+    responses=UPLOADED | refusals(*GUARD, 400, 408, 409, 413, 503, 507),
     openapi_extra=UPLOAD_BODY,
 )
 async def upload_adapter(request: Request, response: Response, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
@@ -109,7 +120,7 @@ async def upload_adapter(request: Request, response: Response, caller: CallerOf,
 @router.get("/v1/adapters", summary="List adapters", responses=refusals(*GUARD, 400))
 async def list_adapters(page: Annotated[Page, Query()], caller: CallerOf, catalog: CatalogOf) -> AdapterList:
     """The adapters that this key may see, by name."""
-    found = [adapter for adapter in catalog.adapters(caller) if page.after is None or adapter.name > page.after]
+    found = catalog.adapters(caller, page.after or "", page.limit + 1)
     data, has_more = found[: page.limit], len(found) > page.limit
     return AdapterList(data=data, has_more=has_more, next=data[-1].name if has_more else None)
 
@@ -123,10 +134,12 @@ async def get_adapter(name: Name, caller: CallerOf, catalog: CatalogOf) -> Adapt
 @router.patch(
     "/v1/adapters/{name}",
     summary="Activate, roll back, restrict or pin",
-    responses=refusals(*GUARD, 400, 404, 409, 410, 503, 507),
+    responses=refusals(*GUARD, 400, 404, 409, 503, 507),
     openapi_extra=PATCH_BODY,
 )
-async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, catalog: CatalogOf) -> AdapterObject:
+async def patch_adapter(
+    request: Request, name: Name, change: AdapterPatch, caller: CallerOf, catalog: CatalogOf
+) -> AdapterObject:
     """All that is given is changed at once, or nothing is; a version is on the host before it becomes active."""
     given = change.model_fields_set
     if not given:
@@ -135,6 +148,9 @@ async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, cata
     if "if_active" in given and "active" not in given:
         message = "found if_active alone, expected active beside it: it is the condition of that change"
         raise ApiError(400, "invalid_request", message, "if_active")
+    if change.allowed_keys:
+        guard: Admission = request.app.state.perft_guard
+        _check_labels(change.allowed_keys, catalog.adapter(name, caller), guard.keys.labels)
     return await catalog.patch(name, change, caller)
 
 

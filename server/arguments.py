@@ -19,11 +19,27 @@ LORA_SLOTS = 8
 DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
 SCHEDULER = "perft.engine.scheduler.make_scheduler"
+REPEATED = {"adapter": "--adapter", **settings.repeated_flags()}
+"""Attribute -> flag that may be given several times."""
+
+
+class Parser(FlexibleArgumentParser):
+    """vLLM's own, which hands a list of its config file on as one flag with many values: ours that repeat take one."""
+
+    def load_config_file(self, file_path: str) -> list[str]:
+        many = {spelling for flag in REPEATED.values() for spelling in _spellings(flag)}
+        given: list[str] = []
+        flag = ""
+        for word in super().load_config_file(file_path):
+            flag = word if word.startswith("--") else flag
+            is_next = flag in many and word != flag and given[-1:] != [flag]
+            given += [flag, word] if is_next else [word]
+        return given
 
 
 def make_parser() -> FlexibleArgumentParser:
     """vLLM's own parser with one more group of flags."""
-    parser = make_arg_parser(FlexibleArgumentParser(prog="perft serve", description=DESCRIPTION))
+    parser = make_arg_parser(Parser(prog="perft serve", description=DESCRIPTION))
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
     group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
     settings.add_flags(group)
@@ -32,16 +48,22 @@ def make_parser() -> FlexibleArgumentParser:
 
 
 def parse_arguments(argv: list[str]) -> Namespace:
-    """The flags given. Those that repeat are read first: vLLM's parser warns of every flag that is given twice."""
+    """The flags given. Those that repeat are read first: vLLM's parser warns of every flag that is given twice.
+
+    What vLLM's `--config FILE.yaml` has of them comes before them.
+    """
     repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
-    repeated.add_argument("--adapter", action="append", default=[])
-    for attribute, flag in settings.repeated_flags().items():
-        spellings = (flag, "--" + flag.removeprefix("--").replace("-", "_"))
-        repeated.add_argument(*spellings, dest=attribute, action="append", default=SUPPRESS)
-    first, rest = repeated.parse_known_args(argv)
+    for attribute, flag in REPEATED.items():
+        repeated.add_argument(*_spellings(flag), dest=attribute, action="append", default=SUPPRESS)
+    given, rest = repeated.parse_known_args(argv)
     args: Namespace = make_parser().parse_args(rest)
-    args.__dict__ |= first.__dict__
+    for attribute, items in vars(given).items():
+        setattr(args, attribute, (getattr(args, attribute, None) or []) + items)
     return args
+
+
+def _spellings(flag: str) -> list[str]:
+    return sorted({flag, "--" + flag.removeprefix("--").replace("-", "_")})
 
 
 def base_names(args: Namespace) -> list[str]:

@@ -2,7 +2,7 @@
 
 On top of the store (what is durable) and the residency plan (what is where). Invariants: a change is on record before
 it is made, and in the store before anybody sees it; it is made whole or not at all, also if its client goes away; one
-at a time. Everything runs on one event loop; the disk is touched on one thread beside it.
+at a time of each name. Everything runs on one event loop; the disk is touched on one thread beside it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from server.pins import Pins, in_time
 from server.quotas import Quotas, bytes_of, check_quotas
 from server.residency import ResidencyPlan
 from server.schemas import AdapterObject, AdapterPatch
-from server.versions import Version, adapter_deleted
+from server.versions import Version
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,7 @@ class Catalog(Directory):
             if known.record.state == "draining":
                 self._endings.start(known)
         for record in records:
-            try:
-                async with self._pins.moved(record.name, self._to_pin(record)):
-                    pass
-            except ApiError as error:
-                logger.warning("%s is pinned, but not on the device: %s", record.name, error.message)
+            await self._pin_again(record.name)
 
     async def close(self) -> None:
         """Finish the changes under way and let the store go. Deletes go on at the next start."""
@@ -111,6 +107,9 @@ class Catalog(Directory):
         except ApiError as error:
             self._watcher.uploaded(error.code)
             raise
+        except Exception:
+            self._watcher.uploaded("error")
+            raise
         self._watcher.uploaded("created" if created else "existing")
         return adapter, created
 
@@ -124,87 +123,78 @@ class Catalog(Directory):
 
     async def _patch(self, name: str, change: AdapterPatch, caller: Caller) -> AdapterObject:
         given = change.model_dump(include=change.model_fields_set)
-        await self._load_to_activate(self._patched(name, change, caller)[1], "active")
-        async with self._changes.one_at_a_time:
-            record, version = self._patched(name, change, caller)
-            await self._load_to_activate(version, "active")
+        async with self._changes.of(name):
+            self._check_visible(name, caller)
+            active = self._records[name].active
+            if given.get("if_active", active) != active:
+                raise _active_changed(self._records[name], change.if_active)
+            if change.active is not None:
+                await self._load(self._ready(name, change.active), "active")
             changes = {key: value for key, value in given.items() if key != "if_active"}
-            async with self._pins.moved(name, self._to_pin(record.changed(**_as_stored(changes)))):
+            wanted = self._to_pin(self._records[name].changed(**_as_stored(changes)))
+            async with self._pins.moved(name, wanted), self._changes.one_at_a_time:
                 await self._record("patch", caller, name=name, **given)
                 self._take_over(await self._changes.in_store(self._store.update, name, **changes))
             return self._object(name)
 
-    def _patched(self, name: str, change: AdapterPatch, caller: Caller) -> tuple[AdapterRecord, Version | None]:
-        """The record as it is before a patch, and the version that shall be active, if one is named."""
-        self._check_visible(name, caller)
-        record = self._records[name]
-        if "if_active" in change.model_fields_set and change.if_active != record.active:
-            raise _active_changed(record, change.if_active)
-        return record, None if change.active is None else self._ready(name, change.active)
-
     async def _delete(self, name: str, version: int | None, caller: Caller) -> AdapterObject:
-        async with self._changes.one_at_a_time:
+        async with self._changes.of(name):
             self._check_visible(name, caller)
             record = self._records[name]
             if version is not None:
                 self._find(name, version, caller)
                 _check_is_no_active_one_of_several(record, version)
-            ending = [v for v in self.versions(name) if version in (None, v.number) and v.record.state == "ready"]
             stays = version not in (None, record.active)
             async with self._pins.moved(name, self._to_pin(record) if stays else None):
                 await self._record("delete", caller, name=name, version=version)
-                self._take_over(await self._changes.in_store(self._store.start_delete, name, version))
+                await self._start_delete(name, version)
+            return self._object(name)
+
+    async def _start_delete(self, name: str, number: int | None) -> None:
+        """Let a version, or all of a name, drain."""
+        async with self._changes.one_at_a_time:
+            ending = [v for v in self.versions(name) if number in (None, v.number) and v.record.state == "ready"]
+            self._take_over(await self._changes.in_store(self._store.start_delete, name, number))
             for each in ending:
                 self._endings.start(each)
-            return self._object(name)
 
     async def _upload(self, name: str, folder: Path, activate: bool, caller: Caller) -> tuple[AdapterObject, bool]:
         check_name(name, self.base_names)
         accepted = await self._check(folder)
-        async with self._changes.one_at_a_time:
-            self._check_quotas(name, accepted, folder)
-            await self._record("upload", caller, name=name, digest=accepted.digest, activate=activate)
-            record, stored, created = await self._changes.in_store(
-                self._store.add, name, folder, accepted.digest, accepted.kind, activate=False
-            )
-            if created:
-                self._bring_in(name, stored, accepted)
-            self._take_over(record)
-            self._mend(accepted.digest)
-        if activate:
-            await self._activate_upload(self._versions[name][stored.version], created, caller)
-        return self._object(name), created
+        async with self._changes.of(name):
+            async with self._changes.one_at_a_time:
+                self._check_quotas(name, accepted, folder)
+                await self._record("upload", caller, name=name, digest=accepted.digest, activate=activate)
+                record, stored, created = await self._changes.in_store(
+                    self._store.add, name, folder, accepted.digest, accepted.kind, activate=False
+                )
+                if created:
+                    self._bring_in(name, stored, accepted)
+                self._take_over(record)
+                self._mend(accepted.digest)
+            if activate:
+                await self._activate_upload(self._versions[name][stored.version], created, caller)
+            return self._object(name), created
 
     async def _activate_upload(self, version: Version, created: bool, caller: Caller) -> None:
         """Load the version to the host and switch to it; a new version that cannot be loaded is taken back."""
         name, number = version.name, version.number
         try:
-            await self._load_to_activate(version, "name")
-            async with self._changes.one_at_a_time:
-                if not self._is_ready(version):
-                    raise adapter_deleted(version)
-                await self._load_to_activate(version, "name")
-                async with self._pins.moved(name, version if self._records[name].pinned else None):
-                    self._take_over(await self._changes.in_store(self._store.update, name, active=number))
+            await self._load(version, "name")
+            wanted = version if self._records[name].pinned else None
+            async with self._pins.moved(name, wanted), self._changes.one_at_a_time:
+                self._take_over(await self._changes.in_store(self._store.update, name, active=number))
         except ApiError as error:
             if created:
-                async with self._changes.one_at_a_time:
-                    await self._take_back(version, caller, error)
+                await self._take_back(version, caller, error)
             raise
 
     async def _take_back(self, version: Version, caller: Caller, error: ApiError) -> None:
-        if not self._is_ready(version):
-            return
         try:
             await self._record("delete", caller, name=version.name, version=version.number, because=error.code)
         except ApiError as unrecorded:
             logger.error("%s is taken back without a record: %s", version.id, unrecorded.message)
-        self._take_over(await self._changes.in_store(self._store.start_delete, version.name, version.number))
-        self._endings.start(version)
-
-    def _is_ready(self, version: Version) -> bool:
-        """Whether it is still there, and not on its way out."""
-        return self._by_id.get(version.id) is version and version.record.state == "ready"
+        await self._start_delete(version.name, version.number)
 
     # What a change needs
 
@@ -230,11 +220,8 @@ class Catalog(Directory):
             raise ApiError(404, "version_not_found", f"found no version {number} of {name!r}", "active")
         return version
 
-    async def _load_to_activate(self, version: Version | None, param: str) -> None:
-        """Bring a version that shall be active to the host; called before the change's turn, so that a slow load holds
-        up nobody, and in its turn, where it is at once there. Raises ApiError adapter_unavailable."""
-        if version is None:
-            return
+    async def _load(self, version: Version, param: str) -> None:
+        """Bring a version that shall be active to the host. Raises ApiError adapter_unavailable."""
         if version.accepted is None:
             raise self._unservable(version, param)
         async with in_time(version, "on the host", self._quotas.load_timeout_s):
@@ -267,10 +254,22 @@ class Catalog(Directory):
         for version in list(self._by_id.values()):
             if version.record.digest == digest and version.accepted is None and version.record.state == "ready":
                 self._bring_in(version.name, version.record)
+                self._changes.begin(self._pin_again(version.name))
+
+    async def _pin_again(self, name: str) -> None:
+        """Bring what is pinned to the device, as far as that is possible."""
+        async with self._changes.of(name):
+            if name not in self._records:
+                return
+            try:
+                async with self._pins.moved(name, self._to_pin(self._records[name])):
+                    pass
+            except ApiError as error:
+                logger.warning("%s is pinned, but not on the device: %s", name, error.message)
 
     async def _remove(self, version: Version) -> None:
         """The end of a draining version. Raises StoreError."""
-        async with self._changes.one_at_a_time:
+        async with self._changes.of(version.name), self._changes.one_at_a_time:
             record = await self._changes.on_disk(self._store.finish_delete, version.name, version.number)
             self._take_out(version, record)
             self._watcher.gone(version)

@@ -1,4 +1,4 @@
-"""Owns how changes to the store are carried out: one at a time, whole, off the event loop.
+"""Owns how changes to the store are carried out: in turns, whole, off the event loop.
 
 Invariant: a change that has begun comes to its end, also if who asked for it goes away or the server is closed.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -19,18 +20,31 @@ T = TypeVar("T")
 
 
 class Changes:
-    """What is under way. one_at_a_time: held by a change from its first look to its last."""
+    """What is under way. one_at_a_time: held while the store is changed, and never while an adapter is loaded."""
 
     def __init__(self) -> None:
         self.one_at_a_time = asyncio.Lock()
+        self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._disk = ThreadPoolExecutor(1, "perft-store")
 
-    async def whole(self, change: Coroutine[Any, Any, T]) -> T:
-        """Carry a change out to its end, and come back only then, also where the caller is cancelled."""
+    def of(self, name: str) -> asyncio.Lock:
+        """Held by a change to `name` from its first look to its last; taken before `one_at_a_time`."""
+        lock = self._names.get(name)
+        if lock is None:
+            lock = self._names[name] = asyncio.Lock()
+        return lock
+
+    def begin(self, change: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Carry a change out on a task of its own."""
         task = asyncio.get_running_loop().create_task(change)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def whole(self, change: Coroutine[Any, Any, T]) -> T:
+        """Carry a change out to its end, and come back only then, also where the caller is cancelled."""
+        task = self.begin(change)
         try:
             return await asyncio.shield(task)
         finally:

@@ -48,9 +48,15 @@ class Directory:
     def store_bytes(self) -> int:
         return self._store.bytes_used()
 
-    def adapters(self, caller: Caller) -> list[AdapterObject]:
-        """All that `caller` may see, by name."""
-        return [self._object(name) for name in self.names() if self._may_use(name, caller)]
+    def look(self) -> list[tuple[AdapterRecord, list[Version]]]:
+        """Every name as it is now, with those of its versions that are there. From any thread: the event loop may take
+        names and versions out meanwhile."""
+        return [(record, self.versions(name)) for name, record in dict(self._records).items()]
+
+    def adapters(self, caller: Caller, after: str = "", limit: int | None = None) -> list[AdapterObject]:
+        """What `caller` may see, by name: the first `limit` after `after`. Only these are built."""
+        seen = sorted(name for name in self._records if name > after and self._may_use(name, caller))
+        return [self._object(name) for name in seen[:limit]]
 
     def adapter(self, name: str, caller: Caller) -> AdapterObject:
         """Raises ApiError adapter_not_found."""
@@ -70,8 +76,13 @@ class Directory:
 
     def servable(self, caller: Caller) -> list[tuple[str, int]]:
         """Every name that can be asked, and when its active version was made."""
-        found = [(name, self.active(name)) for name in self.names() if self._may_use(name, caller)]
-        return [(name, v.record.created) for name, v in found if v is not None and v.accepted is not None]
+        return [
+            (name, version.record.created)
+            for name in self.names()
+            if self._may_use(name, caller)
+            and (version := self.active(name)) is not None
+            and version.accepted is not None
+        ]
 
     def resolve(self, model: str, caller: Caller) -> Version | None:
         """What `model` selects: NAME's active version, NAME@version, or None for the base. Raises ModelNotFound."""

@@ -26,6 +26,9 @@ from server.start import check_status, parse_named_folders, serve_at_start
 from server.vllm_engine import VllmEngine, lora_request
 from server.warm_up import warm_up
 
+LAST_RESPONSES_S = 5
+"""How long the server, once it ends, waits for responses that nobody reads and uploads that do not come."""
+
 
 class PerftEndpoints:
     """vLLM's EndpointPlugin: routes first, then (once the engine is up) what they need."""
@@ -80,6 +83,7 @@ async def _once_listening(state: State, args: Namespace, runtime: Runtime) -> No
     """Once the server listens (and vLLM's signal handlers are set): drain on SIGTERM, say what is served."""
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.1)
+    state.server.config.timeout_graceful_shutdown = LAST_RESPONSES_S
     runtime.drain.take_signal(runtime.settings.shutdown_timeout_s)
     print(banner(args, runtime), flush=True)
 

@@ -40,6 +40,10 @@ class Exchange:
             finally:
                 self.held -= 1
 
+    async def take_place(self, plan: ResidencyPlan, timeout_s: float) -> None:
+        """Hold the version on the device until `place` is closed."""
+        await self.place.enter_async_context(self.hold(plan, timeout_s))
+
     def used(self, prompt_tokens: int, generation_tokens: int) -> None:
         """Count tokens of one engine request into the request's line of the log."""
         self.facts.prompt_tokens = (self.facts.prompt_tokens or 0) + prompt_tokens

@@ -5,11 +5,12 @@ An ASGI middleware inside the guard. Invariant: vLLM sees either the base's name
 lease is held; what a client wrote as `model` decides nothing after this.
 """
 
+import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +60,13 @@ class Gate:
             if route.generates:
                 _salt(values, parts.salt_secret, state["caller"].label)
             body = _written(values)
-            with nullcontext() if version is None else parts.catalog.lease(version):
-                exchange = Exchange(state["caller"], version, state["facts"], began)
-                async with _place(exchange, route, parts):
-                    await self._answer(exchange, scope, body, receive, Answer(exchange, route.path, send))
+            exchange = Exchange(state["caller"], version, state["facts"], began)
+            async with _admitted(exchange, route, receive, parts):
+                await self._answer(exchange, scope, body, receive, Answer(exchange, route.path, send))
         except ApiError as error:
             await error.response()(scope, receive, send)
+        except _ClientLeftError:
+            pass
 
     async def _answer(self, exchange: Exchange, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
         """Let vLLM answer the rewritten body."""
@@ -79,19 +81,49 @@ class Gate:
             CURRENT.reset(token)
 
 
+class _ClientLeftError(Exception):
+    """Nobody is there any more to be answered."""
+
+
 @asynccontextmanager
-async def _place(exchange: Exchange, route: Route, parts: GateParts) -> AsyncIterator[None]:
-    """Wait until the version is on the device, where the route generates; the engine's request takes the place over."""
-    async with exchange.place:
-        version = exchange.version
-        if version is not None and route.generates:
-            try:
-                await exchange.place.enter_async_context(exchange.hold(parts.catalog.plan, parts.load_timeout_s))
-            except ApiError as error:
-                seconds = time.monotonic() - exchange.began
-                parts.metrics.request_finished(version.name, error.code, 0, 0, seconds)
-                raise
-        yield
+async def _admitted(exchange: Exchange, route: Route, receive: Receive, parts: GateParts) -> AsyncIterator[None]:
+    """Keep the version alive and, where the route generates, wait until it is on the device; the engine's request takes
+    that place over. Raises ApiError, or _ClientLeftError."""
+    version = exchange.version
+    with ExitStack() as kept:
+        async with exchange.place:
+            if version is not None:
+                try:
+                    kept.enter_context(parts.catalog.lease(version))
+                    if route.generates:
+                        await _while_there(receive, exchange.take_place(parts.catalog.plan, parts.load_timeout_s))
+                except (ApiError, _ClientLeftError) as error:
+                    if route.generates:
+                        reason = error.code if isinstance(error, ApiError) else "abort"
+                        seconds = time.monotonic() - exchange.began
+                        parts.metrics.request_finished(version.name, reason, 0, 0, seconds)
+                    raise
+            yield
+
+
+async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` for a client that waits. Raises _ClientLeftError: uvicorn tells only who asks that it left."""
+    doing, leaving = asyncio.create_task(work), asyncio.create_task(_leave(receive))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise _ClientLeftError
+        await doing
+    finally:
+        doing.cancel()
+        leaving.cancel()
+        await asyncio.wait((doing, leaving))
+
+
+async def _leave(receive: Receive) -> None:
+    """Return when the client goes away; its body was read to the end."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _resolve(values: dict[str, Any], catalog: Catalog, caller: Any) -> Version | None:

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
 from server.catalog import Catalog
@@ -23,7 +23,7 @@ from server.errors import ApiError
 from server.exchange import CURRENT, Exchange
 from server.limits import KeyLimits
 from server.meter import Meter
-from server.metrics import AdapterMetrics
+from server.metrics import REFUSED, AdapterMetrics
 from server.versions import Version, adapter_deleted
 
 
@@ -53,6 +53,7 @@ class Inference:
                 async with AsyncExitStack() as stack:
                     own_id = f"{request_id}-{uuid4().hex}"  # clients choose theirs: two may be alike
                     await stack.enter_async_context(self._place(version, own_id, exchange))
+                    meter.given(prompt)
                     outputs = inner(prompt, sampling_params, own_id, lora_request=lora_request, **options)
                     async for output in await stack.enter_async_context(aclosing(outputs)):
                         reason = meter.saw(output) or reason
@@ -60,6 +61,10 @@ class Inference:
                         yield output
             except (GeneratorExit, asyncio.CancelledError):
                 reason = reason if meter.finished else "abort"
+                meter.left()
+                raise
+            except (VLLMValidationError, ValueError):
+                reason = reason if meter.has_seen else REFUSED
                 raise
             except ApiError as error:
                 reason = error.code

@@ -20,16 +20,30 @@ class Meter:
         self.began = began
         self.prompt_tokens = 0
         self.generation_tokens = 0
-        self.finished = False
-        self._given_to_engine = time.monotonic()
+        self.has_seen = self.finished = False
+        self._given_at = time.monotonic()
+        self._given_tokens = 0
         self._first: float | None = None
         self._between: list[tuple[float, int]] = []
         self._last: dict[int, float] = {}
         self._counted: dict[int, int] = {}
 
+    def given(self, prompt: Any) -> None:
+        """The engine has the request from now on, as an input of vLLM's: tokens, or what has none."""
+        self._given_at = time.monotonic()
+        self._given_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
+
+    def left(self) -> None:
+        """Its client is gone. The prompt counts as it was given, also where no output came that says so.
+
+        What was generated for an answer at once does not: a cancelled `generate` gives no output any more, and vLLM
+        tells nobody else. (Only an abort by id, while somebody still reads, brings out an output with all tokens.)
+        """
+        self.prompt_tokens = self.prompt_tokens or self._given_tokens
+
     def saw(self, output: Any) -> str | None:
         """Count one output of the engine; the finish reason, if it is the last."""
-        now = time.monotonic()
+        now, self.has_seen = time.monotonic(), True
         if output.prompt_token_ids is not None:
             self.prompt_tokens = len(output.prompt_token_ids)
         reason: str | None = None
@@ -69,7 +83,7 @@ class Meter:
     def _take_stamps(self, stamps: Any) -> None:
         """vLLM's own times of a request that was not streamed; of several choices, those of the one that ended last."""
         if stamps.first_token_latency > 0:
-            self._first = self._given_to_engine - self.began + stamps.first_token_latency
+            self._first = self._given_at - self.began + stamps.first_token_latency
         gaps = [tokens - 1 for tokens in self._counted.values() if tokens > 1]
         if gaps and stamps.last_token_ts > stamps.first_token_ts > 0:
             each = (stamps.last_token_ts - stamps.first_token_ts) / max(gaps)

@@ -5,7 +5,7 @@ values of a closed list. So the number of series is bounded by `max_adapters`, w
 State (what runs, what is resident) is in `server.metrics_state`, the page itself in `server.metrics_page`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
 from typing import Literal
 
@@ -15,15 +15,18 @@ from prometheus_client.metrics import MetricWrapperBase
 from server.metrics_names import OTHER, AdapterNames
 
 DEFAULT_MAX_ADAPTERS = 500
+MAX_EXPERTS = 64
 
 LoadTier = Literal["host", "device"]
 LoadResult = Literal["ok", "failed"]
 
 UNLISTED = "error"
-# OpenAI's and vLLM's finish reasons, then the codes with which a request ends early.
+REFUSED = "invalid_request"
+# OpenAI's and vLLM's finish reasons, then the codes with which a request ends early: REFUSED by vLLM's engine, before
+# its first output, for what its client asked of it.
 FINISH_REASONS = (
     *("stop", "length", "tool_calls", "content_filter", "repetition", "abort", "error"),
-    *("adapter_deleted", "adapter_output_invalid", "adapter_unavailable"),
+    *("adapter_deleted", "adapter_output_invalid", "adapter_unavailable", REFUSED),
 )
 # Of these a series exists from the adapter's first request on: `increase()` misses the step that creates one.
 EXPECTED_FINISH_REASONS = ("stop", "length", "abort", "error", "adapter_deleted", "adapter_output_invalid")
@@ -95,6 +98,10 @@ class AdapterMetrics:
             "From a request's arrival to its end.",
             adapter, registry=registry, buckets=E2E_BUCKETS,
         )  # fmt: skip
+        self._expert_tokens = Counter(
+            "perft_expert_tokens_total", "Tokens of sampled steps that each expert of an adapter worked on.",
+            ("adapter", "expert"), registry=registry,
+        )  # fmt: skip
 
     def _make_server_metrics(self, registry: CollectorRegistry) -> None:
         self._load_seconds = Histogram(
@@ -123,17 +130,14 @@ class AdapterMetrics:
         for outcome in UPLOAD_RESULTS:
             self._uploads.labels(outcome)
 
-    def _per_adapter(self) -> tuple[MetricWrapperBase, ...]:
-        return (
-            *(self._requests, self._prompt_tokens, self._generation_tokens),
-            *(self._first_token, self._inter_token, self._e2e),
-        )
+    def _by_adapter_alone(self) -> tuple[MetricWrapperBase, ...]:
+        return self._prompt_tokens, self._generation_tokens, self._first_token, self._inter_token, self._e2e
 
     def _create_series(self, label: str) -> None:
         """Let the counters of `label` be seen at 0 before they count."""
         for reason in EXPECTED_FINISH_REASONS:
             self._requests.labels(label, reason)
-        for metric in self._per_adapter()[1:]:
+        for metric in self._by_adapter_alone():
             metric.labels(label)
 
     def _label(self, adapter: str | None) -> str:
@@ -168,6 +172,16 @@ class AdapterMetrics:
             for _ in range(tokens):
                 histogram.observe(seconds / tokens)
 
+    def experts_worked(self, adapter: str, tokens: Sequence[int]) -> None:
+        """Each expert of one version worked on so many more tokens; experts from MAX_EXPERTS on count as one."""
+        shown = {str(expert): count for expert, count in enumerate(tokens[:MAX_EXPERTS])}
+        if len(tokens) > MAX_EXPERTS:
+            shown[OTHER] = sum(tokens[MAX_EXPERTS:])
+        with self._lock:
+            label = self._label(adapter)
+            for expert, count in shown.items():
+                self._expert_tokens.labels(label, expert).inc(count)
+
     def load_finished(self, tier: LoadTier, seconds: float, result: LoadResult) -> None:
         """An adapter was brought to a tier, or could not be."""
         self._loads.labels(result).inc()
@@ -186,7 +200,7 @@ class AdapterMetrics:
         """The name is gone: its series go, and its place is free."""
         with self._lock:
             if self._names.release(adapter):
-                for metric in self._per_adapter():
+                for metric in (self._requests, self._expert_tokens, *self._by_adapter_alone()):
                     metric.remove_by_labels({"adapter": adapter})
 
     def labels_of(self, active: Iterable[str], idle: Iterable[str]) -> dict[str, str]:

@@ -6,11 +6,12 @@ from starlette.responses import Response
 
 from server.contract_route import ContractRoute
 from server.metrics_page import respond
+from server.openapi import refusals
 
 router = APIRouter(route_class=ContractRoute, tags=["server"])
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=refusals(401, 403))
 async def metrics(request: Request) -> Response:
     """Every metric of vLLM's and of the adapters, in Prometheus' text format."""
     state = request.app.state

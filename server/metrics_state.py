@@ -1,4 +1,4 @@
-"""Owns the metrics that are read when somebody scrapes: what runs, waits, is resident, and what the workers counted.
+"""Owns the metrics that are read when somebody scrapes: what runs, waits and is resident.
 
 Invariant: one scrape shows one snapshot; nothing is remembered between two.
 """
@@ -6,18 +6,16 @@ Invariant: one scrape shows one snapshot; nothing is remembered between two.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.metrics import AdapterMetrics
-from server.metrics_names import OTHER
 
 Tier = Literal["device", "host", "disk"]
 
-MAX_EXPERTS = 64
 MAX_LIST_CHARACTERS = 16_384
 
 
@@ -39,21 +37,18 @@ class AdapterState:
 class StateSnapshot:
     """What the server holds now. max_lora: adapters that one step can serve.
 
-    store_free_bytes: what the store's disk still takes (None: not known, not shown). expert_tokens: adapter -> tokens
-    each of its experts worked on (sampled, since the server started).
+    store_free_bytes: what the store's disk still takes (None: not known, not shown).
     """
 
     adapters: Mapping[str, AdapterState]
     max_lora: int
     base_running: int = 0
-    base_waiting: int = 0
     device_rows_used: int = 0
     device_rows_total: int = 0
     store_bytes: int = 0
     store_free_bytes: int | None = None
     moe_layers: int = 0
     step_load_bytes: int = 0
-    expert_tokens: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 Totals = dict[tuple[str, ...], float]
@@ -62,10 +57,8 @@ Totals = dict[tuple[str, ...], float]
 class StateCollector(Collector):
     """Asks for a snapshot at every scrape, on whatever thread that runs: `snapshot` answers from memory."""
 
-    def __init__(
-        self, metrics: AdapterMetrics, snapshot: Callable[[], StateSnapshot], max_experts: int = MAX_EXPERTS
-    ) -> None:
-        self._metrics, self._snapshot, self._max_experts = metrics, snapshot, max_experts
+    def __init__(self, metrics: AdapterMetrics, snapshot: Callable[[], StateSnapshot]) -> None:
+        self._metrics, self._snapshot = metrics, snapshot
 
     def describe(self) -> list[Metric]:
         """The families without samples, for the registry's check that no name is given twice."""
@@ -78,12 +71,6 @@ class StateCollector(Collector):
         labels = self._labels(state)
         yield from self._adapter_families(state, labels)
         yield from _server_families(state)
-        yield _counter(
-            "perft_expert_tokens",
-            "Tokens of sampled steps that each expert of an adapter worked on.",
-            ("adapter", "expert"),
-            self._expert_totals(state, labels),
-        )
         yield lora_requests_info(state, time.time())
 
     def _labels(self, state: StateSnapshot) -> dict[str, str]:
@@ -93,7 +80,7 @@ class StateCollector(Collector):
 
     def _adapter_families(self, state: StateSnapshot, labels: Mapping[str, str]) -> Iterator[Metric]:
         running: Totals = defaultdict(float, {(self._metrics.base_name,): state.base_running})
-        waiting: Totals = defaultdict(float, {(self._metrics.base_name,): state.base_waiting})
+        waiting: Totals = defaultdict(float, {(self._metrics.base_name,): 0})
         resident: Totals = defaultdict(float)
         for name, adapter in state.adapters.items():
             running[(labels[name],)] += adapter.running
@@ -109,14 +96,6 @@ class StateCollector(Collector):
             ("adapter", "tier"),
             resident,
         )
-
-    def _expert_totals(self, state: StateSnapshot, labels: Mapping[str, str]) -> Totals:
-        totals: Totals = defaultdict(float)
-        for name, tokens in state.expert_tokens.items():
-            for expert, count in enumerate(tokens):
-                shown = str(expert) if expert < self._max_experts else OTHER
-                totals[labels.get(name, OTHER), shown] += count
-        return totals
 
 
 def _server_families(state: StateSnapshot) -> Iterator[Metric]:
@@ -167,13 +146,6 @@ def _joined(names: Mapping[str, int]) -> str:
 
 def _gauge(name: str, documentation: str, labels: Sequence[str], totals: Totals) -> Metric:
     family = GaugeMetricFamily(name, documentation, labels=labels)
-    for values, total in totals.items():
-        family.add_metric(values, total)
-    return family
-
-
-def _counter(name: str, documentation: str, labels: Sequence[str], totals: Totals) -> Metric:
-    family = CounterMetricFamily(name, documentation, labels=labels)
     for values, total in totals.items():
         family.add_metric(values, total)
     return family

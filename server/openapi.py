@@ -19,7 +19,6 @@ ERRORS = {
     405: "method_not_allowed",
     408: "upload_timeout: the body came too slowly",
     409: "name_conflict, version_active, active_changed or device_full",
-    410: "adapter_deleted: it was deleted meanwhile",
     413: "adapter_too_large",
     429: "quota_exceeded or rate_limited",
     503: "engine_unavailable or adapter_unavailable",

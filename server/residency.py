@@ -94,7 +94,8 @@ class ResidencyPlan:
 
     @property
     def rows_used(self) -> int:
-        return sum(r.need.rows for r in self._residents.values() if r.holds_place)
+        """Rows that are promised (from any thread)."""
+        return sum(r.need.rows for r in list(self._residents.values()) if r.holds_place)
 
     # Who asks
 

@@ -55,7 +55,7 @@ class Moves:
         resident.start("dropping")
         resident.on_host = False
         self._events.evicted("host")
-        self.spawn(self._drop(resident))
+        self.spawn(self._drop(resident, resident.any_owner))
 
     async def free(self, resident: Resident, last_owner: EngineAdapter) -> None:
         """Take what nobody owns any more off the device and the host. If it has an owner when that begins (another
@@ -126,9 +126,9 @@ class Moves:
             await self.tell(self._engine.evict(adapter))  # nobody knows how far it got
             raise
 
-    async def _drop(self, resident: Resident) -> None:
+    async def _drop(self, resident: Resident, owner: EngineAdapter) -> None:
         try:
-            await self.tell(self._engine.drop(resident.any_owner))
+            await self.tell(self._engine.drop(owner))
         finally:
             resident.settle()
             self._settled(None)

@@ -3,6 +3,7 @@
 Invariant: `attach` is the only way our routes get into an app, vLLM's or a test's.
 """
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request
@@ -15,6 +16,9 @@ from server.errors import ApiError
 from server.openapi import describe, refusals
 
 router = APIRouter(route_class=ContractRoute, tags=["server"])
+
+READY_LIMIT_S = 20.0
+"""An engine answers between two steps; a long one on a busy CPU takes seconds."""
 
 
 class Readiness(BaseModel):
@@ -31,7 +35,8 @@ async def ready(request: Request) -> Readiness:
     if engine is None:
         raise ApiError(503, "engine_unavailable", "the engine is starting")
     try:
-        status = await engine.status()
+        async with asyncio.timeout(READY_LIMIT_S):
+            status = await engine.status()
     except Exception as error:
         message = f"the engine does not answer ({type(error).__name__})"
         raise ApiError(503, "engine_unavailable", message) from error

@@ -6,14 +6,16 @@ and the tests' server with the fake engine are put together here alike.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from adapters import Limits, Store, StoreError
+from perft.memory import memory_bytes
 from server.audit import AuditLog
 from server.catalog import Catalog
 from server.drain import Drain, DrainGate
@@ -35,6 +37,7 @@ from server.settings import Settings
 from server.uploads import UploadLimits
 from server.versions import Version
 
+ExpertTokens = Mapping[int, tuple[int, ...]]
 COUNT_EVERY_S = 5.0
 ASK_LIMIT_S = 1.0
 """How long a scrape waits for the workers, who answer between two steps."""
@@ -47,12 +50,16 @@ class Names:
         self, metrics: AdapterMetrics, audit: AuditLog, table: dict[str, Any], entry: Callable[[Version], Any]
     ):
         self._metrics, self._audit, self._table, self._entry = metrics, audit, table, entry
+        self.of: dict[int, str] = {}
+        """Engine id of every version that is served -> its name."""
 
     def served(self, version: Version) -> None:
         self._table[version.id] = self._entry(version)
+        self.of[version.engine.engine_id] = version.name
 
     def gone(self, version: Version) -> None:
         self._table.pop(version.id, None)
+        self.of.pop(version.engine.engine_id, None)
 
     def name_gone(self, name: str) -> None:
         self._metrics.adapter_deleted(name)
@@ -113,8 +120,8 @@ class Runtime:
         )
         self.plan = ResidencyPlan(self.engine, capacity, self.metrics)
         intake = Intake(base, limits_of(self.settings), self.status.rows_total, check_lora)
-        names = Names(self.metrics, audit, table, entry)
-        self.catalog = Catalog(store, self.plan, intake, self.base_names, self.settings, names, abort)
+        self.names = Names(self.metrics, audit, table, entry)
+        self.catalog = Catalog(store, self.plan, intake, self.base_names, self.settings, self.names, abort)
         await self.catalog.start()
         self.secret = store.secret
         self._tasks.append(asyncio.get_running_loop().create_task(self._count()))
@@ -122,7 +129,7 @@ class Runtime:
             self._closers.append(serve_on(self.settings.metrics_bind, self.page))
 
     async def close(self) -> None:
-        """Stop what runs in the background and let the store go."""
+        """Stop what runs in the background and let the store go. A server that ends its process needs none of it."""
         for task in self._tasks:
             task.cancel()
         for close in self._closers:
@@ -159,23 +166,28 @@ class Runtime:
     async def _ask(self) -> None:
         with suppress(Exception):
             self.status = await self.engine.status()
-            self.counters = await self.engine.counters()
+            before, self.counters = self.counters, await self.engine.counters()
+            self._count_experts(before.expert_tokens, self.counters.expert_tokens)
+
+    def _count_experts(self, before: ExpertTokens, now: ExpertTokens) -> None:
+        """Count what the experts of every version that is still there did since the workers were last asked."""
+        for engine_id, tokens in now.items():
+            known = before.get(engine_id, ())
+            if engine_id in self.names.of and tokens != known:
+                grown = [count - then for count, then in zip_longest(tokens, known, fillvalue=0)]
+                self.metrics.experts_worked(self.names.of[engine_id], grown)
 
     def snapshot(self) -> StateSnapshot:
-        """What the server holds now, from memory."""
-        catalog = self.catalog
+        """What the server holds now, from memory. A scrape asks on a thread of its own."""
         adapters: dict[str, AdapterState] = {}
-        tokens: dict[str, list[int]] = {}
-        for name in catalog.names():
-            versions = [version for version in catalog.versions(name) if version.accepted is not None]
-            active = catalog.active(name)
-            adapters[name] = AdapterState(
-                running=sum(len(version.running) for version in versions),
-                waiting=sum(self.plan.waiting(version.engine) for version in versions),
-                tier=self.plan.tier(active.engine) if active is not None and active.accepted is not None else None,
+        for record, versions in self.catalog.look():
+            served = {version.number: version for version in versions if version.accepted is not None}
+            active = served.get(record.active or 0)
+            adapters[record.name] = AdapterState(
+                running=sum(len(version.running) for version in served.values()),
+                waiting=sum(self.plan.waiting(version.engine) for version in served.values()),
+                tier=self.plan.tier(active.engine) if active is not None else None,
             )
-            for version in versions:
-                _add_up(tokens.setdefault(name, []), self.counters.expert_tokens.get(version.engine.engine_id, ()))
         disk = os.statvfs(self.settings.adapter_store)
         return StateSnapshot(
             adapters=adapters,
@@ -183,11 +195,10 @@ class Runtime:
             base_running=self.base_running(),
             device_rows_used=self.plan.rows_used,
             device_rows_total=self.status.rows_total,
-            store_bytes=catalog.store_bytes(),
+            store_bytes=self.catalog.store_bytes(),
             store_free_bytes=disk.f_bavail * disk.f_frsize,
             moe_layers=self.status.moe_layers,
             step_load_bytes=self.counters.step_load_bytes,
-            expert_tokens={name: counts for name, counts in tokens.items() if counts},
         )
 
     async def _count(self) -> None:
@@ -210,10 +221,4 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def _a_tenth_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10
-
-
-def _add_up(total: list[int], more: tuple[int, ...]) -> None:
-    total.extend([0] * (len(more) - len(total)))
-    for expert, count in enumerate(more):
-        total[expert] += count
+    return memory_bytes() // 10

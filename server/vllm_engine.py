@@ -11,7 +11,7 @@ from vllm.lora.request import LoRARequest
 from perft.base import BaseShape
 from server.engine import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
 
-RPC_TIMEOUT_S = 60.0
+RPC_TIMEOUT_S, PATIENCE_S = 60.0, 5.0
 FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
 
 
@@ -87,7 +87,9 @@ class VllmEngine:
             raise AdapterLoadError(failed["reason"])
 
     async def _ask(self, method: str, *arguments: Any) -> list[Any]:
-        answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
+        """Ask every rank. Raises TimeoutError from an engine that hangs: vLLM's own limit is kept in that process."""
+        async with asyncio.timeout(RPC_TIMEOUT_S + PATIENCE_S):
+            answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
         return answers
 
 

@@ -18,7 +18,10 @@ from starlette.responses import PlainTextResponse
 from adapters.errors import StorageFullError
 from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from server.catalog import Catalog
+from server.engine import EngineAdapter, EngineCounters
 from server.errors import ApiError
+from server.models_routes import ModelList
+from server.runtime import Runtime
 from server.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
@@ -47,6 +50,14 @@ def catalog(client: TestClient) -> Catalog:
     assert isinstance(app, FastAPI)
     catalog: Catalog = app.state.perft_catalog
     return catalog
+
+
+@pytest.fixture
+def runtime(client: TestClient) -> Runtime:
+    app = client.app
+    assert isinstance(app, FastAPI)
+    runtime: Runtime = app.state.perft_runtime
+    return runtime
 
 
 @pytest.fixture
@@ -148,6 +159,22 @@ def test_a_bad_page_names_the_parameter(client: TestClient, query: dict[str, Any
     assert param in refused(client.get("/v1/adapters", params=query), 400, "invalid_request", param)
 
 
+def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, catalog: Catalog) -> None:
+    for name in "abcde":
+        upload(name, 0)
+    built: list[str] = []
+    build = catalog._object
+
+    def watched(name: str) -> AdapterObject:
+        built.append(name)
+        return build(name)
+
+    catalog._object = watched  # type: ignore[method-assign]
+    page = client.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
+    assert [adapter["name"] for adapter in page["data"]] == ["c", "d"] and page["next"] == "d"
+    assert len(built) <= 3
+
+
 def test_one_adapter_and_one_version(client: TestClient, upload: Upload) -> None:
     uploaded = upload("poet", 0).json()
     assert client.get("/v1/adapters/poet").json() == uploaded
@@ -244,6 +271,21 @@ def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
     assert client.get("/v1/adapters/poet").json() == before
 
 
+def test_a_label_that_no_key_has_is_refused_with_those_there_are(
+    client: TestClient, upload: Upload, catalog: Catalog
+) -> None:
+    upload("poet", 0)
+    answer = client.patch("/v1/adapters/poet", json={"allowed_keys": ["alice", "alcie", "admin"]})
+    message = refused(answer, 400, "invalid_request", "allowed_keys")
+    assert "'admin', 'alcie'" in message and "alice, bob" in message
+    assert client.get("/v1/adapters/poet").json()["allowed_keys"] is None
+    catalog._records["poet"] = catalog._records["poet"].changed(allowed_keys=("retired",))
+    answer = client.patch("/v1/adapters/poet", json={"allowed_keys": ["retired", "bob"]})
+    assert answer.json()["allowed_keys"] == ["retired", "bob"], "a key may go before the adapter's list does"
+    assert client.patch("/v1/adapters/poet", json={"allowed_keys": []}).json()["allowed_keys"] == []
+    refused(client.patch("/v1/adapters/nobody", json={"allowed_keys": ["x"]}), 404, "adapter_not_found", "name")
+
+
 def test_an_empty_patch_is_told_what_may_be_changed(client: TestClient, upload: Upload) -> None:
     upload("poet", 0)
     message = refused(client.patch("/v1/adapters/poet", json={}), 400, "invalid_request")
@@ -285,6 +327,8 @@ def test_a_key_sees_only_what_it_may_use(client: TestClient, upload: Upload) -> 
 def test_models_are_the_base_and_every_servable_name(client: TestClient, upload: Upload, tmp_path: Path) -> None:
     upload("poet", 0), upload("poet", 1), upload("idle", 2, activate="false")
     listed = client.get("/v1/models")
+    assert listed.headers["content-type"] == "application/json"
+    assert ModelList.model_validate(listed.json()).model_dump() == listed.json()
     cards = {card["id"]: card for card in listed.json()["data"]}
     assert {name: card["parent"] for name, card in cards.items()} == {"base": None, "org/alias": None, "poet": "base"}
     created = client.get("/v1/adapters/poet/versions/2").json()["created"]
@@ -330,3 +374,67 @@ def test_downloads_leave_no_file_open(client: TestClient, upload: Upload) -> Non
     for _ in range(20):
         assert client.get("/v1/adapters/poet/versions/1/files/weights").status_code == 200
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_an_upload_that_fails_unforeseen_is_counted(
+    client: TestClient, upload: Upload, catalog: Catalog, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("nobody expected this")
+
+    def counted() -> float:
+        return runtime.registry.get_sample_value("perft_uploads_total", {"result": "error"}) or 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.adapter_routes.receive_upload", fail)
+        refused(upload("poet", 0), 500, "internal_error")
+    assert counted() == 1
+    catalog.stage = fail  # type: ignore[method-assign]
+    refused(upload("poet", 0), 500, "internal_error")
+    assert counted() == 2
+
+
+def test_a_scrape_survives_a_delete(upload: Upload, catalog: Catalog, runtime: Runtime) -> None:
+    """A scrape looks from a thread of its own while the event loop changes what is there."""
+    upload("clerk", 0), upload("ode", 1), upload("poet", 2)
+    tier, ode, poet = runtime.plan.tier, catalog._versions["ode"].pop(1), catalog._by_id["poet@1"]
+
+    def meanwhile(engine: EngineAdapter) -> Any:
+        catalog._records.pop("poet", None), catalog._versions.pop("poet", None)
+        return tier(engine)
+
+    runtime.plan.tier = meanwhile  # type: ignore[method-assign]
+    seen = runtime.snapshot().adapters
+    assert seen["clerk"].tier == "host" and seen["ode"].tier is None
+    catalog._enter(ode), catalog._enter(poet)
+
+
+def test_tokens_of_experts_never_fall_while_the_name_is_there(
+    client: TestClient, upload: Upload, engine: FakeEngine, catalog: Catalog
+) -> None:
+    upload("poet", 0), upload("poet", 1)
+    ids = {number: catalog._by_id[f"poet@{number}"].engine.engine_id for number in (1, 2)}
+
+    def seen(**counts: tuple[int, ...]) -> list[float]:
+        engine.counted = EngineCounters(expert_tokens={ids[int(key[1:])]: value for key, value in counts.items()})
+        lines = client.get("/metrics").text.splitlines()
+        return [
+            float(line.split()[-1]) for line in lines if line.startswith('perft_expert_tokens_total{adapter="poet"')
+        ]
+
+    assert seen() == []
+    assert seen(v1=(5, 3)) == [5, 3]
+    assert seen(v1=(6, 3), v2=(1, 0, 2)) == [7, 3, 2]
+    assert seen(v1=(6, 3), v2=(1, 0, 2)) == [7, 3, 2]
+    client.delete("/v1/adapters/poet/versions/1")
+    wait_until_gone(client, "/v1/adapters/poet/versions/1")
+    assert seen(v2=(1, 1, 2)) == [7, 4, 2]
+    assert seen(v1=(9, 9), v2=(1, 1, 2)) == [7, 4, 2], "an answer that was under way"
+    client.delete("/v1/adapters/poet")
+    wait_until_gone(client, "/v1/adapters/poet")
+    assert seen(v2=(2, 2, 2)) == []
+
+
+def test_the_document_says_that_the_metrics_may_be_refused(client: TestClient) -> None:
+    answers = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]
+    assert set(answers) == {"200", "401", "403"}

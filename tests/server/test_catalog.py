@@ -397,6 +397,7 @@ async def test_a_damaged_content_is_mended_by_an_upload_under_any_name(folder: P
     async with opened(folder) as desk:
         for name in ("poet", "bard"):
             await desk.upload(name, 1)
+        await desk.patch("bard", pinned=True)
         blob = desk.store.folder(desk.found("poet").record.digest)
     (blob / WEIGHTS_FILE).unlink()
     async with opened(folder) as desk:
@@ -405,6 +406,7 @@ async def test_a_damaged_content_is_mended_by_an_upload_under_any_name(folder: P
             assert version.state == "failed" and WEIGHTS_FILE in (version.reason or ""), version.reason
         adapter, created = await desk.upload("poet", 1)
         assert not created and adapter.versions[0].state == "ready"
+        await desk.until(lambda: desk.is_on_device("bard@1"))  # which is pinned
         async with desk.request("poet"), desk.request("bard"):
             pass
 
@@ -616,20 +618,24 @@ async def test_other_changes_go_on_while_a_version_loads(folder: Path) -> None:
 
 
 @on_a_loop
-async def test_a_new_version_that_is_deleted_while_it_loads(folder: Path) -> None:
+async def test_a_delete_waits_for_the_load_of_its_own_name(folder: Path) -> None:
     engine = FakeEngine(delays={"prepare": 0.1})
     async with opened(folder, engine) as desk:
-        for name, version in (("poet", 1), ("cook", None)):
-            upload = await started(desk.upload(name), lambda: len(engine.on_host) == 0 and bool(engine.calls), desk)
-            await desk.catalog.delete(name, version, ADMIN)
-            async with refused("adapter_deleted", 410):
-                await upload
-            await desk.until_gone(name)
-            assert [action for action, _ in desk.watcher.records] == ["upload", "delete"]
-            desk.watcher.records.clear()
-            engine.calls.clear()
-        assert not engine.on_host and desk.watcher.uploads == ["adapter_deleted"] * 2
-        assert (await desk.upload("poet"))[0].active is not None
+        upload = await started(desk.upload("poet"), lambda: ("prepare", "poet@1") in engine.calls, desk)
+        deleted = await desk.catalog.delete("poet", None, ADMIN)
+        assert (await upload)[0].active == 1 and deleted.active is None
+        await desk.until_gone("poet")
+        assert [action for action, _ in desk.watcher.records] == ["upload", "delete"] and not engine.on_host
+
+
+@on_a_loop
+async def test_uploads_at_once_are_activated_in_their_order(folder: Path) -> None:
+    engine = FakeEngine(delays={"prepare": 0.2})
+    async with opened(folder, engine) as desk:
+        first = await started(desk.upload("poet", 1), lambda: ("prepare", "poet@1") in engine.calls, desk)
+        engine.delays["prepare"] = 0
+        assert (await desk.upload("poet", 2))[0].active == 2 and first.done()
+        assert desk.found("poet").number == 2
 
 
 @on_a_loop

@@ -148,13 +148,16 @@ class Door:
         assert not self.desk.catalog.plan._running and not self.desk.catalog.plan._waiters
 
 
-def sending(*chunks: bytes, last: str = "http.disconnect") -> Receive:
-    """A client's body, then silence or its end."""
+def sending(*chunks: bytes, leaves: asyncio.Event | None = None) -> Receive:
+    """A client's body, then silence until it leaves."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages[-1]["more_body"] = False
 
     async def receive() -> Message:
-        return messages.pop(0) if messages else {"type": last}
+        if messages:
+            return messages.pop(0)
+        await (leaves or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
 
     return receive
 
@@ -442,10 +445,18 @@ async def test_a_client_that_leaves_while_it_waits_for_the_device(folder: Path) 
         door.desk.engine.delays["place"] = 0.2
         asked = asyncio.create_task(door.ask({"model": "poet"}))
         await door.desk.until(lambda: ("place", "poet@1") in door.desk.engine.calls)
+        leaves = asyncio.Event()
+        other = asyncio.create_task(door.ask({}, receive=sending(b'{"model": "poet"}', leaves=leaves)))
+        await door.desk.until(lambda: door.desk.catalog.plan.waiting(door.desk.engine_adapter("poet@1")) == 2)
+        leaves.set()
+        assert not (await other).messages
+        assert door.desk.catalog.plan.waiting(door.desk.engine_adapter("poet@1")) == 1, "it waits on for nobody"
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         assert not door.vllm.bodies
         door.check_nothing_is_held()
+        labels = {"adapter": "poet", "finish_reason": "abort"}
+        assert door.registry.get_sample_value("perft_adapter_requests_total", labels) == 1
         await door.desk.until(lambda: door.desk.is_on_device("poet@1"))
 
 
@@ -458,6 +469,16 @@ async def test_an_adapter_that_cannot_be_loaded_is_503_and_counted(folder: Path)
         labels = {"adapter": "poet", "finish_reason": "adapter_unavailable"}
         assert door.registry.get_sample_value("perft_adapter_requests_total", labels) == 1
         assert not door.vllm.bodies
+
+
+@on_a_loop
+async def test_a_version_that_can_never_be_served_is_503_and_counted(folder: Path) -> None:
+    async with doors(folder) as door:
+        door.desk.found("poet").accepted = None
+        answered = await door.ask({"model": "poet"})
+        assert (answered.status, answered.code) == (503, "adapter_unavailable")
+        labels = {"adapter": "poet", "finish_reason": "adapter_unavailable"}
+        assert door.registry.get_sample_value("perft_adapter_requests_total", labels) == 1
 
 
 @on_a_loop

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
 from server.errors import ApiError
@@ -91,7 +91,8 @@ class Around:
         version = version or (None if exchange is None else exchange.version)
         request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.engine)
         params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind))
-        stream: Any = self.client.generate("a prompt", params, "client-chose-this", lora_request=request, **more)
+        prompt = {"prompt_token_ids": PROMPT}
+        stream: Any = self.client.generate(prompt, params, "client-chose-this", lora_request=request, **more)
         return stream  # type: ignore[no-any-return]
 
     def counted(self, adapter: str, reason: str) -> float:
@@ -134,7 +135,7 @@ async def test_outputs_pass_and_options_too(folder: Path) -> None:
         for model in ("poet", None):
             assert await around.ask(around.exchange(model), priority=3) == around.client.script
             asked = around.client.asked[-1]
-            assert (asked["prompt"], asked["priority"]) == ("a prompt", 3)
+            assert (asked["prompt"], asked["priority"]) == ({"prompt_token_ids": PROMPT}, 3)
         poets, bases = around.client.asked
         assert poets["lora_request"].lora_name == "poet@1" and bases["lora_request"] is None
         assert poets["request_id"] != bases["request_id"], "two clients may choose one id"
@@ -245,6 +246,23 @@ async def test_an_exception_of_the_engine_is_an_error_and_no_abort(folder: Path)
 
 
 @on_a_loop
+async def test_what_the_engine_refuses_is_its_clients_mistake_and_costs_nothing(folder: Path) -> None:
+    """An alert advises rolling an adapter back whose requests end in "error"."""
+    async with surroundings(folder) as around:
+        for error in (VLLMValidationError("found a bad logit_bias"), ValueError("found a bad grammar")):
+            exchange = around.exchange("poet")
+            around.client.script = [error]
+            with pytest.raises(type(error)):
+                await around.ask(exchange)
+            assert exchange.facts.prompt_tokens == 0
+        assert (around.counted("poet", "invalid_request"), around.counted("poet", "error")) == (2, 0)
+        around.client.script = [output(1), ValueError("no client's mistake any more")]
+        with pytest.raises(ValueError, match="no client's"):
+            await around.ask(around.exchange("poet"))
+        assert (around.counted("poet", "invalid_request"), around.counted("poet", "error")) == (2, 1)
+
+
+@on_a_loop
 async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) -> None:
     async with surroundings(folder) as around:
         aborted = asyncio.Event()
@@ -342,6 +360,30 @@ async def test_what_ends_early_is_charged_for_what_it_used(folder: Path) -> None
         await stream.aclose()
         with pytest.raises(ApiError, match="tokens per minute"):
             around.limits.check("alice")
+
+
+@on_a_loop
+async def test_who_leaves_before_the_only_output_pays_for_the_prompt(folder: Path) -> None:
+    async with surroundings(folder) as around:
+        around.client.script, exchange = [asyncio.Event().wait], around.exchange("poet")
+        asked = asyncio.create_task(around.ask(exchange, "FINAL_ONLY"))
+        await around.desk.until(lambda: bool(around.client.asked))
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert exchange.facts.prompt_tokens == len(PROMPT) and around.counted("poet", "abort") == 1
+        assert around.measured("perft_adapter_prompt_tokens_total", "poet") == len(PROMPT)
+
+
+@on_a_loop
+async def test_who_leaves_before_the_engine_had_the_request_pays_nothing(folder: Path) -> None:
+    async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
+        async with around.desk.request("clerk"):
+            exchange = around.exchange("poet")
+            asked = asyncio.create_task(around.ask(exchange))
+            await around.desk.until(lambda: around.desk.catalog.plan.waiting(around.desk.engine_adapter("poet@1")) == 1)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        assert exchange.facts.prompt_tokens == 0 and not around.client.asked
 
 
 @on_a_loop

@@ -133,3 +133,34 @@ def test_what_gave_no_token_tells_nothing(kind: str, clock: Clock) -> None:
     assert meter.finished and meter.generation_tokens == 0 and not any(told(meter).values())
     never_answered = new_meter(kind)
     assert not never_answered.finished and not any(told(never_answered).values())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [({"prompt_token_ids": [1, 2, 3]}, 3), ({"prompt_embeds": 0}, 0), ("text", 0)]
+)
+def test_whose_client_leaves_pays_for_the_prompt_that_the_engine_was_given(
+    prompt: Any, tokens: int, clock: Clock
+) -> None:
+    meter = new_meter("FINAL_ONLY")
+    meter.left()
+    assert meter.prompt_tokens == 0, "it still waited for its adapter"
+    meter.given(prompt)
+    assert meter.prompt_tokens == 0
+    meter.left()
+    assert (meter.prompt_tokens, meter.generation_tokens) == (tokens, 0)
+
+
+def test_what_an_output_said_of_the_prompt_goes_before_what_was_given(clock: Clock) -> None:
+    meter = new_meter("DELTA")
+    meter.given({"prompt_token_ids": [1, 2, 3]})
+    meter.saw(output((0, 1, None), prompt=7))
+    meter.left()
+    assert meter.prompt_tokens == 7
+
+
+def test_the_wait_for_a_place_counts_into_the_time_to_the_first_token(clock: Clock) -> None:
+    meter = new_meter("FINAL_ONLY")
+    clock.now += 2.0
+    meter.given("a prompt")
+    meter.saw(output((0, 1, "length"), finished=True, stamps=stamps(0.5, 0.0)))
+    assert told(meter)["first_sum"] == 2.5

@@ -56,7 +56,7 @@ SNAPSHOT = StateSnapshot(
         "draft": AdapterState(tier=None),
     },
     max_lora=8, base_running=4, device_rows_used=30, device_rows_total=100, store_bytes=7_000,
-    store_free_bytes=93_000, moe_layers=2, step_load_bytes=0, expert_tokens={"poet": (10, 0, 5)},
+    store_free_bytes=93_000, moe_layers=2, step_load_bytes=0,
 )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def finish(metrics: Metrics, adapter: str | None, reason: str = "stop") -> None:
 
 
 def test_names_types_and_labels_are_those_of_the_contract(metrics: Metrics) -> None:
+    metrics.events.experts_worked("poet", [10, 0, 5])
     said = dict(re.findall(r"^# TYPE (\S+) (\S+)$", metrics.text(), re.MULTILINE))
     assert said == {name: kind for name, (kind, _) in TYPES.items()}
     for name, series in metrics.samples().items():
@@ -192,12 +193,10 @@ def test_the_page_agrees_with_an_independent_count() -> None:
 def test_five_thousand_names_stay_under_the_cap() -> None:
     metrics = Metrics(max_adapters=500)
     names = [f"tenant-{number:04}" for number in range(5_000)]
-    metrics.state = replace(
-        SNAPSHOT, adapters={name: AdapterState(running=1, tier="device") for name in names},
-        expert_tokens={name: [1] * 1_000 for name in names},
-    )  # fmt: skip
+    metrics.state = replace(SNAPSHOT, adapters={name: AdapterState(running=1, tier="device") for name in names})
     for name in names:
         finish(metrics, name)
+        metrics.events.experts_worked(name, [1] * 1_000)
     found = metrics.samples()
     shown = {value for series in found.values() for key in series for label, value in key if label == "adapter"}
     assert len(shown) == 502, "500 names, the base and _other"
@@ -257,6 +256,29 @@ def test_deleting_what_holds_no_place_changes_nothing(metrics: Metrics) -> None:
     assert {BASE, "_other", "poet"} <= metrics.adapters_shown()
 
 
+def experts(metrics: Metrics, adapter: str) -> dict[str, float]:
+    found = metrics.samples().get("perft_expert_tokens_total", {})
+    return {dict(key)["expert"]: value for key, value in found.items() if dict(key)["adapter"] == adapter}
+
+
+def test_tokens_of_experts_are_added_up(metrics: Metrics) -> None:
+    for worked in ([10, 0, 5], [0, 0, 1], []):
+        metrics.events.experts_worked("poet", worked)
+    assert experts(metrics, "poet") == {"0": 10, "1": 0, "2": 6}, "an expert that never worked is seen at 0"
+    metrics.events.adapter_deleted("poet")
+    assert experts(metrics, "poet") == {}
+
+
+def test_what_others_experts_worked_stays_when_one_gets_a_place() -> None:
+    metrics = Metrics(max_adapters=1)
+    metrics.state = StateSnapshot({}, 8)
+    for name in ("first", "second"):
+        metrics.events.experts_worked(name, [4, 1])
+    metrics.events.adapter_deleted("first")
+    metrics.events.experts_worked("second", [2, 0])
+    assert experts(metrics, "second") == {"0": 2, "1": 0} and experts(metrics, "_other") == {"0": 4, "1": 1}
+
+
 def test_many_threads_lose_no_count_and_leave_no_deleted_series() -> None:
     deleted: set[str] = set()
     metrics = Metrics(max_adapters=4, is_known=lambda name: name not in deleted)
@@ -301,7 +323,6 @@ def test_state_is_read_at_every_scrape(metrics: Metrics) -> None:
     assert metrics.value("perft_device_rows_used") == 30 and metrics.value("perft_device_rows_total") == 100
     assert metrics.value("perft_store_bytes") == 7_000 and metrics.value("perft_moe_layers") == 2
     assert metrics.value("perft_step_load_bytes_total") == 0
-    assert metrics.value("perft_expert_tokens_total", adapter="poet", expert="2") == 5
     assert metrics.value("perft_store_free_bytes") == 93_000
     metrics.state = StateSnapshot({"poet": AdapterState(tier="disk")}, max_lora=8, step_load_bytes=9)
     assert metrics.value("perft_store_free_bytes") is None, "not known, not shown"
@@ -313,7 +334,7 @@ def test_state_is_read_at_every_scrape(metrics: Metrics) -> None:
 
 def test_idle_adapters_keep_no_place_from_those_in_use() -> None:
     metrics = Metrics(max_adapters=2)
-    metrics.state = replace(SNAPSHOT, adapters={"idle-1": AdapterState(), "idle-2": AdapterState()}, expert_tokens={})
+    metrics.state = replace(SNAPSHOT, adapters={"idle-1": AdapterState(), "idle-2": AdapterState()})
     assert metrics.adapters_shown() == {BASE, "_other", "idle-1", "idle-2"}, "while everything fits, by name"
     finish(metrics, "hot-1")
     finish(metrics, "hot-2")

@@ -2,20 +2,27 @@
 
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 
+from server import routes
 from server.engine import EngineStatus
 from tests.server.fake_server import build_app, settings_of
 from tests.server.fakes import FakeEngine
 
 
-def test_ready_says_whether_the_engine_carries_the_operator(tmp_path: Path) -> None:
+def test_ready_says_whether_the_engine_carries_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     with TestClient(build_app(settings_of(tmp_path / "store"), engine)) as client:
         assert client.get("/ready").json() == {"status": "ready", "moe_layers": 2}
         engine.answer = EngineStatus(0, None, 0, 0, problem="the layers are gone")
         answer = client.get("/ready")
         assert answer.status_code == 503 and "the layers are gone" in answer.json()["error"]["message"]
+        monkeypatch.setattr(routes, "READY_LIMIT_S", 0.05)
+        engine.delays["status"] = 3600
+        answer = client.get("/ready")
+        assert answer.status_code == 503 and "TimeoutError" in answer.json()["error"]["message"]
+        engine.delays.clear()
         engine.down = True
         answer = client.get("/ready")
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_unavailable"

@@ -873,6 +873,17 @@ def test_host_copies_of_what_is_on_the_device_go_first(play: Play) -> None:
     play(scenario, host=2)
 
 
+def test_a_version_that_is_removed_as_its_host_copy_goes_leaves_none(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        a, b = world.add("a"), world.add("b")
+        await world.plan.load(a)
+        await world.plan.load(b)
+        await world.plan.remove(world.known[0])
+        assert world.engine.on_host == {b.key}
+
+    play(scenario, host=1)
+
+
 def test_the_newest_host_copy_stays_whatever_the_budget(play: Play) -> None:
     async def scenario(world: World) -> None:
         large, other = world.add("large", 3), world.add("other", 3)

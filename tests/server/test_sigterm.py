@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +21,9 @@ LIMIT_S = 120
 
 
 @pytest.fixture
-def own_server(tiny_model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server that may be ended."""
-    limit = ("--shutdown-timeout-s", str(LIMIT_S))
-    running = tiny_server.start(tiny_model, tmp_path / "store", *tiny_server.KEY_ARGUMENTS, *limit)
+def own_server(tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server that may be ended, with the test's own options."""
+    running = tiny_server.start(tiny_model, tmp_path / "store", *tiny_server.KEY_ARGUMENTS, *request.param)
     yield running
     if running.process.poll() is None:
         os.killpg(running.process.pid, signal.SIGKILL)
@@ -43,6 +43,7 @@ def processes_of(server: ServerProcess) -> dict[int, str]:
     return found
 
 
+@pytest.mark.parametrize("own_server", [("--shutdown-timeout-s", str(LIMIT_S))], indirect=True)
 def test_streams_end_well_and_nothing_is_left(own_server: ServerProcess, tmp_path: Path) -> None:
     client, late = TinyClient(own_server.url), TinyClient(own_server.url)
     names = [f"ending-{number}" for number in range(3)]
@@ -64,6 +65,19 @@ def test_streams_end_well_and_nothing_is_left(own_server: ServerProcess, tmp_pat
     assert [(w.error, w.finish_reason, len(w.tokens)) for w in watched] == [(None, "length", TOKENS)] * STREAMS
     assert [w.model for w in watched] == models
     assert own_server.process.wait(LIMIT_S) == 0, own_server.log.read_text()[-3000:]
+    wait_until(lambda: processes_of(own_server) == {}, 10)
+
+
+@pytest.mark.parametrize("own_server", [("--shutdown-timeout-s", "1", "--upload-idle-timeout-s", "600")], indirect=True)
+def test_an_upload_that_does_not_come_keeps_no_server_from_ending(own_server: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", own_server.port)) as connection:
+        headers = f"Authorization: Bearer {tiny_server.KEYS['admin']}\r\nContent-Type: multipart/form-data; boundary=b"
+        lines = f"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n{headers}\r\n\r\n--b\r\n"
+        connection.sendall(lines.encode())
+        store = own_server.log.parent / "store"
+        wait_until(lambda: any((store / "staging").iterdir()))
+        own_server.process.send_signal(signal.SIGTERM)
+        assert own_server.process.wait(60) == 0, own_server.log.read_text()[-3000:]
     wait_until(lambda: processes_of(own_server) == {}, 10)
 
 

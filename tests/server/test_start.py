@@ -1,21 +1,29 @@
 """Which starts are refused, and with which words: names, folders, rows, flags, environment."""
 
+import asyncio
 import os
 import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from adapters import Limits
 from perft.engine.plugin import KILL_SWITCH
 from perft.engine.unsupported import FORBIDDEN_ENVIRONMENT
 from server.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
+from server.banner import banner
 from server.engine import EngineStatus
 from server.errors import StartError
 from server.serve import load_plugins, prepare_environment
+from server.settings import load
 from server.start import NamedFolder, check_folders, check_status, parse_named_folders, serve_at_start
+from server.warm_up import warm_up
 from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R, write_adapter
@@ -65,6 +73,25 @@ async def test_a_name_of_which_only_a_delete_is_left_is_a_new_one(store: Path) -
             await desk.catalog.delete("a", None, ADMIN)
             await serve_at_start(desk.catalog, [named(store, "a", 1)])
             assert desk.found("a").number == 2
+
+
+@on_a_loop
+async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> None:
+    settings = load(Namespace(perft_api_keys=["a=first-key"]))
+    async with opened(store) as desk:
+        await desk.upload("poet")
+        runtime: Any = SimpleNamespace(catalog=desk.catalog, base_names=["base"], settings=settings)
+        for flags, url, curl in (
+            ([], "http://127.0.0.1:8000/v1", "curl http://127.0.0.1:8000/v1"),
+            (["--host", "::1", "--port", "81"], "http://[::1]:81/v1", "curl http://[::1]:81/v1"),
+            (["--ssl-certfile", "/c"], "https://127.0.0.1:8000/v1", "curl https://127.0.0.1:8000/v1"),
+            (["--uds", "/run/a b"], "/run/a b", "curl --unix-socket '/run/a b' http://localhost/v1"),
+            (["--uds", "/s", "--ssl-certfile", "/c"], "/s", "curl --unix-socket /s https://localhost/v1"),
+        ):
+            said = banner(make_parser().parse_args(["/m", *flags]), runtime)
+            assert f"PERFT is serving at {url}: base 'base' and 1 adapters: poet. Try:" in said
+            assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
+            assert '"model": "poet"' in said and "first-key" not in said
 
 
 def test_a_server_that_carries_the_operator_nowhere_does_not_start() -> None:
@@ -193,6 +220,59 @@ def test_adapters_are_given_by_a_flag_that_repeats_without_a_warning(caplog: pyt
     assert "duplicate" not in caplog.text
 
 
+@pytest.mark.parametrize("order", [["/m", "--config", "FILE"], ["--config", "FILE", "/m"]])
+@pytest.mark.parametrize("listed", ["adapter: a=/x", "adapter: [a=/x]", "adapter: [a=/x, b=/y.z]"])
+def test_adapters_of_vllms_config_file_come_before_those_of_the_flags(
+    tmp_path: Path, order: list[str], listed: str
+) -> None:
+    path = tmp_path / "perft.yaml"
+    path.write_text(f"port: 8123\napi_key: [one=key-of-one, two=key-of-two]\n{listed}\n")
+    argv = [str(path) if item == "FILE" else item for item in order]
+    of_file = ["a=/x", "b=/y.z"] if "b=" in listed else ["a=/x"]
+    args = parse_arguments(argv)
+    assert (args.adapter, args.model_tag, args.port) == (of_file, "/m", 8123)
+    assert args.perft_api_keys == ["one=key-of-one", "two=key-of-two"]
+    args = parse_arguments([*argv, "--adapter", "c=/z", "--api-key=three=key-of-three"])
+    assert (args.adapter, args.model_tag) == ([*of_file, "c=/z"], "/m") and len(args.perft_api_keys) == 3
+
+
+def test_no_adapter_is_none() -> None:
+    assert not parse_arguments(["/m"]).adapter
+
+
+class WarmClient:
+    """vLLM's client, as the warm-up asks it."""
+
+    def __init__(self, max_logprobs: int) -> None:
+        self.model_config = SimpleNamespace(max_logprobs=max_logprobs)
+        self.asked: list[int | None] = []
+
+    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
+        self.asked.append(params.logprobs)
+        if params.logprobs and self.model_config.max_logprobs == 0:
+            raise VLLMValidationError("Requested sample logprobs of 1, which is greater than max allowed: 0")
+        yield
+
+
+@pytest.mark.parametrize(("max_logprobs", "asked"), [(0, None), (1, 1), (20, 1), (-1, 1)])
+def test_the_warm_up_asks_for_no_more_than_is_allowed(max_logprobs: int, asked: int | None) -> None:
+    client: Any = WarmClient(max_logprobs)
+    asyncio.run(warm_up(client))
+    assert client.asked == [asked]
+
+
+@pytest.mark.parametrize("error", [ValueError("found no tokens"), VLLMValidationError("found no tokens")])
+def test_a_warm_up_that_is_refused_refuses_the_start(error: Exception) -> None:
+    class Refusing(WarmClient):
+        async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
+            raise error
+            yield
+
+    client: Any = Refusing(1)
+    with pytest.raises(StartError, match="found no tokens"):
+        asyncio.run(warm_up(client))
+
+
 def test_no_model_is_no_start() -> None:
     with pytest.raises(StartError, match="found no model to serve"):
         prepare_arguments(make_parser().parse_args([]))
@@ -208,7 +288,7 @@ def test_slots_are_many_for_perft_and_few_for_vllms_own_lora() -> None:
 @pytest.mark.parametrize("name", [*FORBIDDEN_ENVIRONMENT, KILL_SWITCH])
 def test_a_switch_under_which_names_are_not_checked_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(StartError, match=f"{name}=1"):
+    with pytest.raises(StartError, match=f"{name}(=1)?: "):
         prepare_environment()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server import vllm_engine
 from server.engine import AdapterLoadError, EngineAdapter
 from server.vllm_engine import VllmEngine
 
@@ -48,3 +49,15 @@ def test_what_failed_on_one_rank_stays_on_none(move: str) -> None:
     with pytest.raises(AdapterLoadError, match="OSError: rank 1"):
         asyncio.run(getattr(VllmEngine(ranks), move)(POET))  # type: ignore[arg-type]
     assert ranks.held == [set(), set()]
+
+
+def test_an_engine_that_hangs_ends_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging:
+        async def collective_rpc(self, method: str, timeout: float, args: tuple[Any, ...]) -> list[Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(vllm_engine, "RPC_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(vllm_engine, "PATIENCE_S", 0.05)
+    with pytest.raises(TimeoutError):
+        asyncio.run(VllmEngine(Hanging()).prepare(POET))  # type: ignore[arg-type]

@@ -38,13 +38,10 @@ class State:
         """A version that is not active yet is on the way of an upload that activates."""
         existing = next((number for number, known in self.ready.items() if known == digest), None)
         number = NEW if existing is None else existing
-        starts = [self]
-        if self.ending and not self.ready:  # the record goes with the last that is ending, or the new one saves it
-            starts.append(replace(self, allowed_keys=None, pinned=False))
-        added = [replace(start, ready={**start.ready, number: digest}) for start in starts]
-        if not activate:
-            return Change([self], added)
-        return Change([self, *added], [replace(state, active=number) for state in added])
+        is_going = bool(self.ending) and not self.ready  # then the new version inherits nothing
+        start = replace(self, allowed_keys=None, pinned=False) if is_going else self
+        added = replace(start, ready={**start.ready, number: digest})
+        return Change([self, added], [replace(added, active=number)]) if activate else Change([self], [added])
 
     def deleted(self, number: int | None) -> Change:
         """A version, or all of them (None)."""
