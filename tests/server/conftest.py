@@ -29,3 +29,17 @@ def admin(server: ServerProcess) -> Iterator[TinyClient]:
     client = TinyClient(server.url, tiny_server.KEYS["admin"])
     yield client
     client.close()
+
+
+@pytest.fixture
+def alice(server: ServerProcess) -> Iterator[TinyClient]:
+    client = TinyClient(server.url, tiny_server.KEYS["alice"])
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bob(server: ServerProcess) -> Iterator[TinyClient]:
+    client = TinyClient(server.url, tiny_server.KEYS["bob"])
+    yield client
+    client.close()

@@ -16,7 +16,6 @@ from tests.server import tiny_server
 from tests.server.processes import ServerProcess
 from tests.server.tiny_server import (
     BASE_NAME,
-    KEYS,
     POOL_ADAPTERS,
     ROWS,
     Samples,
@@ -127,13 +126,6 @@ class Load:
         found = [(choice["finish_reason"], len(choice["token_ids"])) for choice in values["choices"]]
         assert values["usage"]["completion_tokens"] == sum(count for _, count in found)
         self._add(model, prompts, found)
-
-
-@pytest.fixture
-def alice(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, KEYS["alice"])
-    yield client
-    client.close()
 
 
 @pytest.fixture

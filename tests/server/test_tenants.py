@@ -11,7 +11,7 @@ import pytest
 
 from tests.server import tiny_server
 from tests.server.processes import ServerProcess
-from tests.server.tiny_server import BASE_NAME, BLOCK, KEYS, Answer, Samples, TinyClient, long_prompt
+from tests.server.tiny_server import BASE_NAME, BLOCK, Answer, Samples, TinyClient, long_prompt
 
 LENGTH = 200
 WHOLE = (LENGTH - 1) // BLOCK * BLOCK
@@ -22,20 +22,6 @@ GENERATING: dict[str, Callable[[str], dict[str, Any]]] = {
     "/v1/responses": lambda text: {"input": text, "max_output_tokens": 4},
     "/v1/messages": lambda text: {"messages": [{"role": "user", "content": text}], "max_tokens": 4},
 }
-
-
-@pytest.fixture
-def alice(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, KEYS["alice"])
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def bob(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, KEYS["bob"])
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -25,13 +25,6 @@ MOST_TOKENS = 384 - len(PROMPT)
 MADE_UP_NAMES, MADE_UP_LENGTH = 10_000, 2000
 
 
-@pytest.fixture
-def alice(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, KEYS["alice"])
-    yield client
-    client.close()
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("versions")

@@ -17,7 +17,7 @@ SERVER_MAY_USE = (
     "vllm.utils.argparse_utils.FlexibleArgumentParser",
     "vllm.lora.request.LoRARequest",
     "vllm.logger.configure_logging_from_args",
-    "vllm.exceptions.GracefulHTTPError",
+    "vllm.exceptions",
     "vllm.sampling_params.SamplingParams",
 )
 SERVER_MODULES_WITH_VLLM = ("arguments", "endpoint_plugin", "inference", "serve", "vllm_engine", "warm_up")
