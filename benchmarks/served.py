@@ -12,11 +12,11 @@ import httpx
 import torch
 
 from perft.base import BaseShape, base_of_config
+from server.demo.__main__ import ENVIRONMENT, base_arguments
 from server.demo.base import build, default_folder
 from tests.server.processes import ServerProcess, free_port, launch
 from tests.synthetic import RANDOM_R, write_adapter
 
-BASE_NAME = "demo-base"
 SHAPE = RANDOM_R | {"bottleneck": 16}
 """Four times as large as the adapters of the demo."""
 
@@ -47,15 +47,12 @@ def adapters(folder: Path, shape: BaseShape, count: int) -> list[Path]:
 @contextmanager
 def serving(base: Path, folder: Path, pool_adapters: int) -> Iterator[ServerProcess]:
     """`perft serve` as the demo runs it, without keys, with a store in `folder` and a pool of so many adapters."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     folder.mkdir()
-    port = free_port()
-    arguments = [
-        "-m", "server.cli", "serve", str(base), "--served-model-name", BASE_NAME, "--port", str(port),
-        "--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.5",
-        "--adapter-store", str(folder / "store"), "--pool-rows", str(pool_adapters * rows_of(shape_of(base))),
-    ]  # fmt: skip
-    running = launch(arguments, port, folder / "server.log")
+    port, rows = free_port(), pool_adapters * rows_of(shape_of(base))
+    arguments = ["-m", "server.cli", *base_arguments(base, port), "--adapter-store", str(folder / "store")]
+    running = launch([*arguments, "--pool-rows", str(rows)], port, folder / "server.log")
     try:
         running.wait_until("/ready")
         yield running

@@ -23,8 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.served import BASE_NAME, Client, adapters, calm, demo_base, percentile, serving, shape_of, write
+from benchmarks.served import Client, adapters, calm, demo_base, percentile, serving, shape_of, write
 from benchmarks.throughput import machine
+from server.demo.__main__ import BASE_NAME
 
 PHASES = ("alone", "asked", "swapped")
 STREAMED, SPARE = 3, 3

@@ -20,6 +20,10 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 
+IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The worker in the engine's process. With vLLM's default for CPUs the engine waits for it spinning, on a core that
+should compute."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m server.demo", description=__doc__)
@@ -43,11 +47,17 @@ def main() -> None:
 
 def serve_arguments(base: Path, port: int) -> list[str]:
     """The `perft serve` command of the demo."""
-    arguments = ["serve", str(base), "--served-model-name", BASE_NAME, "--port", str(port)]
-    arguments += ["--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.5"]
+    arguments = base_arguments(base, port)
     for adapter in sorted(path for path in ADAPTERS.iterdir() if path.is_dir()):
         arguments += ["--adapter", f"{adapter.name}={adapter}"]
     return arguments
+
+
+def base_arguments(base: Path, port: int) -> list[str]:
+    """The same without adapters."""
+    arguments = ["serve", str(base), "--served-model-name", BASE_NAME, "--port", str(port)]
+    arguments += ["--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.5"]
+    return [*arguments, "--distributed-executor-backend", IN_ENGINE]
 
 
 def make_admin_key() -> None:

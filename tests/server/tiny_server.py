@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perft.base import BaseShape
 from perft.config import AdapterConfig
+from server.demo.__main__ import IN_ENGINE
 from tests import tiny
 from tests.server.processes import ServerProcess, free_port, launch
 from tests.synthetic import RANDOM_R, write_adapter
@@ -53,7 +54,8 @@ def serve_arguments(model: Path, store: Path, port: int, *more: str) -> list[str
         "-m", "server.cli", "serve", str(model), "--served-model-name", BASE_NAME, "--dtype", "float32",
         "--max-model-len", "384", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.3", "--block-size", str(BLOCK),
         "--port", str(port), "--adapter-store", str(store), "--pool-rows", str(POOL_ADAPTERS * ROWS),
-        "--enable-prompt-tokens-details", "--max-adapter-bytes", str(MAX_ADAPTER_BYTES), *more,
+        "--distributed-executor-backend", IN_ENGINE, "--enable-prompt-tokens-details",
+        "--max-adapter-bytes", str(MAX_ADAPTER_BYTES), *more,
     ]  # fmt: skip
 
 
