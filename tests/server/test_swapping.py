@@ -105,9 +105,9 @@ def stream_on(client: TinyClient, name: str, prompt: list[int], changed: Event) 
 
 
 def ask_guests(changes: Changes, changed: Event, seed: int) -> list[tuple[str, list[int]]]:
-    """Answers of versions that crowd the pool."""
+    """Answers of versions that crowd the pool, of more than it holds."""
     random, answers = Random(seed), []
-    while not changed.is_set():
+    while not changed.is_set() or len({model for model, _ in answers}) <= tiny_server.POOL_ADAPTERS:
         if not changes.guests:
             changed.wait(0.05)
             continue
