@@ -6,10 +6,11 @@ only what runs); everything else of vLLM's is there as it is.
 
 import gzip
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, gzip_accepted
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -58,11 +59,14 @@ class MetricsPage(Collector):
 
 
 def respond(page: MetricsPage, request: Request) -> Response:
-    """The answer to GET /metrics in the form that Accept asks for. Slow with many adapters: call it on a thread."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    """The answer to GET /metrics. Slow with many adapters: call it on a thread.
+
+    Always as plain text: prometheus-client writes a name with a colon as another one in OpenMetrics, which Prometheus
+    asks for first (vllm:num_requests_running became vllm_num_requests_running; prometheus/client_python#1177).
+    """
     names = request.query_params.getlist("name[]")
-    body = encode(page.restricted_registry(names) if names else page)
-    headers = {"content-type": content_type, "vary": "Accept, Accept-Encoding"}
+    body = generate_latest(page.restricted_registry(names) if names else page)
+    headers = {"content-type": CONTENT_TYPE_PLAIN_0_0_4, "vary": "Accept-Encoding"}
     if gzip_accepted(request.headers.get("accept-encoding", "")):
         body = gzip.compress(body, compresslevel=1)
         headers["content-encoding"] = "gzip"
@@ -74,6 +78,7 @@ def serve_on(bind: str, page: MetricsPage) -> Callable[[], None]:
     host, port = parse_bind(bind)
     try:
         server, thread = start_http_server(port, host, page)
+        server.set_app(_as_plain_text(server.get_app()))
     except OSError as error:
         raise StartError(f"the metrics bind {bind} cannot be used ({error}): choose another") from error
 
@@ -83,6 +88,11 @@ def serve_on(bind: str, page: MetricsPage) -> Callable[[], None]:
         thread.join()
 
     return close
+
+
+def _as_plain_text(app: Any) -> Callable[[dict[str, Any], Any], Any]:
+    """A WSGI app that is told to answer as `respond` does."""
+    return lambda environ, start_response: app({**environ, "HTTP_ACCEPT": ""}, start_response)
 
 
 def parse_bind(bind: str) -> tuple[str, int]:

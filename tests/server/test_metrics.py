@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.errors import StartError
@@ -394,14 +393,16 @@ def test_only_vllms_series_say_when_they_were_made(metrics: Metrics) -> None:
     assert made == {"vllm:prompt_tokens_created"}
 
 
-def test_the_form_follows_accept(metrics: Metrics) -> None:
-    plain = metrics.client.get("/metrics")
-    assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    asked = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
-    answer = metrics.client.get("/metrics", headers=asked)
-    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    families = {family.name: family for family in parse_openmetrics(answer.text)}
-    assert families["perft_adapter_requests"].type == "counter" and answer.text.endswith("# EOF\n")
+ACCEPTED_BY_PROMETHEUS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_names_keep_their_colon_whatever_is_accepted(metrics: Metrics) -> None:
+    """In OpenMetrics prometheus-client would write vllm_lora_requests_info."""
+    for headers in ({}, {"accept": ACCEPTED_BY_PROMETHEUS}):
+        answer = metrics.client.get("/metrics", headers=headers)
+        assert answer.headers["content-type"] == PLAIN_TEXT
+        assert "\nvllm:lora_requests_info{" in answer.text and "vllm_lora" not in answer.text
 
 
 def test_the_page_is_compressed_where_that_is_accepted(metrics: Metrics) -> None:
@@ -422,7 +423,9 @@ def test_a_bind_of_its_own(metrics: Metrics) -> None:
     port = free_port()
     close = serve_on(f"127.0.0.1:{port}", metrics.page)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": ACCEPTED_BY_PROMETHEUS})
+        with urllib.request.urlopen(asked) as answer:
+            assert answer.headers["Content-Type"] == PLAIN_TEXT
             assert b"perft_moe_layers 2.0" in answer.read()
         with pytest.raises(StartError, match=f"127.0.0.1:{port} cannot be used"):
             serve_on(f"127.0.0.1:{port}", metrics.page)
