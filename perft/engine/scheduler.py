@@ -52,15 +52,15 @@ class PoisonedRequests:
         counts = model_runner_output.num_nans_in_logits or {}
         poisoned = [request_id for request_id, count in counts.items() if count]
         ended = self._end(poisoned) if poisoned else {}
+        for request_id in self._left.keys() & scheduler_output.num_scheduled_tokens.keys():
+            self._left[request_id].in_flight -= scheduler_output.num_scheduled_tokens[request_id]
+            if self._left[request_id].in_flight <= 0:
+                del self._left[request_id]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
         for client, lost in ended.items():
             outputs.setdefault(client, EngineCoreOutputs()).outputs += lost
-        for request_id in self._left.keys() & scheduler_output.num_scheduled_tokens.keys():
-            self._left[request_id].in_flight -= scheduler_output.num_scheduled_tokens[request_id]
-            if self._left[request_id].in_flight <= 0:
-                del self._left[request_id]
         return outputs
 
     def _free_request_blocks(self: Any, request: Request) -> None:

@@ -1,6 +1,7 @@
 """One real server of a tiny model for all tests of adapters over HTTP."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,22 +25,26 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     running.stop()
 
 
-@pytest.fixture
-def admin(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, tiny_server.KEYS["admin"])
+@contextmanager
+def client_of(server: ServerProcess, label: str) -> Iterator[TinyClient]:
+    client = TinyClient(server.url, tiny_server.KEYS[label])
     yield client
     client.close()
+
+
+@pytest.fixture
+def admin(server: ServerProcess) -> Iterator[TinyClient]:
+    with client_of(server, "admin") as client:
+        yield client
 
 
 @pytest.fixture
 def alice(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, tiny_server.KEYS["alice"])
-    yield client
-    client.close()
+    with client_of(server, "alice") as client:
+        yield client
 
 
 @pytest.fixture
 def bob(server: ServerProcess) -> Iterator[TinyClient]:
-    client = TinyClient(server.url, tiny_server.KEYS["bob"])
-    yield client
-    client.close()
+    with client_of(server, "bob") as client:
+        yield client
