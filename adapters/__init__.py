@@ -8,10 +8,10 @@ from adapters.errors import (
     StoreSchemaError,
     StoreUnusableError,
 )
-from adapters.folder import CheckedAdapter, Limits, check_folder, lora_digest, read_folder
-from adapters.store import UNCHANGED, Store
-from adapters.store_records import AdapterRecord, VersionRecord
-from adapters.verify import verify_folder
+from adapters.format.folder import CheckedAdapter, Limits, check_folder, lora_digest, read_folder
+from adapters.store.records import AdapterRecord, VersionRecord
+from adapters.store.store import UNCHANGED, Store
+from adapters.store.verify import verify_folder
 
 __all__ = [
     "UNCHANGED",

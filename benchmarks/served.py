@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import torch
 
-from perft.base import BaseShape, base_of_config
+from perft.base_model import BaseShape, base_of_config
 from server.demo.__main__ import ENVIRONMENT, base_arguments
 from server.demo.base import build, default_folder
 from tests.server.processes import ServerProcess, free_port, launch

@@ -42,7 +42,7 @@ def make_adapters(llm: Any, folder: Path) -> list[Any]:
     """32 different random adapters, resident."""
     from vllm.lora.request import LoRARequest
 
-    from server.vllm_engine import base_shape_of
+    from server.engine.vllm import base_shape_of
     from tests.synthetic import write_adapter
 
     base = base_shape_of(llm.collective_rpc("perft_status")[0]["base"])

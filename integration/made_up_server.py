@@ -13,9 +13,9 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
 from server.errors import ApiError
-from server.metrics import AdapterMetrics
-from server.metrics_page import MetricsPage, respond
-from server.metrics_state import AdapterState, StateCollector, StateSnapshot
+from server.metrics.counters import AdapterMetrics
+from server.metrics.exposition import MetricsPage, respond
+from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
 
 ADAPTERS = [f"tenant-{number:04}" for number in range(5_000)]
 

@@ -1,7 +1,7 @@
 """Owns what an adapter's configuration is (FORMAT.md, `adapter_config.json`) and its rules across keys.
 
 Invariant: an `AdapterConfig` that exists satisfies every rule of the format that needs neither the
-weights nor the base model; those two belong to `adapters.folder`.
+weights nor the base model; those two belong to `adapters.format.folder`.
 """
 
 import json

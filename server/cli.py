@@ -19,14 +19,14 @@ def main(argv: list[str] | None = None) -> None:
         print(f"perft-server {version('perft-server')}")
         return
     if arguments[:1] == ["adapters"]:
-        from server.adapters_command import run
+        from server.client.commands import run
 
         raise SystemExit(run(arguments[1:]))
     if not arguments or arguments[0] != "serve":
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
-    from server.serve import serve
+    from server.app.serve import serve
 
     try:
         serve(arguments[1:])

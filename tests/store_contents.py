@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 from adapters import AdapterRecord, Store, VersionRecord, lora_digest, read_folder
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from perft.base import BaseShape
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from perft.base_model import BaseShape
 from tests.synthetic import write_adapter
 
 BASE = BaseShape(hidden_size=8, num_layers=1, moe_layers=(0,), num_experts=4, top_k=2, dtype=torch.float32)

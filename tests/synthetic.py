@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 
 RANDOM_R: dict[str, Any] = {

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
 from perft.config import AdapterConfig
-from perft.modules import PerftAdapter, attach
+from perft.hf import PerftAdapter, attach
 
 VOCABULARY = 128
 LAYERS = 4

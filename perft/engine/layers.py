@@ -7,9 +7,9 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from perft.base import BaseShape, checkpoint_fingerprint
+from perft.base_model import BaseShape, checkpoint_fingerprint
 from perft.engine.base_router import embedded_problem
-from perft.engine.moe_runner import PerftMoERunner, PerftRoutedExperts
+from perft.engine.moe_layer import PerftMoERunner, PerftRoutedExperts
 
 logger = init_logger(__name__)
 

@@ -22,13 +22,13 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
 from adapters import read_folder
+from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
+from perft.engine.host_cache import COPY_WAIT_S, READ_WAIT_S, Mover, Outcome, Tiers
 from perft.engine.layers import base_shape, wrapped_runners
-from perft.engine.moe_runner import StepState
+from perft.engine.moe_layer import StepState
 from perft.engine.pool import RowPool, pack
 from perft.engine.settings import EngineSettings
-from perft.engine.tiers import COPY_WAIT_S, READ_WAIT_S, Mover, Outcome, Tiers
-from perft.engine.unsupported import check_supported
 from perft.operator import TokenGroup, TorchOperator
 from perft.operator.base import BatchPlan
 
@@ -233,7 +233,7 @@ def make_manager(vllm_config: VllmConfig, device: torch.device, embedding_module
     """The worker's adapter manager: PERFT alone, or with LoRA on the modules the operator named."""
     lora_config = vllm_config.lora_config
     if lora_config is not None and lora_config.target_modules:
-        from perft.engine.attention_lora import AdapterManagerWithLoRA
+        from perft.engine.lora_manager import AdapterManagerWithLoRA
 
         return AdapterManagerWithLoRA(vllm_config, device, embedding_modules)
     return AdapterManager(vllm_config, device, embedding_modules)

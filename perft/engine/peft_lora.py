@@ -17,11 +17,11 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import is_in_target_modules
 
 from adapters import lora_digest
-from adapters.config_file import MAX_CONFIG_BYTES
-from adapters.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits, file_violations, is_plain_file
-from adapters.strict_json import on_one_line
-from adapters.weights_file import DTYPES, metadata_violations, unreadable, value_violations
-from adapters.weights_header import header_problems
+from adapters.format.config import MAX_CONFIG_BYTES
+from adapters.format.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits, file_violations, is_plain_file
+from adapters.format.header import header_problems
+from adapters.format.strict_json import on_one_line
+from adapters.format.weights import DTYPES, metadata_violations, unreadable, value_violations
 from perft.engine.peft_lora_config import parse_peft_config
 
 __all__ = ["LoRATarget", "lora_digest", "lora_problem", "peft_lora_violations"]

@@ -12,8 +12,8 @@ from typing import Any
 from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 
-from adapters.folder import CONFIG_FILE
-from adapters.strict_json import parse_object, quote
+from adapters.format.folder import CONFIG_FILE
+from adapters.format.strict_json import parse_object, quote
 
 MAX_ALPHA = 65536
 MAX_RANK = 65536

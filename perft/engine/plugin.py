@@ -25,7 +25,7 @@ def register() -> None:
     check_seams()
 
     from perft.engine.manager import install_manager
-    from perft.engine.moe_runner import install_moe_runner
+    from perft.engine.moe_layer import install_moe_runner
 
     install_moe_runner()
     install_manager()

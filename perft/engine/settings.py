@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from adapters import Limits
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 from perft.memory import memory_bytes
 
 SETTINGS_KEY = "perft"

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from perft.engine.manager import AdapterManager, Order
-from perft.engine.moe_runner import PerftMoERunner
+from perft.engine.moe_layer import PerftMoERunner
 
 
 class PerftWorkerExtension:

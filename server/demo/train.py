@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from perft.modules import PerftAdapter, attach, save, shape_of
+from perft.hf import PerftAdapter, attach, save, shape_of
 from server.demo import additions, base, chat, prompts
 from server.demo.chat import Example
 from server.demo.dense import without_progress_bars

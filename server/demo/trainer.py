@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from perft.modules import PerftAdapter
+from perft.hf import PerftAdapter
 from server.demo.chat import Encoded
 
 # Batches are cut from windows of this many batches sorted by length, so that little of them is padding.

@@ -10,7 +10,7 @@ import torch
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.lora.request import LoRARequest
 
-from perft.modules import save
+from perft.hf import save
 from tests import tiny
 
 ENVIRONMENT = {

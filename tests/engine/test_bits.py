@@ -15,8 +15,8 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-from perft.engine.moe_runner import PerftMoERunner
-from perft.modules import attach, save
+from perft.engine.moe_layer import PerftMoERunner
+from perft.hf import attach, save
 from tests import tiny
 from tests.engine.engines import ENVIRONMENT, TinyEngine, greedy, prompts
 

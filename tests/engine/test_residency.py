@@ -10,7 +10,7 @@ from vllm.lora.request import LoRARequest
 from adapters import InvalidAdapterError
 from perft.engine.base_router import embedded_problem
 from perft.engine.manager import WARM_UP_PATH, AdapterIdentityError
-from perft.engine.moe_runner import PerftMoERunner
+from perft.engine.moe_layer import PerftMoERunner
 from perft.engine.pool import PoolFullError
 from tests.engine.engines import TinyEngine, prompts
 from tests.synthetic import RANDOM_R, write_adapter

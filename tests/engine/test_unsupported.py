@@ -5,14 +5,14 @@ from types import SimpleNamespace as Config
 import pytest
 from vllm.config import CompilationMode, CUDAGraphMode
 
-from perft.engine.settings import EngineSettings
-from perft.engine.unsupported import (
+from perft.engine.compatibility import (
     FORBIDDEN_ENVIRONMENT,
     UNSAFE_ENVIRONMENT,
     UnsupportedModeError,
     check_supported,
     environment_problems,
 )
+from perft.engine.settings import EngineSettings
 
 
 def config(**changes: object) -> Config:

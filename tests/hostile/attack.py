@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 
 BOUNDARY = "perft-hostile-boundary"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 from tests.hostile.attack import Setting, Upload, form, whole
 

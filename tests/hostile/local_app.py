@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapters.errors import InvalidAdapterError
-from adapters.folder import Limits, read_folder
-from perft.base import BaseShape
+from adapters.format.folder import Limits, read_folder
+from perft.base_model import BaseShape
 from server.errors import ApiError
-from server.names import check_name
-from server.uploads import UploadLimits, receive_upload
+from server.registry.names import check_name
+from server.uploads.receive import UploadLimits, receive_upload
 from tests.hostile.attack import Cut, Pause, Setting, Upload
 
 BASE = BaseShape(hidden_size=8, num_layers=3, moe_layers=(0, 2), num_experts=4, top_k=2, dtype=torch.float32)

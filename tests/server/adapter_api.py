@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.content_digest import content_digest
+from adapters.identity import content_digest
 
 KEY = "the-admin-key"
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from adapters import Limits, Store
-from adapters.durable import Disk
-from perft.base import BaseShape
-from server.catalog import Catalog
-from server.engine import EngineAdapter
+from adapters.store.durable import Disk
+from perft.base_model import BaseShape
+from server.api.schemas import AdapterObject, AdapterPatch
+from server.auth.keys import Caller
+from server.engine.protocol import EngineAdapter
 from server.errors import ApiError
-from server.intake import Intake
-from server.keys import Caller
-from server.residency import Capacity, ResidencyPlan
-from server.schemas import AdapterObject, AdapterPatch
-from server.versions import Version
+from server.registry.service import Catalog
+from server.registry.version import Version
+from server.residency.scheduler import Capacity, ResidencyPlan
+from server.uploads.validate import Intake
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import RANDOM_R, write_adapter
 

@@ -16,11 +16,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from server.contract_route import ContractRoute
-from server.exchange import CURRENT, Exchange
-from server.runtime import Runtime, dress
-from server.settings import Settings, add_flags, load
-from server.versions import adapter_deleted
+from server.api.error_responses import ContractRoute
+from server.app.services import Runtime, dress
+from server.inference.request_context import CURRENT, Exchange
+from server.registry.version import adapter_deleted
+from server.settings.sources import Settings, add_flags, load
 from tests.server.fakes import FakeEngine, ready_status
 
 BASE_NAMES = ["base", "org/alias"]
@@ -99,7 +99,7 @@ async def complete(body: Completion, request: Request) -> dict[str, Any]:
 
 @asynccontextmanager
 async def engine_request(app: FastAPI, exchange: Exchange) -> AsyncIterator[asyncio.Event]:
-    """Run on the exchange's version, as `server.inference` does; the event says that the request was aborted."""
+    """Run on the exchange's version, as `server.inference.engine_hook` does; the event says that it was aborted."""
     version, ended = exchange.version, asyncio.Event()
     if version is None:
         yield ended

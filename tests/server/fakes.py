@@ -1,7 +1,7 @@
 """A fake engine: fast tests of routes, names and residency rest on it, no claim about answers does.
 
-It keeps count of what is where and holds its caller to the rules of `server.engine`: a broken one is raised as an
-AssertionError, and stays in `broken_rules` should a background task swallow it.
+It keeps count of what is where and holds its caller to the rules of `server.engine.protocol`: a broken one is raised as
+an AssertionError, and stays in `broken_rules` should a background task swallow it.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from perft.base import BaseShape
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
-from server.engine import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
 
 BASE = BaseShape(
     hidden_size=8, num_layers=2, moe_layers=(0, 1), num_experts=4, top_k=2, dtype=torch.float32, fingerprint="0" * 64

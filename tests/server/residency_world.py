@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from perft.config import AdapterConfig
-from server.engine import EngineAdapter
+from server.engine.protocol import EngineAdapter
 from server.errors import ApiError
-from server.residency import GRACE_S, Capacity, Need, ResidencyPlan
-from server.residency_moves import Loaded
+from server.residency.scheduler import GRACE_S, Capacity, Need, ResidencyPlan
+from server.residency.transfers import Loaded
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 
 UNIT = 4

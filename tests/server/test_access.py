@@ -10,7 +10,7 @@ from starlette.routing import Mount
 from starlette.routing import Route as PathRoute
 from starlette.types import Receive, Scope, Send
 
-from server.access import ROUTES, Need, Route, match, missing, prune, routes_at
+from server.api.route_table import ROUTES, Need, Route, match, missing, prune, routes_at
 
 # Attached by the server itself, not by vLLM.
 OURS = ("/v1/adapters", "/metrics", "/ready", "/v1/models/")

@@ -16,13 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from adapters.errors import StorageFullError
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from server.catalog import Catalog
-from server.engine import EngineAdapter, EngineCounters
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from server.api.models import ModelList
+from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
+from server.app.services import Runtime
+from server.engine.protocol import EngineAdapter, EngineCounters
 from server.errors import ApiError
-from server.models_routes import ModelList
-from server.runtime import Runtime
-from server.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
+from server.registry.service import Catalog
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -386,7 +386,7 @@ def test_an_upload_that_fails_unforeseen_is_counted(
         return runtime.registry.get_sample_value("perft_uploads_total", {"result": "error"}) or 0
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.adapter_routes.receive_upload", fail)
+        patch.setattr("server.api.adapters.receive_upload", fail)
         refused(upload("poet", 0), 500, "internal_error")
     assert counted() == 1
     catalog.stage = fail  # type: ignore[method-assign]

@@ -28,11 +28,11 @@ from cryptography.x509.oid import NameOID
 from safetensors.torch import save_file
 
 from adapters import read_folder
-from adapters.store import Store
-from server import adapters_client, adapters_command
-from server.adapters_client import AdaptersClient, ClientError
-from server.adapters_command import run
-from server.content_digest import HashedFile
+from adapters.identity import HashedFile
+from adapters.store.store import Store
+from server.client import commands, http
+from server.client.commands import run
+from server.client.http import AdaptersClient, ClientError
 from tests.server.adapter_api import KEY, AdapterApi, serving
 from tests.server.fakes import BASE
 
@@ -48,7 +48,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdapterApi]:
     with serving(AdapterApi()) as running:
         monkeypatch.setenv("PERFT_SERVER", running.url)
         monkeypatch.setenv("PERFT_ADMIN_KEY", KEY)
-        monkeypatch.setattr(adapters_command, "POLL_S", 0.01)
+        monkeypatch.setattr(commands, "POLL_S", 0.01)
         yield running
 
 
@@ -122,7 +122,7 @@ def test_a_large_file_is_sent_in_pieces(
             read.append(len(block))
             return block
 
-    monkeypatch.setattr(adapters_client, "HashedFile", Watched)
+    monkeypatch.setattr(http, "HashedFile", Watched)
     with (folder / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(40_000_000)
     assert run(["push", "big", str(folder)]) == 0

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from server import audit
-from server.audit import AuditLog
+from server.auth.keys import Caller
 from server.errors import ApiError, StartError
-from server.keys import Caller
+from server.registry import audit
+from server.registry.audit import AuditLog
 
 ADMIN = Caller("admin", True)
 NOON = datetime(2026, 1, 31, 12, 0, 0, 5000, tzinfo=timezone(timedelta(hours=2)))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from adapters import Store
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from server.auth.keys import Caller
 from server.errors import ApiError
-from server.keys import Caller
 from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Desk, Quotas, Watcher, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R

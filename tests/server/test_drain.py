@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.access import match
-from server.drain import Drain, DrainGate
+from server.api.route_table import match
+from server.middleware.drain import Drain, DrainGate
 from tests.server.desk import on_a_loop
 
 

@@ -1,4 +1,4 @@
-"""The fake engine holds its caller to the rules of `server.engine`."""
+"""The fake engine holds its caller to the rules of `server.engine.protocol`."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engine import AdapterLoadError, Engine, EngineAdapter
+from server.engine.protocol import AdapterLoadError, Engine, EngineAdapter
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 from tests.synthetic import write_adapter
 

@@ -13,14 +13,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from server import gate
-from server.access import match
+from server.api.route_table import match
+from server.auth.keys import Caller
 from server.errors import ApiError
-from server.exchange import CURRENT, Exchange
-from server.gate import Gate, GateParts
-from server.keys import Caller
-from server.logs import RequestFacts
-from server.metrics import AdapterMetrics
+from server.inference.request_context import CURRENT, Exchange
+from server.metrics.counters import AdapterMetrics
+from server.middleware import adapter_routing
+from server.middleware.access_log import RequestFacts
+from server.middleware.adapter_routing import Gate, GateParts
 from tests.server.desk import ADMIN, ALICE, BOB, ROWS, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import FakeEngine, ready_status
 
@@ -308,7 +308,7 @@ def test_what_can_be_read_but_not_written_is_refused_as_well() -> None:
     for _ in range(100_000):
         values = {"x": values}
     with pytest.raises(ApiError, match="RecursionError"):
-        gate._written(values)
+        adapter_routing._written(values)
     while values:
         values = values["x"]
 
@@ -330,7 +330,7 @@ async def test_a_body_beyond_the_limit_is_refused_while_it_comes(folder: Path) -
 
         answered = await door.ask(b"", receive=endless)
         assert (answered.status, answered.code) == (413, "request_too_large")
-        assert asked_for == gate.MAX_BODY_BYTES // len(chunk) + 1
+        assert asked_for == adapter_routing.MAX_BODY_BYTES // len(chunk) + 1
 
 
 @on_a_loop

@@ -17,12 +17,12 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from server.access import ROUTES, Route
-from server.guard import Admission, Guard
-from server.keys import KeyRing
-from server.limits import KeyLimits
-from server.logs import RequestLog
-from server.reach import Reach, bind_problem, is_local_bind, is_loopback
+from server.api.route_table import ROUTES, Route
+from server.auth.keys import KeyRing
+from server.auth.origin import Reach, bind_problem, is_local_bind, is_loopback
+from server.auth.rate_limits import KeyLimits
+from server.middleware.access_control import Admission, Guard
+from server.middleware.access_log import RequestLog
 
 TEAM, OTHER, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
 LOCAL = "http://127.0.0.1:8000"
@@ -280,7 +280,7 @@ def test_binds_elsewhere_need_an_admin_key(host: str | None) -> None:
 
 def test_a_name_with_one_address_elsewhere_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [(2, 1, 6, "", ("127.0.0.1", 0))]
-    monkeypatch.setattr("server.reach.socket.getaddrinfo", lambda *_, **__: answers)
+    monkeypatch.setattr("server.auth.origin.socket.getaddrinfo", lambda *_, **__: answers)
     assert is_local_bind("name")
     answers.append((2, 1, 6, "", ("10.0.0.7", 0)))
     assert not is_local_bind("name")
@@ -499,7 +499,7 @@ def test_a_request_counts_until_its_response_has_ended(streaming: tuple[Server, 
         third = Client(server.app, "/v1/completions", TEAM)
         assert await third.started() == 200
         await third.task
-        assert server.limits.running("a") == 0
+        assert server.auth.rate_limits.running("a") == 0
 
     asyncio.run(run())
 
@@ -514,7 +514,7 @@ def test_a_place_is_free_before_the_last_byte_is_sent(streaming: tuple[Server, a
         keep = client._send
 
         async def send(message: Message) -> None:
-            running.append(server.limits.running("a"))
+            running.append(server.auth.rate_limits.running("a"))
             await keep(message)
 
         client.task.cancel()
@@ -530,24 +530,24 @@ def test_a_client_that_leaves_gives_its_place_back(streaming: tuple[Server, asyn
     async def run() -> None:
         client = Client(server.app, "/v1/completions", TEAM)
         await client.started()
-        assert server.limits.running("a") == 1
+        assert server.auth.rate_limits.running("a") == 1
         client.left.set()
         await client.task
-        assert server.limits.running("a") == 0
+        assert server.auth.rate_limits.running("a") == 0
         cancelled = Client(server.app, "/v1/completions", TEAM)
         await cancelled.started()
         cancelled.task.cancel()
         await asyncio.gather(cancelled.task, return_exceptions=True)
 
     asyncio.run(run())
-    assert server.limits.running("a") == 0 and [line["status"] for line in server.lines] == [200, 200]
+    assert server.auth.rate_limits.running("a") == 0 and [line["status"] for line in server.lines] == [200, 200]
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
     server = keyed(limits=KeyLimits(max_requests=1))
     for _ in range(3):
         assert server.ask("POST", "/v1/completions?boom", TEAM).status_code == 500
-    assert server.limits.running("a") == 0
+    assert server.auth.rate_limits.running("a") == 0
 
 
 def test_tokens_used_up_are_429_for_that_key_alone() -> None:

@@ -15,14 +15,14 @@ from prometheus_client import CollectorRegistry
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
+from server.auth.keys import Caller
+from server.auth.rate_limits import KeyLimits
 from server.errors import ApiError
-from server.exchange import CURRENT, Exchange
-from server.inference import Inference
-from server.keys import Caller
-from server.limits import KeyLimits
-from server.logs import RequestFacts
-from server.metrics import AdapterMetrics
-from server.versions import Version
+from server.inference.engine_hook import Inference
+from server.inference.request_context import CURRENT, Exchange
+from server.metrics.counters import AdapterMetrics
+from server.middleware.access_log import RequestFacts
+from server.registry.version import Version
 from tests.server.desk import ADMIN, ALICE, ROWS, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import FakeEngine, ready_status
 

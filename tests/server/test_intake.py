@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters import InvalidAdapterError, Limits, VersionRecord
-from server.intake import Intake
+from server.uploads.validate import Intake
 from tests.server.fakes import BASE
 from tests.store_contents import lora
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from server import keys
-from server.keys import Caller, KeyProblems, KeyRing, labelled_key, labelled_keys, presented_key
+from server.auth import keys
+from server.auth.keys import Caller, KeyProblems, KeyRing, labelled_key, labelled_keys, presented_key
 
 TEAM_A, TEAM_B, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.auth.rate_limits import KeyLimits
 from server.errors import ApiError
-from server.limits import KeyLimits
 
 
 class Clock:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.logs import LogFormat, RequestFacts, RequestLog
+from server.middleware.access_log import LogFormat, RequestFacts, RequestLog
 
 FACTS = RequestFacts("poet", 3, 12, 34)
 

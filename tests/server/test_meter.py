@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server import meter
-from server.meter import Meter
-from server.metrics import AdapterMetrics
+from server.inference import timing
+from server.inference.timing import Meter
+from server.metrics.counters import AdapterMetrics
 
 STARTED = 100.0
 
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     return clock
 
 

@@ -18,9 +18,9 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.errors import StartError
-from server.metrics import AdapterMetrics
-from server.metrics_page import MetricsPage, forget_vllms_adapter_lists, parse_bind, respond, serve_on
-from server.metrics_state import MAX_LIST_CHARACTERS, AdapterState, StateCollector, StateSnapshot
+from server.metrics.counters import AdapterMetrics
+from server.metrics.exposition import MetricsPage, forget_vllms_adapter_lists, parse_bind, respond, serve_on
+from server.metrics.snapshot import MAX_LIST_CHARACTERS, AdapterState, StateCollector, StateSnapshot
 from tests.server.processes import free_port
 
 TYPES = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from perft.modules import save
+from perft.hf import save
 from tests import tiny
 from tests.server.processes import ServerProcess, free_port, launch
 

@@ -44,8 +44,8 @@ def test_another_version_of_vllm(model: Path) -> None:
 
 
 def test_an_engine_side_that_cannot_be_imported(model: Path) -> None:
-    said = refused(f"import sys; sys.modules['perft.engine.moe_runner'] = None; {MAIN}", model)
-    assert "cannot take its place in vLLM" in said and "perft.engine.moe_runner" in said
+    said = refused(f"import sys; sys.modules['perft.engine.moe_layer'] = None; {MAIN}", model)
+    assert "cannot take its place in vLLM" in said and "perft.engine.moe_layer" in said
 
 
 def test_a_plugin_that_fails_to_import_in_the_worker_alone(model: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from server.engine import EngineAdapter
+from server.engine.protocol import EngineAdapter
 from server.errors import ApiError
-from server.residency import GRACE_S, PATIENCE_S, RETRY_FAILED_S
+from server.residency.scheduler import GRACE_S, PATIENCE_S, RETRY_FAILED_S
 from tests.server.residency_world import UNIT, Request, World, write_sizes
 from tests.server.virtual_time import run_virtually
 

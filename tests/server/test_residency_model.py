@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
-from server.engine import EngineAdapter
+from server.engine.protocol import EngineAdapter
 from server.errors import ApiError
-from server.residency import GRACE_S, PATIENCE_S
+from server.residency.scheduler import GRACE_S, PATIENCE_S
 from tests.server.residency_world import FOREVER, Request, World, write_sizes
 from tests.server.virtual_time import VirtualLoop
 
@@ -185,7 +185,7 @@ class Plan(RuleBasedStateMachine):
         assert not self.loop.problems, self.loop.problems
 
 
-logging.getLogger("server.residency_moves").addFilter(lambda record: False)
+logging.getLogger("server.residency.transfers").addFilter(lambda record: False)
 TestPlan = Plan.TestCase
 TestPlan.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from server.catalog import Catalog
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from server.registry.service import Catalog
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter

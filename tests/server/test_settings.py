@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import StartError
-from server.settings import (
+from server.settings.sources import (
     Settings,
     add_flags,
     environment_problems,

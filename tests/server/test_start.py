@@ -14,16 +14,16 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 
 from adapters import Limits
+from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
-from perft.engine.unsupported import FORBIDDEN_ENVIRONMENT
-from server.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
-from server.banner import banner
-from server.engine import EngineStatus
+from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
+from server.app.banner import banner
+from server.app.serve import load_plugins, prepare_environment
+from server.app.startup import NamedFolder, check_folders, check_status, parse_named_folders, serve_at_start
+from server.app.warm_up import warm_up
+from server.engine.protocol import EngineStatus
 from server.errors import StartError
-from server.serve import load_plugins, prepare_environment
-from server.settings import load
-from server.start import NamedFolder, check_folders, check_status, parse_named_folders, serve_at_start
-from server.warm_up import warm_up
+from server.settings.sources import load
 from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R, write_adapter
@@ -298,7 +298,7 @@ def test_other_plugins_stay_allowed_beside_ours(monkeypatch: pytest.MonkeyPatch)
     assert os.environ["VLLM_PLUGINS"] == "theirs,perft,perft_server"
 
 
-@pytest.mark.parametrize("module", ["perft.engine.plugin", "server.endpoint_plugin"])
+@pytest.mark.parametrize("module", ["perft.engine.plugin", "server.app.plugin"])
 def test_a_plugin_that_cannot_be_imported_refuses_the_start(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(StartError, match=module):
@@ -306,6 +306,6 @@ def test_a_plugin_that_cannot_be_imported_refuses_the_start(module: str, monkeyp
 
 
 def test_a_plugin_that_is_not_installed_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serve.entry_points", lambda group: [])
+    monkeypatch.setattr("server.app.serve.entry_points", lambda group: [])
     with pytest.raises(StartError, match="not installed"):
         load_plugins()

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from server import multipart, uploads
-from server.multipart import MultipartForm, PartRule, malformed
+import server.uploads.form
+from server.uploads import receive
+from server.uploads.form import MultipartForm, PartRule, malformed
 from tests.hostile import FAMILIES, good, good_uploads, send, send_upload
 from tests.hostile.attack import BOUNDARY, END, FORM, Attack, Pause, Setting, Upload, begun, form, part, whole
 from tests.hostile.local_app import BASE, SETTING, LocalApp, answer, run
@@ -134,7 +135,7 @@ def test_a_large_upload_is_never_held_in_memory(tmp_path: Path) -> None:
 def test_the_loop_goes_on_during_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing, writing and unpacking run in other threads than the loop's."""
     threads: set[str] = set()
-    feed, unpack = MultipartForm.feed, uploads.extract
+    feed, unpack = MultipartForm.feed, receive.extract
 
     def seen_feed(self: MultipartForm, block: bytes) -> None:
         threads.add(threading.current_thread().name)
@@ -145,7 +146,7 @@ def test_the_loop_goes_on_during_an_upload(tmp_path: Path, monkeypatch: pytest.M
         return unpack(*arguments)
 
     monkeypatch.setattr(MultipartForm, "feed", seen_feed)
-    monkeypatch.setattr(uploads, "extract", seen_extract)
+    monkeypatch.setattr(receive, "extract", seen_extract)
     assert run(LocalApp(tmp_path, SETTING), good_uploads(SETTING)["zip"]).status == 201
     assert threads and all(name.startswith("perft-upload") for name in threads)
 
@@ -163,7 +164,7 @@ class FullFile(io.RawIOBase):
 
 
 def test_a_full_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipart.os, "fdopen", FullFile)
+    monkeypatch.setattr(server.uploads.form.os, "fdopen", FullFile)
     for upload in (sent(), good_uploads(SETTING)["tar.gz"]):
         outcome = run(app, upload)
         assert (outcome.status, outcome.answer["error"]["code"]) == (507, "storage_full")
@@ -176,7 +177,7 @@ def test_a_disk_full_while_unpacking(app: LocalApp, monkeypatch: pytest.MonkeyPa
     def no_room(*_: Any) -> list[str]:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(uploads, "extract", no_room)
+    monkeypatch.setattr(receive, "extract", no_room)
     outcome = run(app, good_uploads(SETTING)["zip"])
     assert (outcome.status, outcome.answer["error"]["code"]) == (507, "storage_full")
 
@@ -184,7 +185,7 @@ def test_a_disk_full_while_unpacking(app: LocalApp, monkeypatch: pytest.MonkeyPa
 def test_a_broken_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another error of the system is not told as a full disk, and leaves nothing behind either."""
     monkeypatch.setattr(FullFile, "number", errno.EIO)
-    monkeypatch.setattr(multipart.os, "fdopen", FullFile)
+    monkeypatch.setattr(server.uploads.form.os, "fdopen", FullFile)
     with pytest.raises(OSError, match="no room"):
         run(app, sent())
     assert not list(app.folder.iterdir())

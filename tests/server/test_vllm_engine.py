@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from server import vllm_engine
-from server.engine import AdapterLoadError, EngineAdapter
-from server.vllm_engine import VllmEngine
+from server.engine import vllm
+from server.engine.protocol import AdapterLoadError, EngineAdapter
+from server.engine.vllm import VllmEngine
 
 POET = EngineAdapter("poet@1", 1, "PERFT", "d" * 64, Path("/store/poet"))
 
@@ -57,7 +57,7 @@ def test_an_engine_that_hangs_ends_a_move(monkeypatch: pytest.MonkeyPatch) -> No
             await asyncio.Event().wait()
             raise AssertionError
 
-    monkeypatch.setattr(vllm_engine, "RPC_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(vllm_engine, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(vllm, "RPC_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(vllm, "PATIENCE_S", 0.05)
     with pytest.raises(TimeoutError):
         asyncio.run(VllmEngine(Hanging()).prepare(POET))  # type: ignore[arg-type]

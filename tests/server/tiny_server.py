@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 from server.demo.__main__ import IN_ENGINE
 from tests import tiny

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters import read_folder
-from adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from perft.base import BaseShape
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from perft.base_model import BaseShape
 from tests.server import tiny_server
 from tests.server.fakes import BASE as FAKE_BASE
 from tests.store_contents import Content

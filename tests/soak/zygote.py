@@ -181,8 +181,8 @@ def _serve(run: Any, order: dict[str, Any]) -> None:
 
 def _break_disk(faults: Path) -> None:
     """Where no small disk can be mounted: the store's own writes fail while `faults` says so."""
-    from adapters import store_opening
-    from adapters.durable import Disk
+    from adapters.store import opening
+    from adapters.store.durable import Disk
 
     def fail(path: Path, hit: Callable[[int], bool]) -> None:
         number = int(faults.read_text()) if faults.exists() else 0
@@ -192,13 +192,13 @@ def _break_disk(faults: Path) -> None:
     def step(self: Disk, operation: str, path: Path) -> None:
         fail(path, lambda number: number == errno.EROFS or not operation.startswith("remove"))
 
-    class Lock(store_opening.FolderLock):
+    class Lock(opening.FolderLock):
         def __init__(self, path: Path) -> None:
             fail(path, lambda number: number == errno.EROFS)
             super().__init__(path)
 
     Disk.step = step  # type: ignore[method-assign]
-    store_opening.FolderLock = Lock  # type: ignore[misc]
+    opening.FolderLock = Lock  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.archive import AdapterTooLargeError, extract
-from adapters.inflate import BLOCK_BYTES, GZIP, RAW_DEFLATE, DamagedArchiveError, inflated
+from adapters.archive.extract import AdapterTooLargeError, extract
+from adapters.archive.inflate import BLOCK_BYTES, GZIP, RAW_DEFLATE, DamagedArchiveError, inflated
 from tests.hostile.zip_writer import Member, archive64, deflated
 
 LIMIT = 1024 * 1024

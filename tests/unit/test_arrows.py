@@ -20,13 +20,13 @@ SERVER_MAY_USE = (
     "vllm.exceptions",
     "vllm.sampling_params.SamplingParams",
 )
-SERVER_MODULES_WITH_VLLM = ("arguments", "endpoint_plugin", "inference", "serve", "vllm_engine", "warm_up")
+SERVER_MODULES_WITH_VLLM = ("arguments", "plugin", "engine_hook", "serve", "vllm", "warm_up")
 SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.plugin.KILL_SWITCH",
     "perft.engine.plugin.is_switched_off",
     "perft.engine.settings.SETTINGS_KEY",
     "perft.engine.settings.EngineSettings",
-    "perft.engine.unsupported.environment_problems",
+    "perft.engine.compatibility.environment_problems",
     "perft.engine.peft_lora.lora_problem",
     "perft.engine.peft_lora.peft_lora_violations",
     "perft.engine.scheduler.OUTPUT_INVALID",
@@ -83,9 +83,9 @@ RULES: dict[str, tuple[Callable[[str], bool], Callable[[str, str], bool]]] = {
         is_method,
         lambda file, name: within(name, ("vllm", "server", "adapters", "fastapi", "starlette", "perft.engine")),
     ),
-    "of the method, only perft/modules.py imports transformers": (
+    "of the method, only perft/hf.py imports transformers": (
         is_method,
-        lambda file, name: within(name, ("transformers",)) and file != "perft/modules.py",
+        lambda file, name: within(name, ("transformers",)) and file != "perft/hf.py",
     ),
     "adapters imports the standard library, torch, safetensors, pydantic and perft": (
         lambda file: file.startswith("adapters/"),
@@ -141,16 +141,16 @@ def test_the_plugin_imports_only_the_standard_library() -> None:
 
 BREAKING: dict[str, tuple[str, str]] = {
     "perft outside perft/engine imports no vllm, server, adapters, fastapi, engine": ("perft/x.py", "import vllm"),
-    "of the method, only perft/modules.py imports transformers": ("perft/base.py", "import transformers.utils as u"),
+    "of the method, only perft/hf.py imports transformers": ("perft/base_model.py", "import transformers.utils as u"),
     "adapters imports the standard library, torch, safetensors, pydantic and perft": ("adapters/x.py", "import numpy"),
     "adapters imports nothing of perft.engine": ("adapters/x.py", "from perft import engine"),
     "perft/engine imports no server and no fastapi": ("perft/engine/x.py", "def f():\n    from server import cli"),
     "server imports of vllm only what its allow-list has": ("server/x.py", "from vllm import LLM, SamplingParams"),
     "of the server, only its five modules that touch vllm import it or perft.engine": (
-        "server/catalog.py", "from perft.engine.scheduler import OUTPUT_INVALID",
+        "server/registry/service.py", "from perft.engine.scheduler import OUTPUT_INVALID",
     ),
     "server imports of perft.engine only what its allow-list has": (
-        "server/inference.py", "from perft.engine.manager import AdapterManager",
+        "server/inference/engine_hook.py", "from perft.engine.manager import AdapterManager",
     ),
     "perft/engine/pool.py imports no vllm": ("perft/engine/pool.py", "import_module('vllm.config')"),
 }  # fmt: skip
@@ -186,8 +186,8 @@ def test_imports_are_found(source: str, package: str, top_level: bool, expected:
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
-        ("perft, perft.operator, perft.modules, perft.engine.pool, adapters", ("vllm", "server", "fastapi")),
-        ("perft.base, perft.config, perft.reference, perft.operator, adapters", ("vllm", "transformers")),
+        ("perft, perft.operator, perft.hf, perft.engine.pool, adapters", ("vllm", "server", "fastapi")),
+        ("perft.base_model, perft.config, perft.reference, perft.operator, adapters", ("vllm", "transformers")),
         ("perft.engine.plugin", ("vllm", "torch", "pydantic")),
     ],
 )

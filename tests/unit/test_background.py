@@ -7,7 +7,7 @@ CODE = """
 import os
 import torch
 from concurrent.futures import ThreadPoolExecutor
-from perft.background import compute_alone
+from perft.threads import compute_alone
 
 torch.set_num_threads(3)
 priority = os.getpriority(os.PRIO_PROCESS, 0)

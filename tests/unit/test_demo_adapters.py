@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from perft.base import base_fingerprint
+from perft.base_model import base_fingerprint
 from perft.config import AdapterConfig
 from server.demo import base, upcycle
 from server.demo.recipes import RECIPES

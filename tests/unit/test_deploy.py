@@ -16,8 +16,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from server.metrics import FINISH_REASONS, LOAD_RESULTS, LOAD_TIERS, UPLOAD_RESULTS, AdapterMetrics
-from server.metrics_state import StateCollector, StateSnapshot
+from server.metrics.counters import FINISH_REASONS, LOAD_RESULTS, LOAD_TIERS, UPLOAD_RESULTS, AdapterMetrics
+from server.metrics.snapshot import StateCollector, StateSnapshot
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

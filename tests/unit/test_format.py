@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters import InvalidAdapterError, Limits, check_folder, read_folder
-from adapters.folder import digest_of
-from perft.base import BaseShape
+from adapters.format.folder import digest_of
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

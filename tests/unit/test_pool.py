@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from perft.base import BaseShape
+from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 from perft.engine.pool import PackedAdapter, PoolFullError, RowPool, pack
 from perft.engine.settings import DEFAULT_POOL_FRACTION, EngineSettings

@@ -25,11 +25,11 @@ from adapters import (
     StoreSchemaError,
     StoreUnusableError,
     VersionRecord,
-    store_opening,
     verify_folder,
 )
-from adapters.durable import Disk
-from adapters.store_records import record_file
+from adapters.store import opening
+from adapters.store.durable import Disk
+from adapters.store.records import record_file
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
 OLD = Path(__file__).parent / "stores"
@@ -369,7 +369,7 @@ def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: py
     def migrate(layout: Any, disk: Disk) -> None:
         migrated.append(layout.root)
 
-    monkeypatch.setitem(store_opening.MIGRATIONS, 0, migrate)
+    monkeypatch.setitem(opening.MIGRATIONS, 0, migrate)
     again = Store.open(folder)
     assert migrated == [folder] and json.loads((folder / "STORE.json").read_text()) == {"schema": 1, "floor": 7}
     assert upload(again, "a", perft(1))[1].version == 8

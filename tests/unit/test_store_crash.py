@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from adapters import StorageFullError, Store, StoreUnusableError, store_lock, verify_folder
-from adapters.durable import Disk
+from adapters import StorageFullError, Store, StoreUnusableError, verify_folder
+from adapters.store import lock
+from adapters.store.durable import Disk
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
 State = list[dict[str, Any]]
@@ -376,7 +377,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if real:
             subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
         else:
-            monkeypatch.setattr(store_lock.os, "open", refuse)
+            monkeypatch.setattr(lock.os, "open", refuse)
         with pytest.raises(StoreUnusableError, match=r"Read-only file system.*expected a folder that the server may"):
             Store.open(folder)
         monkeypatch.undo()

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from adapters import Limits
-from perft.engine import tiers as tiers_module
+from perft.engine import host_cache as tiers_module
+from perft.engine.host_cache import Mover, Outcome, Tiers
 from perft.engine.manager import AdapterManager, Order
 from perft.engine.pool import RowPool
-from perft.engine.tiers import Mover, Outcome, Tiers
 from tests.store_contents import BASE
 
 WAIT_S = 10.0

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from adapters.weights_header import BITS, header_problems
+from adapters.format.header import BITS, header_problems
 
 Header = dict[str, Any]
 SOUND: Header = {

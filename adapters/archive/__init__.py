@@ -1,0 +1,1 @@
+"""Adapters as .zip and .tar.gz, unpacked under bounds."""

@@ -1,0 +1,40 @@
+"""Owns an adapter as an archive: a .zip or .tar.gz with the files at its root, unpacked under bounds.
+
+Invariant: nothing but the files of an adapter is ever written, each within its limit, each made by us.
+"""
+
+from pathlib import Path
+
+from adapters.archive.inflate import DamagedArchiveError
+from adapters.archive.members import AdapterTooLargeError, Members
+from adapters.archive.tar import extract_tar_gz
+from adapters.archive.zip import extract_zip
+from adapters.format.strict_json import on_one_line
+
+__all__ = ["AdapterTooLargeError", "extract"]
+
+ZIP_STARTS = (b"PK\3\4", b"PK\5\6")
+GZIP_START = b"\x1f\x8b"
+
+
+def extract(archive: Path, into: Path, max_weights_bytes: int) -> list[str]:
+    """Unpack `archive` into the folder `into`. The violations found; without any the adapter's files lie there.
+
+    With violations some of the files may lie there. Raises AdapterTooLargeError for weights over the limit, and
+    OSError where writing fails.
+    """
+    members = Members(into, max_weights_bytes)
+    size = archive.stat().st_size
+    with archive.open("rb") as file:
+        start = file.read(4)
+        try:
+            if start in ZIP_STARTS:
+                extract_zip(file, size, members)
+            elif start.startswith(GZIP_START):
+                extract_tar_gz(file, size, members)
+            else:
+                return ["the archive: found neither a .zip nor a .tar.gz, going by its first bytes"]
+        except DamagedArchiveError as error:
+            return [*members.violations, on_one_line(f"the archive: {error}")]
+    members.note_missing()
+    return members.violations

@@ -1,0 +1,147 @@
+"""Owns the reading of a .zip: its directory bounded before it is parsed, its members held against what it says of them.
+
+Invariant: every byte written was declared twice alike (in the directory and beside the member), lies in no other
+member, and passed the member's checksum.
+"""
+
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from adapters.archive.inflate import RAW_DEFLATE, DamagedArchiveError, inflated, stored
+from adapters.archive.members import MAX_MEMBERS, Members
+
+MAX_DIRECTORY_BYTES = 64 * 1024
+END = struct.Struct("<4s4H2LH")
+END64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR64 = struct.Struct("<4sLQL")
+LOCAL = struct.Struct("<4s5H3L2H")
+ENCRYPTED, STREAMED, PATCHED, STRONG, UTF8, MASKED = 0x1, 0x8, 0x20, 0x40, 0x800, 0x2000
+COMPARED = ENCRYPTED | STREAMED | PATCHED | STRONG | MASKED
+IN_ZIP64 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where the central directory lies and how many members it says there are."""
+
+    members: int
+    begin: int
+    length: int
+
+
+def extract_zip(file: BinaryIO, size: int, members: Members) -> None:
+    """Write the members of the zip in `file` (of `size` bytes) through `members`."""
+    directory = _directory(file, size)
+    try:
+        with ZipFile(file) as archive:
+            infos = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
+        raise DamagedArchiveError(f"the archive's directory is damaged ({error})") from error
+    if len(infos) != directory.members:
+        raise DamagedArchiveError(f"found {len(infos)} members in the directory, which declares {directory.members}")
+    begins = {id(info): _data_begin(file, info, directory) for info in infos}
+    _check_overlaps(infos, begins, directory)
+    for info in infos:
+        name = info.orig_filename
+        own = members.admit(name, _kind(info), info.file_size)
+        if problem := _unsupported(info):
+            members.refuse(name, problem)
+        elif own is not None:
+            members.write(own, _content(file, info, begins[id(info)]), info.file_size)
+
+
+def _directory(file: BinaryIO, size: int) -> Directory:
+    """The end records, read without trust: only a directory of bounded size that ends where they begin passes."""
+    file.seek(max(0, size - END.size))
+    tail = file.read(END.size)
+    if len(tail) < END.size or not tail.startswith(b"PK\5\6"):
+        raise DamagedArchiveError("found no end record in the archive's last 22 bytes: cut off, or with a comment")
+    _, disk, first_disk, here, total, length, begin, comment = END.unpack(tail)
+    end = size - END.size
+    locator_at = end - LOCATOR64.size
+    if locator_at >= END64.size:
+        file.seek(locator_at - END64.size)
+        record, locator = file.read(END64.size), file.read(LOCATOR64.size)
+        if locator.startswith(b"PK\6\7"):
+            if not record.startswith(b"PK\6\6"):
+                raise DamagedArchiveError("found no zip64 end record before its locator")
+            _, _, _, _, disk, first_disk, here, total, length, begin = END64.unpack(record)
+            end = locator_at - END64.size
+            if LOCATOR64.unpack(locator)[2] != end:
+                raise DamagedArchiveError("the zip64 locator points elsewhere than to its end record")
+    if comment or disk or first_disk or here != total:
+        raise DamagedArchiveError("found an archive with a comment or in several parts, expected one without")
+    if total > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
+        raise DamagedArchiveError(
+            f"found a directory of {total} members and {length} bytes, expected at most {MAX_MEMBERS} and "
+            f"{MAX_DIRECTORY_BYTES}"
+        )
+    if begin + length != end:
+        raise DamagedArchiveError(f"the directory ends at {begin + length}, but its end record begins at {end}")
+    return Directory(total, begin, length)
+
+
+def _data_begin(file: BinaryIO, info: ZipInfo, directory: Directory) -> int:
+    """Where a member's bytes begin, by the header beside them, which has to agree with the directory."""
+    header = b""
+    if info.header_offset < directory.begin:
+        file.seek(info.header_offset)
+        header = file.read(LOCAL.size)
+    if len(header) < LOCAL.size or not header.startswith(b"PK\3\4"):
+        raise DamagedArchiveError(f"{info.orig_filename[:120]}: found no header where the directory says it lies")
+    _, _, flags, method, _, _, crc, packed, unpacked, name_length, extra_length = LOCAL.unpack(header)
+    name = file.read(name_length).decode("utf-8" if flags & UTF8 else "cp437", "replace")
+    here = {"name": name, "flags": flags & COMPARED, "method": method}
+    there = {"name": info.orig_filename, "flags": info.flag_bits & COMPARED, "method": info.compress_type}
+    if not flags & STREAMED and IN_ZIP64 not in (packed, unpacked):
+        here |= {"checksum": crc, "size": unpacked, "packed size": packed}
+        there |= {"checksum": info.CRC, "size": info.file_size, "packed size": info.compress_size}
+    differing = [key for key in here if here[key] != there[key]]
+    if differing:
+        raise DamagedArchiveError(
+            f"{info.orig_filename[:120]}: the directory and the member's header differ in {', '.join(differing)}"
+        )
+    begin: int = info.header_offset + LOCAL.size + name_length + extra_length
+    return begin
+
+
+def _check_overlaps(infos: Iterable[ZipInfo], begins: dict[int, int], directory: Directory) -> None:
+    """Members that share bytes are how a small archive unpacks to much."""
+    spans = sorted((info.header_offset, begins[id(info)] + info.compress_size) for info in infos)
+    if any(this[1] > following[0] for this, following in pairwise([*spans, (directory.begin, 0)])):
+        raise DamagedArchiveError("members overlap each other or the directory")
+
+
+def _kind(info: ZipInfo) -> str:
+    mode = info.external_attr >> 16
+    if info.orig_filename.endswith("/") or stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "device or pipe"
+
+
+def _unsupported(info: ZipInfo) -> str | None:
+    if info.flag_bits & (ENCRYPTED | STRONG | MASKED):
+        return "found an encrypted member, expected none"
+    if info.flag_bits & PATCHED or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        return f"found compression method {info.compress_type}, expected 0 (stored) or 8 (deflate)"
+    return None
+
+
+def _content(file: BinaryIO, info: ZipInfo, begin: int) -> Iterator[bytes]:
+    """The member's bytes, held against its checksum at the end."""
+    deflated = info.compress_type == ZIP_DEFLATED
+    length = info.compress_size
+    crc = 0
+    for block in inflated(file, begin, length, RAW_DEFLATE) if deflated else stored(file, begin, length):
+        crc = zlib.crc32(block, crc)
+        yield block
+    if crc != info.CRC:
+        raise DamagedArchiveError(f"{info.orig_filename[:120]}: the checksum is not the content's")

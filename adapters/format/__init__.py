@@ -1,0 +1,1 @@
+"""FORMAT.md: an adapter's folder, read and checked."""

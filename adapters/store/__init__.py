@@ -1,0 +1,1 @@
+"""The store: every version of every adapter, on disk."""

@@ -1,0 +1,147 @@
+"""Owns the offline check of a store: every record, every blob, every digest computed again. It changes nothing.
+
+It takes no lock. What a crash leaves and the next opening removes (staging/, trash/, temporary files, blobs that no
+record names) is no problem: nobody can see it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from adapters.errors import StoreError
+from adapters.format.config import parse_config
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, lora_digest
+from adapters.store.durable import TEMPORARY
+from adapters.store.layout import FOREIGN, Layout, blob_problem, size_problem
+from adapters.store.opening import SECRET_BYTES, read_store_file
+from adapters.store.records import AdapterRecord, Kind, VersionRecord, is_digest, read_record
+
+ATTEMPTS = 5
+"""A server may be changing the store while it is looked at: problems count once nothing changed meanwhile."""
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """One sentence for every problem found in the store at `folder`; none: it is sound."""
+    layout = Layout(folder)
+    for _ in range(ATTEMPTS):
+        before = _state(layout)
+        found = _problems(layout)
+        if not found or _state(layout) == before:
+            return found
+    return found
+
+
+def _problems(layout: Layout) -> list[str]:
+    if not layout.store_file.exists():
+        return [f"{layout.root}: no store: STORE.json is missing"]
+    try:
+        read_store_file(layout)
+    except (StoreError, OSError) as error:
+        return [str(error)]
+    found = [f"{name}: no part of a store: remove it" for name in layout.unknown()]
+    found += [f"{path.name}/: missing" for path in (layout.names, layout.blobs) if not path.is_dir()]
+    found += _checked("secret", partial(_secret_problems, layout.secret))
+    records, record_problems = _read_names(layout)
+    return found + record_problems + _blob_folder_problems(layout) + _content_problems(layout, records)
+
+
+def _secret_problems(path: Path) -> Iterable[str]:
+    status = path.stat()
+    if status.st_size != SECRET_BYTES:
+        yield f"found {status.st_size} bytes, expected {SECRET_BYTES}"
+    if status.st_mode & 0o077:
+        yield f"found mode {status.st_mode & 0o777:o}, expected 600: others can read it"
+
+
+def _read_names(layout: Layout) -> tuple[list[AdapterRecord], list[str]]:
+    records: list[AdapterRecord] = []
+    found: list[str] = []
+    for path in _entries(layout.names):
+        if path.suffix != ".json":
+            found.append(f"names/{path.name}: no part of a store: remove it")
+            continue
+        try:
+            records.append(read_record(path))
+        except (ValueError, OSError) as error:
+            found.append(f"names/{path.name}: {error}")
+    return records, found
+
+
+def _blob_folder_problems(layout: Layout) -> list[str]:
+    unknown = [path.name for path in _entries(layout.blobs) if not is_digest(path.name)]
+    return [f"blobs/{name}: no part of a store: remove it" for name in unknown]
+
+
+def _content_problems(layout: Layout, records: list[AdapterRecord]) -> list[str]:
+    """What is wrong with the blobs that the records name."""
+    users: dict[str, list[tuple[str, VersionRecord]]] = defaultdict(list)
+    for record in records:
+        for version in record.versions:
+            users[version.digest].append((f"{record.name}@{version.version}", version))
+    found: list[str] = []
+    for digest, versions in sorted(users.items()):
+        check = partial(_blob_problems, layout.blob(digest), digest, versions)
+        found += _checked(f"blobs/{digest} ({', '.join(name for name, _ in versions)})", check)
+    return found
+
+
+def _blob_problems(blob: Path, digest: str, users: list[tuple[str, VersionRecord]]) -> Iterable[str]:
+    if problem := blob_problem(blob):
+        yield problem
+        return
+    kind = users[0][1].kind
+    raw = (blob / CONFIG_FILE).read_bytes()
+    meaning = _meaning(kind, raw)
+    if meaning is None:
+        yield f"{CONFIG_FILE} is no valid configuration of kind {kind}"
+    elif (computed := _identity(kind, raw, blob)) != digest:
+        yield f"the files' digest is {computed}"
+    for name, version in users:
+        if problem := size_problem(blob, version):
+            yield f"{name}: {problem}"
+        if version.kind != kind or _meaning(version.kind, version.config.encode()) != meaning:
+            yield f"{name}: the record's configuration is not that of the blob"
+
+
+def _meaning(kind: Kind, raw: bytes) -> bytes | None:
+    """What of a configuration the digest depends on; None for one that is no PERFT configuration."""
+    if kind == "LORA":
+        return raw
+    config, violations = parse_config(raw)
+    return None if config is None or violations else config.canonical_json()
+
+
+def _identity(kind: Kind, raw: bytes, blob: Path) -> str:
+    config, _ = parse_config(raw)
+    if kind == "LORA" or config is None:
+        return lora_digest(blob)
+    return digest_of(config, blob / WEIGHTS_FILE)
+
+
+def _checked(where: str, check: Callable[[], Iterable[str]]) -> list[str]:
+    """The problems that `check` finds `where`; not being able to look is one."""
+    found: list[str] = []
+    try:
+        for problem in check():
+            found.append(f"{where}: {problem}")
+    except OSError as error:
+        found.append(f"{where}: cannot be read: {error}")
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix != TEMPORARY and path.name not in FOREIGN)
+
+
+def _state(layout: Layout) -> dict[str, bytes]:
+    """What a server changes: the records' bytes and the names of the blobs."""
+    state = {path.name: b"" for path in _entries(layout.blobs)}
+    for path in _entries(layout.names):
+        try:
+            state[path.name] = path.read_bytes()
+        except OSError as error:
+            state[path.name] = str(error).encode()
+    return state

@@ -1,0 +1,95 @@
+"""Owns what the OpenAPI document says of our routes beyond what FastAPI sees in their signatures.
+
+Invariant: a status is documented exactly where a route can answer it.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+
+from server.api.error_responses import ContractRoute
+from server.api.schemas import ErrorObject
+
+ERRORS = {
+    400: "invalid_request: a parameter or the body is not what it must be; `param` names it",
+    401: "invalid_api_key: no key, or a wrong one",
+    403: "forbidden: a key without the right, or a page of another origin",
+    404: "model_not_found, adapter_not_found or version_not_found: also for what this key may not see",
+    405: "method_not_allowed",
+    408: "upload_timeout: the body came too slowly",
+    409: "name_conflict, version_active, active_changed or device_full",
+    413: "adapter_too_large",
+    429: "quota_exceeded or rate_limited",
+    503: "engine_unavailable or adapter_unavailable",
+    507: "storage_full",
+}
+RETRY_AFTER = {"Retry-After": {"description": "seconds until it is worth asking again", "schema": {"type": "integer"}}}
+
+_FILE = {"type": "string", "format": "binary"}
+_NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,62}$", "description": "the adapter's name"}
+_ACTIVATE = {
+    "type": "string",
+    "enum": ["true", "false"],
+    "default": "true",
+    "description": "whether the bare name selects the new version from now on",
+}
+UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The name, and either `config` and `weights` or the archive `file` of both",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "oneOf": [{"required": ["config", "weights"]}, {"required": ["file"]}],
+                    "dependentRequired": {"config": ["weights"], "weights": ["config"]},
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": _NAME,
+                        "config": _FILE | {"description": "adapter_config.json"},
+                        "weights": _FILE | {"description": "adapter_model.safetensors"},
+                        "file": _FILE | {"description": ".zip or .tar.gz with both files at its root"},
+                        "activate": _ACTIVATE,
+                    },
+                }
+            }
+        },
+    }
+}
+_PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"]}}
+PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}
+
+
+KEY = Security(
+    HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key; the guard looks at it")
+)
+"""Says in the document that a route wants a key."""
+GUARD = (401, 403, 429)
+"""What the guard in front of every route may answer."""
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may refuse with `statuses`."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status in sorted(statuses):
+        documented[status] = {"model": ErrorObject, "description": ERRORS[status]}
+        if status in (429, 503):
+            documented[status]["headers"] = RETRY_AFTER
+    return documented
+
+
+def describe(app: FastAPI) -> None:
+    """Make `app.openapi()` leave out the 422 that FastAPI puts at every route: ours answer 400 or 404 instead."""
+    whole = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = whole()
+        for route in app.routes:
+            if isinstance(route, ContractRoute) and route.include_in_schema:
+                for method in route.methods:
+                    document["paths"][route.path_format][method.lower()]["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,138 @@
+"""Owns the flags of `perft serve`: every flag of `vllm serve`, ours beside them, and which of vLLM's are refused."""
+
+from argparse import SUPPRESS, ArgumentParser, Namespace
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from perft.engine.settings import SETTINGS_KEY, EngineSettings
+from server.auth.origin import bind_problem
+from server.errors import StartError
+from server.settings import sources
+
+DESCRIPTION = """Serve a Mixture-of-Experts base model and its PERFT adapters, selected by name through the OpenAI API.
+Flags by group: --help=PERFT, --help=Frontend, ...; all of them: --help=all."""
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_MAX_LORAS = 256
+LORA_SLOTS = 8
+DEFAULT_MODEL = AsyncEngineArgs.model
+WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
+SCHEDULER = "perft.engine.scheduler.make_scheduler"
+REPEATED = {"adapter": "--adapter", **sources.repeated_flags()}
+"""Attribute -> flag that may be given several times."""
+
+
+class Parser(FlexibleArgumentParser):
+    """vLLM's own, which hands a list of its config file on as one flag with many values: ours that repeat take one."""
+
+    def load_config_file(self, file_path: str) -> list[str]:
+        many = {spelling for flag in REPEATED.values() for spelling in _spellings(flag)}
+        given: list[str] = []
+        flag = ""
+        for word in super().load_config_file(file_path):
+            flag = word if word.startswith("--") else flag
+            is_next = flag in many and word != flag and given[-1:] != [flag]
+            given += [flag, word] if is_next else [word]
+        return given
+
+
+def make_parser() -> FlexibleArgumentParser:
+    """vLLM's own parser with one more group of flags."""
+    parser = make_arg_parser(Parser(prog="perft serve", description=DESCRIPTION))
+    group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
+    group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
+    sources.add_flags(group)
+    parser.set_defaults(host=DEFAULT_HOST, max_loras=None)
+    return parser
+
+
+def parse_arguments(argv: list[str]) -> Namespace:
+    """The flags given. Those that repeat are read first: vLLM's parser warns of every flag that is given twice.
+
+    What vLLM's `--config FILE.yaml` has of them comes before them.
+    """
+    repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
+    for attribute, flag in REPEATED.items():
+        repeated.add_argument(*_spellings(flag), dest=attribute, action="append", default=SUPPRESS)
+    given, rest = repeated.parse_known_args(argv)
+    args: Namespace = make_parser().parse_args(rest)
+    for attribute, items in vars(given).items():
+        setattr(args, attribute, (getattr(args, attribute, None) or []) + items)
+    return args
+
+
+def _spellings(flag: str) -> list[str]:
+    return sorted({flag, "--" + flag.removeprefix("--").replace("-", "_")})
+
+
+def base_names(args: Namespace) -> list[str]:
+    """The names the base is served under."""
+    return list(args.served_model_name or [args.model])
+
+
+def argument_problems(args: Namespace) -> list[str]:
+    """Every flag that asks for what PERFT does not serve; known before anything is loaded."""
+    refused = {
+        "--api-server-count": (args.api_server_count or 1) > 1,
+        "--data-parallel-size": args.data_parallel_size > 1,
+        "--data-parallel-rank": args.data_parallel_rank is not None,
+        "--data-parallel-external-lb": args.data_parallel_external_lb,
+        "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
+        "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
+        "--nnodes": args.nnodes > 1,
+        "--enable-expert-parallel": args.enable_expert_parallel,
+        "--enable-eplb": args.enable_eplb,
+        "--enable-elastic-ep": args.enable_elastic_ep,
+        "--enable-dbo": args.enable_dbo,
+        "--ubatch-size": args.ubatch_size > 0,
+        "--speculative-config": args.speculative_config is not None,
+        "--kv-transfer-config": args.kv_transfer_config is not None,
+        "--kv-offloading-size": args.kv_offloading_size is not None,
+        "--enable-sleep-mode": args.enable_sleep_mode,
+        "--runner": args.runner not in ("auto", "generate"),
+        "--headless": args.headless,
+        "--grpc": args.grpc,
+    }
+    problems = [f"{flag}: not tested with PERFT yet; leave it off" for flag, given in refused.items() if given]
+    if args.lora_modules:
+        problems.append("--lora-modules: give adapters with --adapter NAME=PATH")
+    if args.default_mm_loras:
+        problems.append("--default-mm-loras: an adapter is selected by the request's model alone")
+    if args.worker_extension_cls:
+        problems.append(f"--worker-extension-cls: {WORKER_EXTENSION} takes that place")
+    if SETTINGS_KEY in (args.additional_config or {}):
+        problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags")
+    if args.scheduler_cls:
+        problems.append(f"--scheduler-cls: {SCHEDULER} takes that place")
+    return problems
+
+
+def prepare_arguments(args: Namespace) -> None:
+    """Fill in what PERFT needs of vLLM: LoRA's way through the engine, eager mode, our worker extension.
+
+    Raises StartError naming every flag that is refused.
+    """
+    if args.model_tag is None and args.model == DEFAULT_MODEL:
+        raise StartError("found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]")
+    args.model = args.model_tag or args.model
+    chosen = sources.load(args)
+    problems = argument_problems(args)
+    if problem := bind_problem(args.host, chosen.key_ring.has_admin, args.uds):
+        problems.append(problem)
+    if problems:
+        raise StartError("\n".join(problems))
+    args.perft_settings = chosen
+    args.api_server_count = 1
+    args.enable_lora = True
+    if args.max_loras is None:  # adapters in one step: PERFT pays nothing for a slot, vLLM's own LoRA memory
+        args.max_loras = LORA_SLOTS if args.lora_target_modules else DEFAULT_MAX_LORAS
+        args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
+    args.enforce_eager = True
+    args.worker_extension_cls = WORKER_EXTENSION
+    args.scheduler_cls = SCHEDULER
+    args.disable_uvicorn_access_log = True  # ours has the request id, the adapter and the tokens
+    args.enable_request_id_headers = False  # the guard sets them
+    engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)
+    args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: engine.__dict__}

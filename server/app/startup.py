@@ -1,0 +1,97 @@
+"""Owns bringing the adapters given at start into the catalog. Any failure refuses the start, with every reason."""
+
+import shutil
+from asyncio import to_thread
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import InvalidAdapterError, Limits, check_folder
+from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from perft.base_model import BaseShape
+from server.auth.keys import Caller
+from server.engine.protocol import EngineStatus
+from server.errors import ApiError, StartError
+from server.registry.names import name_problem
+from server.registry.service import Catalog
+from server.uploads.validate import peft_type
+
+AT_START = Caller("--adapter", True)
+
+
+@dataclass(frozen=True)
+class NamedFolder:
+    """`--adapter NAME=PATH`."""
+
+    name: str
+    folder: Path
+
+
+def parse_named_folders(given: list[str], base_names: list[str]) -> list[NamedFolder]:
+    """The `--adapter` flags. Raises StartError with everything wrong about them."""
+    folders: list[NamedFolder] = []
+    problems: list[str] = []
+    for item in given:
+        name, equals, path = item.partition("=")
+        if not equals or not path:
+            problems.append(f"--adapter {item}: expected NAME=PATH")
+        elif problem := name_problem(name, base_names):
+            problems.append(f"--adapter {item}: {problem}")
+        elif name in (named.name for named in folders):
+            problems.append(f"--adapter {item}: the name {name!r} is given twice")
+        else:
+            folders.append(NamedFolder(name, Path(path).absolute()))
+    if problems:
+        raise StartError("\n".join(problems))
+    return folders
+
+
+def check_folders(folders: list[NamedFolder], base: BaseShape | None, limits: Limits) -> None:
+    """Check every PERFT folder as far as `base` is known. Raises StartError with every violation of every adapter.
+
+    PEFT LoRA adapters are checked once the engine's own settings are known.
+    """
+    problems: list[str] = []
+    for named in folders:
+        is_lora = peft_type(named.folder) == "LORA"
+        _, violations = (None, []) if is_lora else check_folder(named.folder, base, limits)
+        if violations:
+            problems.append(f"--adapter {named.name}: {InvalidAdapterError(str(named.folder), violations)}")
+    if problems:
+        raise StartError("\n".join(problems))
+
+
+def check_status(status: EngineStatus) -> None:
+    """Raises StartError unless every rank carries the operator."""
+    if status.moe_layers == 0 or status.base is None:
+        raise StartError(f"the engine carries PERFT's operator on no MoE layer: {status.problem}")
+
+
+async def serve_at_start(catalog: Catalog, folders: list[NamedFolder]) -> None:
+    """Put every folder into the store as a version of its name; of a name that was there, the active one stays.
+
+    Raises StartError with everything that is wrong.
+    """
+    problems: list[str] = []
+    known = {name for name in catalog.names() if any(v.record.state == "ready" for v in catalog.versions(name))}
+    for named in folders:
+        try:
+            await _bring_in(catalog, named, named.name not in known)
+        except (OSError, ApiError) as error:
+            listed = "".join(f"\n  - {violation}" for violation in getattr(error, "violations", None) or ())
+            problems.append(f"--adapter {named.name}={named.folder}: {error}{listed}")
+    if problems:
+        raise StartError("\n".join(problems))
+
+
+async def _bring_in(catalog: Catalog, named: NamedFolder, activate: bool) -> None:
+    staged = await to_thread(catalog.stage)
+    try:
+        await to_thread(_copy, named.folder, staged)
+        await catalog.upload(named.name, staged, activate, AT_START)
+    finally:
+        await to_thread(catalog.discard, staged)
+
+
+def _copy(folder: Path, staged: Path) -> None:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(folder / name, staged / name)

@@ -1,0 +1,115 @@
+"""Owns the values that `perft adapters` takes on its command line.
+
+Invariant: what is wrong with a value is said as found and expected, and a key is never among it.
+"""
+
+import argparse
+import os
+import re
+import ssl
+from pathlib import Path
+
+import httpx
+
+from server.client.http import CONFIG_FILE, WEIGHTS_FILE
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+ARCHIVES = (".zip", ".tar.gz", ".tgz")
+
+
+def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
+    """How to reach the server; taken before the command (there with defaults) and after it."""
+
+    def default(value: object) -> object:
+        return value if is_default else argparse.SUPPRESS
+
+    group = parser.add_argument_group("the server")
+    group.add_argument(
+        "--server",
+        type=server_url,
+        default=default(os.environ.get("PERFT_SERVER") or DEFAULT_SERVER),
+        metavar="URL",
+        help=f"default: PERFT_SERVER, or {DEFAULT_SERVER}",
+    )
+    group.add_argument(
+        "--key",
+        default=default(os.environ.get("PERFT_ADMIN_KEY") or None),
+        metavar="KEY",
+        help="better: in PERFT_ADMIN_KEY, where other users cannot see it",
+    )
+    group.add_argument(
+        "--cacert",
+        type=certificates,
+        default=default(None),
+        metavar="FILE",
+        help="trust the certificates in this file alone (default: SSL_CERT_FILE, or the usual authorities)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=seconds,
+        default=default(600.0),
+        metavar="S",
+        help="longest silence of the server (default 600)",
+    )
+
+
+def server_url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, ValueError):
+        url = httpx.URL()
+    if url.userinfo:
+        raise argparse.ArgumentTypeError("found a password in the URL; expected the key in PERFT_ADMIN_KEY or --key")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a URL such as {DEFAULT_SERVER}")
+    return text
+
+
+def certificates(text: str) -> ssl.SSLContext:
+    """A file of PEM certificates, as what trusts them alone."""
+    try:
+        return ssl.create_default_context(cafile=text)
+    except OSError:
+        raise argparse.ArgumentTypeError(f"found no certificates that can be read in {text}, expected PEM") from None
+
+
+def adapter_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", text):
+        raise argparse.ArgumentTypeError(
+            f"found the name {text!r}, expected up to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
+        )
+    return text
+
+
+def version_number(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"found the version {text!r}, expected a number from 1")
+    return int(text)
+
+
+def target(text: str) -> tuple[str, int | None]:
+    name, at, version = text.partition("@")
+    return adapter_name(name), version_number(version) if at else None
+
+
+def seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds above 0")
+    return seconds
+
+
+def adapter_path(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        lacking = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file()]
+        if lacking:
+            raise argparse.ArgumentTypeError(f"found no {' and no '.join(lacking)} in the folder {text}")
+    elif not path.is_file():
+        raise argparse.ArgumentTypeError(f"found nothing at {text}, expected a folder, a .zip or a .tar.gz")
+    elif not text.endswith(ARCHIVES):
+        raise argparse.ArgumentTypeError(f"found the file {text}, expected a folder, a .zip or a .tar.gz")
+    return path

@@ -1,0 +1,272 @@
+"""Owns the command `perft adapters`: its arguments, what it prints and how it exits.
+
+Invariant: exit 0 means done, 1 refused or not reachable (the reason is on stderr), 2 wrong usage; a key is never shown.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from adapters.identity import content_digest
+from server.api.schemas import AdapterObject, VersionObject
+from server.client.arguments import adapter_name, adapter_path, add_connection, seconds, target, version_number
+from server.client.http import CONFIG_FILE, WEIGHTS_FILE, AdaptersClient, ClientError
+from server.client.table import adapters_table, printable, versions_table
+
+POLL_S = 0.3
+README_FILE = "README.md"
+
+Command = Callable[[AdaptersClient, argparse.Namespace], int]
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out `perft adapters ARGUMENTS`; the exit status. Wrong usage is SystemExit(2)."""
+    parser = make_parser()
+    parsed = parser.parse_args(arguments)
+    key: str | None = parsed.key
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        parser.error("the key has characters that no key has (expected ASCII without spaces)")
+    command: Command = parsed.command
+    try:
+        with AdaptersClient(parsed.server, key, parsed.timeout, parsed.cacert) as client:
+            return command(client, parsed)
+    except ClientError as error:
+        _complain(str(error), error.violations)
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        _complain("interrupted; what the server had already been told it still does")
+        return 130
+    return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; every sub-command's function is its default `command`."""
+    parser = argparse.ArgumentParser(
+        prog="perft adapters",
+        description="Look after the adapters of a running server, over its HTTP API.",
+        epilog="Exit status: 0 done, 1 refused or not reachable, 2 wrong usage.",
+    )
+    add_connection(parser, is_default=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, help: str, description: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=description or f"{help[:1].upper()}{help[1:]}.")
+        add_connection(sub, is_default=False)
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("list", list_command, "list the adapters, or the versions of one")
+    sub.add_argument("name", nargs="?", type=adapter_name, metavar="NAME", help="show this adapter's versions")
+    sub.add_argument("--json", action="store_true", help="print the API's objects instead of a table")
+
+    sub = add("show", show_command, "print one adapter, or one version of it, as JSON")
+    sub.add_argument("target", type=target, metavar="NAME[@VERSION]")
+
+    sub = add(
+        "push",
+        push_command,
+        "upload a version",
+        "Upload an adapter as the next version of NAME and make it the active one. Pushing a content that NAME has "
+        "already makes no new version.",
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("path", type=adapter_path, metavar="PATH", help="a folder, a .zip or a .tar.gz")
+    sub.add_argument("--no-activate", action="store_true", help="leave the active version as it is")
+
+    sub = add("activate", activate_command, "make a version the one that the bare NAME selects (also: roll back)")
+    sub.add_argument("name", type=adapter_name, metavar="NAME")
+    sub.add_argument("version", type=version_number, metavar="VERSION", help="a number")
+    sub.add_argument("--if-active", type=version_number, metavar="N", help="only if version N is the active one now")
+
+    sub = add(
+        "rm",
+        rm_command,
+        "delete a version, or an adapter with all its versions",
+        "Delete. Requests that run finish first; nothing new is admitted.",
+    )
+    sub.add_argument("target", type=target, metavar="NAME[@VERSION]")
+    sub.add_argument("--wait", action="store_true", help="return when it is really gone")
+    sub.add_argument("--deadline", type=seconds, default=600.0, metavar="S", help="wait so long at most (default 600)")
+
+    sub = add(
+        "verify",
+        verify_command,
+        "recompute digests: of a store's folder, or of an adapter on the server",
+        "If the argument is a folder (or has a '/' in it), check that store's folder offline: every record, file and "
+        "digest; no server is asked. Otherwise download NAME's versions (or the one given) and compare the digest of "
+        "their bytes with the one that the server lists.",
+    )
+    sub.add_argument("target", metavar="FOLDER | NAME[@VERSION]")
+
+    for name, pinned in (("pin", True), ("unpin", False)):
+        sub = add(name, pin_command, "keep an adapter on the device" if pinned else "let an adapter be evicted again")
+        sub.add_argument("name", type=adapter_name, metavar="NAME")
+        sub.set_defaults(pinned=pinned)
+
+    sub = add("allow", allow_command, "say which keys may select an adapter")
+    sub.add_argument("name", type=adapter_name, metavar="NAME")
+    sub.add_argument("labels", nargs="*", metavar="LABEL", help="the keys' labels")
+    sub.add_argument("--everyone", action="store_true", help="every key may")
+    sub.add_argument("--nobody", action="store_true", help="no key may")
+    return parser
+
+
+def list_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    if arguments.name is not None:
+        adapter = client.adapter(arguments.name)
+        print(_json(adapter.model_dump()) if arguments.json else versions_table(adapter))
+        return 0
+    adapters = list(client.adapters())
+    if arguments.json:
+        data = [adapter.model_dump() for adapter in adapters]
+        print(_json({"object": "list", "data": data, "has_more": False, "next": None}))
+    else:
+        print(adapters_table(adapters))
+    return 0
+
+
+def show_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    name, number = arguments.target
+    adapter = client.adapter(name)
+    shown = adapter if number is None else _version_of(adapter, number)
+    print(_json(shown.model_dump()))
+    return 0
+
+
+def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    path: Path = arguments.path
+    if path.is_dir() and (extra := sorted(_extra_files(path))):
+        return _complain(
+            f"{path}: found {', '.join(extra)}; expected only {CONFIG_FILE}, {WEIGHTS_FILE} and perhaps {README_FILE}: "
+            "move the rest elsewhere"
+        )
+    pushed = client.push(arguments.name, path, activate=not arguments.no_activate)
+    if pushed.version is None:
+        print(f"{pushed.adapter.name}: one of its {len(pushed.adapter.versions)} versions has this content already")
+        return 0
+    state = "new" if pushed.is_new else "was there already"
+    active = "active" if pushed.adapter.active == pushed.version.version else "not active"
+    print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active})")
+    return 0
+
+
+def activate_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    changes = {"active": arguments.version}
+    if arguments.if_active is not None:
+        changes["if_active"] = arguments.if_active
+    adapter = client.patch(arguments.name, changes)
+    print(f"{arguments.name}@{adapter.active} is active")
+    return 0
+
+
+def rm_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    name, number = arguments.target
+    answer = client.delete(name, number)
+    what = name if number is None else f"{name}@{number}"
+    leaving = {version.version for version in answer.versions} if number is None else {number}
+    if not arguments.wait:
+        print(f"{what} is being deleted")
+        return 0
+    deadline = time.monotonic() + arguments.deadline
+    while remaining := leaving & _versions_now(client, name):
+        if time.monotonic() >= deadline:
+            running = ", ".join(f"{name}@{version}" for version in sorted(remaining))
+            return _complain(f"{running} still there after {arguments.deadline:g} s; the server goes on with it")
+        time.sleep(POLL_S)
+    print(f"{what} is gone")
+    return 0
+
+
+def verify_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    text: str = arguments.target
+    if os.sep in text or Path(text).is_dir():
+        return _verify_store(Path(text))
+    try:
+        name, number = target(text)
+    except argparse.ArgumentTypeError as error:
+        return _complain(f"{error}; or the path of a store's folder", status=2)
+    adapter = client.adapter(name)
+    versions = adapter.versions if number is None else [_version_of(adapter, number)]
+    wrong = 0
+    for version in versions:
+        found = _downloaded_digest(client, name, version.version)
+        if found == version.digest:
+            print(f"{printable(version.id)} {version.digest} ok")
+        else:
+            wrong += 1
+            _complain(f"{version.id}: its bytes have the digest {found}, expected {version.digest} as listed")
+    return 1 if wrong else 0
+
+
+def pin_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    adapter = client.patch(arguments.name, {"pinned": arguments.pinned})
+    print(f"{arguments.name} is {'pinned' if adapter.pinned else 'not pinned'}")
+    return 0
+
+
+def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    if bool(arguments.labels) + arguments.everyone + arguments.nobody != 1:
+        return _complain("expected the labels of keys, or --everyone, or --nobody", status=2)
+    adapter = client.patch(arguments.name, {"allowed_keys": None if arguments.everyone else arguments.labels})
+    allowed = "every key" if adapter.allowed_keys is None else ", ".join(adapter.allowed_keys) or "no key"
+    print(f"{arguments.name} may be selected by {printable(allowed)}")
+    return 0
+
+
+def _verify_store(folder: Path) -> int:
+    from adapters.store.verify import verify_folder  # torch comes with it
+
+    problems = verify_folder(folder)
+    for problem in problems:
+        print(printable(problem))
+    found = f"{len(problems)} problem{'s' * (len(problems) > 1)} found" if problems else "every digest is right"
+    print(f"{folder}: {found}")
+    return 1 if problems else 0
+
+
+def _downloaded_digest(client: AdaptersClient, name: str, version: int) -> str | None:
+    with client.download(name, version, "config") as blocks:
+        config = b"".join(blocks)
+    hashed = sha256()
+    with client.download(name, version, "weights") as blocks:
+        for block in blocks:
+            hashed.update(block)
+    return content_digest(config, hashed.digest())
+
+
+def _versions_now(client: AdaptersClient, name: str) -> set[int]:
+    try:
+        return {version.version for version in client.adapter(name).versions}
+    except ClientError as error:
+        if error.status == 404:
+            return set()
+        raise
+
+
+def _version_of(adapter: AdapterObject, number: int) -> VersionObject:
+    for version in adapter.versions:
+        if version.version == number:
+            return version
+    known = ", ".join(str(version.version) for version in adapter.versions) or "none"
+    raise ClientError(f"found no version {number} of {adapter.name}, expected one of its versions ({known})", 404)
+
+
+def _extra_files(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE, README_FILE}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2)
+
+
+def _complain(message: str, violations: tuple[str, ...] = (), status: int = 1) -> int:
+    print(f"perft adapters: {printable(message)}", file=sys.stderr)
+    for violation in violations:
+        print(f"  - {printable(violation)}", file=sys.stderr)
+    return status

@@ -1,0 +1,231 @@
+"""Owns talking to a server's adapter routes (API.md) over HTTP: typed answers, streamed files, errors in one sentence.
+
+Invariant: no file is ever held in memory, and nothing raised or returned contains the key.
+"""
+
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from adapters.identity import HashedFile, content_digest
+from server.api.schemas import AdapterList, AdapterObject, ErrorDetail, ErrorObject, VersionObject
+
+CONNECT_TIMEOUT_S = 10.0
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PAGE = 200
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+_VERSION_IN_LOCATION = re.compile(r"/versions/([1-9][0-9]{0,9})$")
+
+
+class ClientError(Exception):
+    """The server refused or cannot be reached. status: its answer's, 0 without one; violations: all that it listed."""
+
+    def __init__(self, message: str, status: int = 0, violations: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.status, self.violations = status, violations
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What an upload led to. version: None if the answer does not tell which of several versions it is."""
+
+    adapter: AdapterObject
+    version: VersionObject | None
+    is_new: bool
+
+
+class AdaptersClient:
+    """The adapter routes of one server. Use as a context manager; every method, and making one, raises ClientError.
+
+    trusted: the certificates that count, else those of SSL_CERT_FILE or SSL_CERT_DIR, else the usual authorities'.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        key: str | None,
+        timeout_s: float,
+        trusted: ssl.SSLContext | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._server, self._timeout_s = server.rstrip("/"), timeout_s
+        url = httpx.URL(server)
+        try:
+            self._http = httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+                verify=trusted or (httpx.create_ssl_context() if url.scheme == "https" else True),
+                trust_env=not _is_loopback(url.host),
+                transport=transport,
+            )
+        except OSError:
+            message = "found no certificates that can be read where SSL_CERT_FILE or SSL_CERT_DIR says: set --cacert"
+            raise ClientError(message) from None
+        except (ImportError, ValueError, httpx.InvalidURL):
+            raise ClientError(
+                "found a proxy in the environment that cannot be used (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY), expected "
+                "http://HOST:PORT; for socks5:// run `pip install 'httpx[socks]'`"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def adapters(self) -> Iterator[AdapterObject]:
+        """Every adapter that the key may see, by name, page after page."""
+        after: str | None = None
+        while True:
+            parameters: dict[str, str | int] = {"limit": PAGE} | ({"after": after} if after else {})
+            page = self._ask(AdapterList, "GET", "/v1/adapters", params=parameters)[0]
+            yield from page.data
+            if not page.has_more or not page.next or page.next == after:
+                return
+            after = page.next
+
+    def adapter(self, name: str) -> AdapterObject:
+        return self._ask(AdapterObject, "GET", _path(name))[0]
+
+    def patch(self, name: str, changes: dict[str, Any]) -> AdapterObject:
+        return self._ask(AdapterObject, "PATCH", _path(name), json=changes)[0]
+
+    def delete(self, name: str, version: int | None) -> AdapterObject:
+        return self._ask(AdapterObject, "DELETE", _path(name, version))[0]
+
+    def push(self, name: str, path: Path, activate: bool) -> Pushed:
+        """Upload a folder (its two files) or an archive, read as it is sent.
+
+        Raises OSError if a file cannot be read, ClientError also if the server holds other bytes than were sent.
+        """
+        files = {"config": path / CONFIG_FILE, "weights": path / WEIGHTS_FILE} if path.is_dir() else {"file": path}
+        with ExitStack() as stack:
+            opened = {field: stack.enter_context(HashedFile(file)) for field, file in files.items()}
+            answer, response = self._ask(
+                AdapterObject,
+                "POST",
+                "/v1/adapters",
+                data={"name": name, "activate": "true" if activate else "false"},
+                files={field: (files[field].name, file) for field, file in opened.items()},
+            )
+            digest = None
+            if "weights" in opened:
+                digest = content_digest(files["config"].read_bytes(), opened["weights"].digest())
+        is_new = response.status_code == httpx.codes.CREATED
+        return Pushed(answer, _pushed_version(answer, response, digest, is_new, activate), is_new)
+
+    @contextmanager
+    def download(self, name: str, version: int, file: Literal["config", "weights"]) -> Iterator[Iterator[bytes]]:
+        """The bytes of one file of a version, as they come."""
+        path = f"{_path(name, version)}/files/{file}"
+        with self._sentences(), self._http.stream("GET", self._server + path) as response:
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            yield response.iter_bytes()
+
+    def _ask(self, answer: type[Answer], method: str, path: str, **content: Any) -> tuple[Answer, httpx.Response]:
+        with self._sentences():
+            response = self._http.request(method, self._server + path, **content)
+        if not response.is_success:
+            raise _refusal(response)
+        try:
+            return answer.model_validate_json(response.content), response
+        except ValidationError:
+            message = f"{self._server} answered {method} {path} with something else than {answer.__name__}"
+            raise ClientError(f"{message}: is it a perft server of this version?", response.status_code) from None
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Turn what goes wrong on the way into one sentence."""
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise ClientError(_no_connection(self._server, error)) from None
+        except httpx.TimeoutException:
+            message = f"{self._server} did not answer within {self._timeout_s:g} s; --timeout waits longer"
+            raise ClientError(message) from None
+        except httpx.RequestError as error:
+            raise ClientError(f"{self._server} broke off the connection ({error or type(error).__name__})") from None
+
+
+def _path(name: str, version: int | None = None) -> str:
+    path = f"/v1/adapters/{quote(name, safe='')}"
+    return path if version is None else f"{path}/versions/{version}"
+
+
+def _pushed_version(
+    adapter: AdapterObject, response: httpx.Response, digest: str | None, is_new: bool, activate: bool
+) -> VersionObject | None:
+    """Which version the upload became: by its digest, by the Location, by what must hold; None if none of it tells."""
+    by_number = {version.version: version for version in adapter.versions}
+    if digest is not None:
+        found = [version for version in adapter.versions if version.digest == digest]
+        if not found:
+            raise ClientError(
+                f"{adapter.name}: sent content of digest {digest}, but the server lists none such: was a file changed "
+                "while it was sent? Compare with `perft adapters verify` and push again",
+                response.status_code,
+            )
+        return found[-1]
+    if match := _VERSION_IN_LOCATION.search(response.headers.get("location", "")):
+        return by_number.get(int(match[1]))
+    if is_new or len(by_number) == 1:
+        return by_number[max(by_number)] if by_number else None
+    return by_number.get(adapter.active) if activate and adapter.active is not None else None
+
+
+def _refusal(response: httpx.Response) -> ClientError:
+    """What the server said, and what to do where that is ours to say."""
+    try:
+        detail = ErrorObject.model_validate_json(response.content).error
+    except ValidationError:
+        request = f"{response.request.method} {response.request.url.path}"
+        message = f"the server answered {response.status_code} to {request}, without an error object of its API"
+        detail = ErrorDetail(message=message, type="", param=None, code=None, violations=None)
+    hints = {
+        401: "; give the admin key in PERFT_ADMIN_KEY or by --key",
+        403: "; this key may not do that: give the admin key in PERFT_ADMIN_KEY or by --key",
+    }
+    message = detail.message + hints.get(response.status_code, "")
+    if wait := response.headers.get("retry-after"):
+        message += f"; try again after {wait} s"
+    return ClientError(message, response.status_code, tuple(detail.violations or ()))
+
+
+def _no_connection(server: str, error: httpx.ConnectError) -> str:
+    """Why there is none: a certificate, something else of TLS, or nobody there."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"found a certificate at {server} that is not trusted ({cause.verify_message}); give its authority by "
+            "--cacert FILE, and by --server the name it is made out to"
+        )
+    if cause is not None:
+        return f"found no TLS at {server} ({error}); a server without a certificate is named by http://"
+    return f"found no server at {server} ({error}); start one with `perft serve`, or name it by --server"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a proxy of the environment must not stand between."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

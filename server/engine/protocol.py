@@ -1,0 +1,96 @@
+"""Owns what the server asks of an engine: one small Protocol, so that routes are tested without one.
+
+`server.engine.vllm.VllmEngine` is the real one. Invariant: the engine only carries out what it is told; which
+adapter is where, and who has to leave, is decided in one place (`server.residency.scheduler`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from perft.base_model import BaseShape
+
+Kind = Literal["PERFT", "LORA"]
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What the ranks agree on. moe_layers: how many MoE layers carry the operator on every rank (0: must not serve).
+
+    rows_*: rows of the smallest rank's pool. lora_slots: PEFT LoRA adapters that can be on the device at once (0: the
+    operator left LoRA off). problem: why moe_layers is 0.
+    """
+
+    moe_layers: int
+    base: BaseShape | None
+    rows_total: int
+    rows_used: int
+    lora_slots: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineAdapter:
+    """One version as the engine knows it: name (NAME@version), an id never reused, and its content's folder."""
+
+    name: str
+    engine_id: int
+    kind: Kind
+    digest: str
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """What is resident or not: PERFT versions of equal content share their memory, LoRA ones do not."""
+        return self.digest if self.kind == "PERFT" else f"{self.digest}/{self.engine_id}"
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """Counters that live in the workers. step_load_bytes: bytes read, hashed or packed inside an engine step.
+
+    expert_tokens: engine id -> tokens (of the sampled steps) that each PEFT expert worked on.
+    """
+
+    step_load_bytes: int = 0
+    expert_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+class AdapterLoadError(Exception):
+    """A rank could not read, check or pack an adapter; the message says why. The engine goes on."""
+
+
+class Engine(Protocol):
+    """The running engine. Every call returns once all ranks have done it; none of them stops a step."""
+
+    async def status(self) -> EngineStatus:
+        """Ask every rank. Raises if the engine is down."""
+        ...
+
+    async def prepare(self, adapter: EngineAdapter) -> None:
+        """Disk to host: read, check and pack, beside the steps. Raises AdapterLoadError; then no rank has a copy."""
+        ...
+
+    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+        """Free the rows of `evict`, then host to device rows, which must be free by then.
+
+        Raises AdapterLoadError; then it has rows on no rank, and those of `evict` are free all the same.
+        """
+        ...
+
+    async def evict(self, adapter: EngineAdapter) -> None:
+        """Free the device rows; the host keeps its copy. No running request may use them."""
+        ...
+
+    async def drop(self, adapter: EngineAdapter) -> None:
+        """Free the host's copy."""
+        ...
+
+    async def forget(self, adapter: EngineAdapter) -> None:
+        """The version is gone for ever: nothing of its id stays behind."""
+        ...
+
+    async def counters(self) -> EngineCounters:
+        """What the workers counted since they started."""
+        ...

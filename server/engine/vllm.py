@@ -1,0 +1,110 @@
+"""Owns the real `Engine`: vLLM's EngineClient, asked through its public calls and our worker extension."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm.engine.protocol import EngineClient
+from vllm.lora.request import LoRARequest
+
+from perft.base_model import BaseShape
+from server.engine.protocol import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
+
+RPC_TIMEOUT_S, PATIENCE_S = 60.0, 5.0
+FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
+
+
+def lora_request(adapter: EngineAdapter) -> LoRARequest:
+    """The LoRA request a version rides on; name and path are part of vLLM's prefix-cache key."""
+    return LoRARequest(adapter.name, adapter.engine_id, str(adapter.folder))
+
+
+class VllmEngine:
+    """See `server.engine.protocol.Engine`."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+
+    async def status(self) -> EngineStatus:
+        ranks = await self._ask("perft_status")
+        lacking = next((rank for rank in ranks if not rank["moe_layers"]), None)
+        if lacking is not None:
+            problem = lacking.get("problem", "no MoE layer carries the operator")
+            return EngineStatus(0, None, 0, 0, problem=problem)
+        return EngineStatus(
+            moe_layers=min(rank["moe_layers"] for rank in ranks),
+            base=base_shape_of(ranks[0]["base"]),
+            rows_total=min(rank["rows_total"] for rank in ranks),
+            rows_used=max(rank["rows_used"] for rank in ranks),
+            lora_slots=min(rank["lora_slots"] for rank in ranks),
+        )
+
+    async def prepare(self, adapter: EngineAdapter) -> None:
+        started = await self._ask("perft_prepare", _order(adapter))
+        try:
+            await self._finish("prepare", adapter, started)
+        except AdapterLoadError:
+            await self.drop(adapter)  # it may have succeeded on other ranks
+            raise
+
+    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+        started = await self._ask("perft_place", _order(adapter), [_order(leaving) for leaving in evict])
+        try:
+            await self._finish("place", adapter, started)
+        except AdapterLoadError:
+            await self.evict(adapter)
+            raise
+
+    async def evict(self, adapter: EngineAdapter) -> None:
+        await self._ask("perft_evict", _order(adapter))
+
+    async def drop(self, adapter: EngineAdapter) -> None:
+        await self._ask("perft_drop", _order(adapter))
+
+    async def forget(self, adapter: EngineAdapter) -> None:
+        await self._ask("perft_forget", adapter.engine_id)
+
+    async def counters(self) -> EngineCounters:
+        ranks = await self._ask("perft_counters")
+        step_load_bytes = sum(rank["step_load_bytes"] for rank in ranks)
+        tokens = {int(number): tuple(counts) for number, counts in ranks[0]["expert_tokens"].items()}
+        return EngineCounters(step_load_bytes, tokens)
+
+    async def _finish(self, move: str, adapter: EngineAdapter, outcomes: list[dict[str, Any]]) -> None:
+        """Ask until every rank has ended a move. Raises AdapterLoadError if one of them failed."""
+        pause = FIRST_POLL_S
+        ended = [None if outcome["state"] == "running" else outcome for outcome in outcomes]
+        while not all(ended):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_POLL_S)
+            asked = await self._ask("perft_outcome", move, _order(adapter))
+            ended = [
+                before or (None if now["state"] == "running" else now) for before, now in zip(ended, asked, strict=True)
+            ]
+        failed = next((outcome for outcome in ended if outcome and outcome["state"] == "failed"), None)
+        if failed is not None:
+            raise AdapterLoadError(failed["reason"])
+
+    async def _ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Ask every rank. Raises TimeoutError from an engine that hangs: vLLM's own limit is kept in that process."""
+        async with asyncio.timeout(RPC_TIMEOUT_S + PATIENCE_S):
+            answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
+        return answers
+
+
+def _order(adapter: EngineAdapter) -> dict[str, Any]:
+    """An adapter as it travels to the workers (`perft.engine.manager.Order`)."""
+    return {
+        "name": adapter.name,
+        "engine_id": adapter.engine_id,
+        "kind": adapter.kind,
+        "digest": adapter.digest,
+        "folder": str(adapter.folder),
+    }
+
+
+def base_shape_of(values: dict[str, Any]) -> BaseShape:
+    """A BaseShape that travelled between processes as plain values."""
+    plain = {"dtype": getattr(torch, values["dtype"]), "moe_layers": tuple(values["moe_layers"])}
+    return BaseShape(**values | plain)

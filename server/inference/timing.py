@@ -1,0 +1,90 @@
+"""Owns the measures of one engine request: tokens, time to first token, time between tokens.
+
+Where the handler streams, they are what passed here; where it asks for the whole answer at once, vLLM's own stamps.
+"""
+
+import time
+from typing import Any
+
+from server.metrics.counters import AdapterMetrics
+
+STREAMED, AT_ONCE = "DELTA", "FINAL_ONLY"
+"""Names of vLLM's RequestOutputKind."""
+
+
+class Meter:
+    """One request. began: time.monotonic() of its arrival."""
+
+    def __init__(self, sampling_params: Any, began: float) -> None:
+        self._kind: str = sampling_params.output_kind.name
+        self.began = began
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.has_seen = self.finished = False
+        self._given_at = time.monotonic()
+        self._given_tokens = 0
+        self._first: float | None = None
+        self._between: list[tuple[float, int]] = []
+        self._last: dict[int, float] = {}
+        self._counted: dict[int, int] = {}
+
+    def given(self, prompt: Any) -> None:
+        """The engine has the request from now on, as an input of vLLM's: tokens, or what has none."""
+        self._given_at = time.monotonic()
+        self._given_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
+
+    def left(self) -> None:
+        """Its client is gone. The prompt counts as it was given, also where no output came that says so.
+
+        What was generated for an answer at once does not: a cancelled `generate` gives no output any more, and vLLM
+        tells nobody else. (Only an abort by id, while somebody still reads, brings out an output with all tokens.)
+        """
+        self.prompt_tokens = self.prompt_tokens or self._given_tokens
+
+    def saw(self, output: Any) -> str | None:
+        """Count one output of the engine; the finish reason, if it is the last."""
+        now, self.has_seen = time.monotonic(), True
+        if output.prompt_token_ids is not None:
+            self.prompt_tokens = len(output.prompt_token_ids)
+        reason: str | None = None
+        for part in output.outputs:
+            self._count(part.index, len(part.token_ids), now)
+            reason = part.finish_reason or reason
+        if output.finished:
+            self.finished = True
+            if self._kind == AT_ONCE and output.metrics is not None:
+                self._take_stamps(output.metrics)
+        return reason if output.finished else None
+
+    def tell(self, metrics: AdapterMetrics, adapter: str | None) -> None:
+        """Pass the latencies on."""
+        if self._first is not None:
+            metrics.first_token(adapter, self._first)
+        for seconds, tokens in self._between:
+            metrics.inter_token(adapter, seconds, tokens)
+
+    def _count(self, index: int, tokens: int, now: float) -> None:
+        if self._kind != STREAMED:
+            tokens -= self._counted.get(index, 0)
+            self._counted[index] = self._counted.get(index, 0) + tokens
+        if tokens <= 0:
+            return
+        self.generation_tokens += tokens
+        if self._kind == AT_ONCE:
+            return
+        if self._first is None:
+            self._first = now - self.began
+        if index in self._last:
+            self._between.append((now - self._last[index], tokens))
+        elif tokens > 1:  # out together with the first
+            self._between.append((0.0, tokens - 1))
+        self._last[index] = now
+
+    def _take_stamps(self, stamps: Any) -> None:
+        """vLLM's own times of a request that was not streamed; of several choices, those of the one that ended last."""
+        if stamps.first_token_latency > 0:
+            self._first = self._given_at - self.began + stamps.first_token_latency
+        gaps = [tokens - 1 for tokens in self._counted.values() if tokens > 1]
+        if gaps and stamps.last_token_ts > stamps.first_token_ts > 0:
+            each = (stamps.last_token_ts - stamps.first_token_ts) / max(gaps)
+            self._between += [(each * number, number) for number in gaps]

@@ -1,0 +1,1 @@
+"""What is counted, what is read at a scrape, and the page."""

@@ -1,0 +1,151 @@
+"""Owns the metrics that are read when somebody scrapes: what runs, waits and is resident.
+
+Invariant: one scrape shows one snapshot; nothing is remembered between two.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.metrics.counters import AdapterMetrics
+
+Tier = Literal["device", "host", "disk"]
+
+MAX_LIST_CHARACTERS = 16_384
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """One adapter now: requests of all its versions; tier: where its active version is (None: it has none)."""
+
+    running: int = 0
+    waiting: int = 0
+    tier: Tier | None = "disk"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anybody uses it or memory is spent on it."""
+        return bool(self.running or self.waiting) or self.tier in ("device", "host")
+
+
+@dataclass(frozen=True)
+class StateSnapshot:
+    """What the server holds now. max_lora: adapters that one step can serve.
+
+    store_free_bytes: what the store's disk still takes (None: not known, not shown).
+    """
+
+    adapters: Mapping[str, AdapterState]
+    max_lora: int
+    base_running: int = 0
+    device_rows_used: int = 0
+    device_rows_total: int = 0
+    store_bytes: int = 0
+    store_free_bytes: int | None = None
+    moe_layers: int = 0
+    step_load_bytes: int = 0
+
+
+Totals = dict[tuple[str, ...], float]
+
+
+class StateCollector(Collector):
+    """Asks for a snapshot at every scrape, on whatever thread that runs: `snapshot` answers from memory."""
+
+    def __init__(self, metrics: AdapterMetrics, snapshot: Callable[[], StateSnapshot]) -> None:
+        self._metrics, self._snapshot = metrics, snapshot
+
+    def describe(self) -> list[Metric]:
+        """The families without samples, for the registry's check that no name is given twice."""
+        return list(self._families(StateSnapshot({}, 0, store_free_bytes=0)))
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families(self._snapshot())
+
+    def _families(self, state: StateSnapshot) -> Iterator[Metric]:
+        labels = self._labels(state)
+        yield from self._adapter_families(state, labels)
+        yield from _server_families(state)
+        yield lora_requests_info(state, time.time())
+
+    def _labels(self, state: StateSnapshot) -> dict[str, str]:
+        active = [name for name, adapter in state.adapters.items() if adapter.is_active]
+        idle = [name for name, adapter in state.adapters.items() if not adapter.is_active]
+        return self._metrics.labels_of(active, idle)
+
+    def _adapter_families(self, state: StateSnapshot, labels: Mapping[str, str]) -> Iterator[Metric]:
+        running: Totals = defaultdict(float, {(self._metrics.base_name,): state.base_running})
+        waiting: Totals = defaultdict(float, {(self._metrics.base_name,): 0})
+        resident: Totals = defaultdict(float)
+        for name, adapter in state.adapters.items():
+            running[(labels[name],)] += adapter.running
+            waiting[(labels[name],)] += adapter.waiting
+            if adapter.tier is not None:
+                resident[(labels[name], adapter.tier)] += 1
+        adapter_only = ("adapter",)
+        yield _gauge("perft_adapter_requests_running", "Requests in the engine.", adapter_only, running)
+        yield _gauge("perft_adapter_requests_waiting", "Requests that wait for their adapter.", adapter_only, waiting)
+        yield _gauge(
+            "perft_adapter_resident",
+            "The tier of the adapter's active version: 1 (of _other: how many adapters).",
+            ("adapter", "tier"),
+            resident,
+        )
+
+
+def _server_families(state: StateSnapshot) -> Iterator[Metric]:
+    gauges = {
+        "perft_device_rows_used": ("Rows of the device pool that hold an adapter.", state.device_rows_used),
+        "perft_device_rows_total": ("Rows of the device pool.", state.device_rows_total),
+        "perft_store_bytes": ("Bytes that the adapters take on disk.", state.store_bytes),
+        "perft_moe_layers": ("Layers that carry the operator on every rank: 0 must never serve.", state.moe_layers),
+    }
+    for name, (documentation, value) in gauges.items():
+        yield GaugeMetricFamily(name, documentation, value)
+    if state.store_free_bytes is not None:
+        yield GaugeMetricFamily("perft_store_free_bytes", "Bytes the store's disk still takes.", state.store_free_bytes)
+    yield CounterMetricFamily(
+        "perft_step_load_bytes",
+        "Bytes of adapters read, hashed or packed inside an engine step: stays 0.",
+        state.step_load_bytes,
+    )
+
+
+def lora_requests_info(state: StateSnapshot, now: float) -> Metric:
+    """vLLM's gauge with the meaning that the Gateway API inference extension gives it: what is on the device.
+
+    Names are bare, joined by commas without spaces, those with most requests first; the value is the time.
+    """
+    on_device = {name: each.running for name, each in state.adapters.items() if each.tier == "device"}
+    waiting = {name: each.waiting for name, each in state.adapters.items() if each.waiting}
+    family = GaugeMetricFamily(
+        "vllm:lora_requests_info",
+        "Adapters resident on the device, and those that requests wait for.",
+        labels=("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+    )
+    family.add_metric((str(state.max_lora), _joined(waiting), _joined(on_device)), now)
+    return family
+
+
+def _joined(names: Mapping[str, int]) -> str:
+    """The names, highest number first, as many as the length of a label allows."""
+    kept: list[str] = []
+    length = -1
+    for name in sorted(names, key=lambda name: (-names[name], name)):
+        length += len(name) + 1
+        if length > MAX_LIST_CHARACTERS:
+            break
+        kept.append(name)
+    return ",".join(kept)
+
+
+def _gauge(name: str, documentation: str, labels: Sequence[str], totals: Totals) -> Metric:
+    family = GaugeMetricFamily(name, documentation, labels=labels)
+    for values, total in totals.items():
+        family.add_metric(values, total)
+    return family

@@ -1,0 +1,1 @@
+"""What every request passes, from the outermost in: access control, drain, adapter routing."""

@@ -1,0 +1,192 @@
+"""Owns what happens to an inference request before vLLM sees it: its `model` is resolved ONCE, to a version that is
+then leased and named in the body, its cache salt becomes the tenant's own, and it waits until its adapter is ready.
+
+An ASGI middleware inside the guard. Invariant: vLLM sees either the base's name or NAME@version of a version whose
+lease is held; what a client wrote as `model` decides nothing after this.
+"""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.route_table import Route
+from server.errors import ApiError
+from server.inference.request_context import CURRENT, Exchange
+from server.metrics.counters import AdapterMetrics
+from server.middleware.stream_errors import Answer
+from server.registry.service import Catalog
+from server.registry.version import Version
+
+MAX_BODY_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class GateParts:
+    """What the gate works with (app.state.perft_gate)."""
+
+    catalog: Catalog
+    metrics: AdapterMetrics
+    salt_secret: bytes
+    load_timeout_s: float
+
+
+class Gate:
+    """See the module."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
+        if route is None or not route.selects_model:
+            return await self._app(scope, receive, send)
+        parts: GateParts = scope["app"].state.perft_gate
+        state = scope["state"]
+        began = time.monotonic()
+        try:
+            values = _parse(await _read_body(receive))
+            version = _resolve(values, parts.catalog, state["caller"])
+            if version is not None:
+                state["facts"].adapter, state["facts"].version = version.name, version.number
+                values["model"] = version.id
+            if route.generates:
+                _salt(values, parts.salt_secret, state["caller"].label)
+            body = _written(values)
+            exchange = Exchange(state["caller"], version, state["facts"], began)
+            async with _admitted(exchange, route, receive, parts):
+                await self._answer(exchange, scope, body, receive, Answer(exchange, route.path, send))
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+        except _ClientLeftError:
+            pass
+
+    async def _answer(self, exchange: Exchange, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
+        """Let vLLM answer the rewritten body."""
+        MutableHeaders(scope=scope)["content-length"] = str(len(body))
+        token = CURRENT.set(exchange)
+        try:
+            await self._app(scope, _replay(body, receive), answer)
+        except Exception:
+            if not await answer.tell_failure():
+                raise
+        finally:
+            CURRENT.reset(token)
+
+
+class _ClientLeftError(Exception):
+    """Nobody is there any more to be answered."""
+
+
+@asynccontextmanager
+async def _admitted(exchange: Exchange, route: Route, receive: Receive, parts: GateParts) -> AsyncIterator[None]:
+    """Keep the version alive and, where the route generates, wait until it is on the device; the engine's request takes
+    that place over. Raises ApiError, or _ClientLeftError."""
+    version = exchange.version
+    with ExitStack() as kept:
+        async with exchange.place:
+            if version is not None:
+                try:
+                    kept.enter_context(parts.catalog.lease(version))
+                    if route.generates:
+                        await _while_there(receive, exchange.take_place(parts.catalog.plan, parts.load_timeout_s))
+                except (ApiError, _ClientLeftError) as error:
+                    if route.generates:
+                        reason = error.code if isinstance(error, ApiError) else "abort"
+                        seconds = time.monotonic() - exchange.began
+                        parts.metrics.request_finished(version.name, reason, 0, 0, seconds)
+                    raise
+            yield
+
+
+async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` for a client that waits. Raises _ClientLeftError: uvicorn tells only who asks that it left."""
+    doing, leaving = asyncio.create_task(work), asyncio.create_task(_leave(receive))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise _ClientLeftError
+        await doing
+    finally:
+        doing.cancel()
+        leaving.cancel()
+        await asyncio.wait((doing, leaving))
+
+
+async def _leave(receive: Receive) -> None:
+    """Return when the client goes away; its body was read to the end."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _resolve(values: dict[str, Any], catalog: Catalog, caller: Any) -> Version | None:
+    """The version that `model` selects; None for the base. What is no text is left for vLLM to refuse."""
+    model = values.get("model")
+    return catalog.resolve(model, caller) if isinstance(model, str) else None
+
+
+def _salt(values: dict[str, Any], secret: bytes, label: str | None) -> None:
+    """Make the request's cache salt the tenant's own: HMAC(server secret, key label, the client's salt)."""
+    given = values.get("cache_salt")
+    if given is None or (isinstance(given, str) and given):
+        values["cache_salt"] = hmac.digest(secret, json.dumps([label, given]).encode(), "sha256").hex()
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises ApiError for anything else."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(error) from None
+    if not isinstance(values, dict):
+        raise ApiError(400, "invalid_request", f"found a JSON {type(values).__name__} as the body, expected an object")
+    return values
+
+
+def _written(values: dict[str, Any]) -> bytes:
+    """The body that vLLM reads. Raises ApiError where it is nested a little less than could not even be read."""
+    try:
+        return json.dumps(values).encode()
+    except RecursionError as error:
+        raise _not_json(error) from None
+
+
+def _not_json(error: Exception) -> ApiError:
+    return ApiError(400, "invalid_request", f"the body is not JSON ({type(error).__name__}: {error})")
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """The whole body. Raises ApiError if it is too large or the client went away."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ApiError(400, "invalid_request", "the client went away before its body was complete")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(
+                413, "request_too_large", f"found a body over {MAX_BODY_BYTES} bytes, expected a smaller one"
+            )
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """`receive` that gives the rewritten body first."""
+    sent = False
+
+    async def next_message() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return next_message

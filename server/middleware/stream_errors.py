@@ -1,0 +1,101 @@
+"""Owns what a client is told of an exchange that failed: our error in the place of vLLM's words for it.
+
+Invariant: bytes are held back only after a failure, and only until the line they belong to is whole.
+"""
+
+import json
+import re
+from typing import Any
+
+from starlette.types import Message, Send
+
+from server.inference.request_context import Exchange
+
+_ERROR_LINE = re.compile(rb'data: \{("type": ?"error", ?)?"error"')
+"""How an error begins in a stream: OpenAI's form, and Anthropic's."""
+
+
+class Answer:
+    """The exchange's `send`. path: the route's, which says how an error looks in a stream."""
+
+    def __init__(self, exchange: Exchange, path: str, send: Send) -> None:
+        self._exchange, self._path, self._send = exchange, path, send
+        self._started = self._replaced = self._is_stream = False
+        self._is_within_line = False
+        self._held = b""
+
+    async def __call__(self, message: Message) -> None:
+        failure = self._exchange.failure
+        if message["type"] == "http.response.start":
+            if failure is not None and message["status"] >= 400:
+                return await self._replace()
+            self._started = True
+            self._is_stream = (
+                dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/event-stream")
+            )
+            await self._send(message)
+        elif message["type"] == "http.response.body" and self._is_stream and failure is not None:
+            await self._send({**message, "body": self._rewritten(message)})
+        elif not self._replaced:
+            self._note(message.get("body", b""))
+            await self._send(message)
+
+    async def tell_failure(self) -> bool:
+        """The app ended with an exception: say why. False if there is nothing to say, or it is too late."""
+        if self._exchange.failure is None or self._replaced:
+            return self._replaced
+        if not self._started:
+            await self._replace()
+            return True
+        if not self._is_stream:
+            return False
+        before = self._held + (b"\n\n" if self._is_within_line or self._held else b"")
+        await self._send({"type": "http.response.body", "body": before + self._event(), "more_body": False})
+        return True
+
+    async def _replace(self) -> None:
+        """Answer with the failure alone; what vLLM sends goes nowhere."""
+        assert self._exchange.failure is not None
+        self._replaced = True
+        response = self._exchange.failure.response()
+        await self._send(
+            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
+        await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+    def _rewritten(self, message: Message) -> bytes:
+        """A chunk of the stream with the failure in the place of error lines. The rest of a line that was sent in part
+        is none; the beginning of one is held until it is whole."""
+        data = self._held + message.get("body", b"")
+        self._held = b""
+        rest = b""
+        if self._is_within_line:
+            rest, newline, data = data.partition(b"\n")
+            rest += newline
+            self._is_within_line = not newline
+        lines = data.splitlines(keepends=True) if not self._is_within_line else []
+        if lines and not lines[-1].endswith(b"\n") and message.get("more_body", False):
+            self._held = lines.pop()
+        return rest + b"".join(self._told(line) for line in lines)
+
+    def _told(self, line: bytes) -> bytes:
+        return self._data() + b"\n" if _ERROR_LINE.match(line) else line
+
+    def _event(self) -> bytes:
+        return b"event: error\n" + self._data() + b"\n\n"
+
+    def _data(self) -> bytes:
+        """The failure as the data of an event, in the route's dialect."""
+        failure = self._exchange.failure
+        assert failure is not None
+        body: dict[str, Any] = failure.body()
+        if self._path == "/v1/messages":
+            body = {"type": "error", **body}
+        elif self._path == "/v1/responses":
+            flat = {"code": failure.code, "message": failure.message, "param": failure.param}
+            body = {"type": "error", **flat, **body}
+        return b"data: " + json.dumps(body).encode()
+
+    def _note(self, body: bytes) -> None:
+        if body:
+            self._is_within_line = not body.endswith(b"\n")

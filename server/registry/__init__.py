@@ -1,0 +1,1 @@
+"""Names and versions: which is active, who may use it, and every change to that."""

@@ -1,0 +1,1 @@
+"""Which adapter is where (disk, host, device), who waits, who is evicted."""

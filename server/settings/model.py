@@ -1,0 +1,244 @@
+"""Owns every setting of our server, documented once; `server.settings.sources` makes flags and the reference page.
+
+vLLM's own flags stay vLLM's. Invariant: settings that validate can be used together, and no message repeats a secret.
+"""
+
+import json
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from adapters import Limits
+from server.auth.keys import KeyRing, key_problem, labelled_keys
+from server.middleware.access_log import LogFormat
+from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
+
+ENVIRONMENT_PREFIX = "PERFT_"
+FILE_ARGUMENT = "perft_config"
+"""The argument of Settings that is no setting: the TOML file."""
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_STORE_DEFAULT = "`$XDG_DATA_HOME/perft/store`, else `~/.local/share/perft/store`"
+
+
+def default_store() -> Path:
+    """Where adapters lie if nobody says."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "perft" / "store"
+
+
+def _shown(default: str) -> dict[str, Any]:
+    """The default as the documentation says it."""
+    return {"default": default}
+
+
+class Settings(BaseSettings):
+    """Named as in the file; PERFT_ and capitals in the environment; --with-dashes as a flag (`api_keys`: --api-key).
+
+    Read through `server.settings.sources.load`, which also refuses what nobody knows and explains what is wrong.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    # Keys and reach
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="LABEL=KEY, a key for inference; the flag repeats, the environment takes several separated by "
+        "commas or a JSON list; none: inference needs no key",
+    )
+    api_key_file: Path | None = Field(
+        None, description=f"more of them, one LABEL=KEY a line, # begins a comment; {SECRET_FILE}"
+    )
+    admin_key: SecretStr | None = Field(
+        None,
+        description="the key for everything that changes adapters; it has no limits; without one those routes answer "
+        "only this machine, and a bind elsewhere does not start",
+    )
+    admin_key_file: Path | None = Field(None, description=f"a file with nothing but the admin key; {SECRET_FILE}")
+    metrics_key: SecretStr | None = Field(
+        None,
+        description="the key for GET /metrics, which the admin key reads too; with neither, only this machine reads "
+        "it, and needs any API key where there are some",
+    )
+    metrics_bind: str | None = Field(
+        None,
+        description="HOST:PORT of a listener for /metrics alone, which is then not on the main one; it asks for no "
+        "key: keep it on a private network",
+    )
+
+    # Adapters
+    adapter_store: Path = Field(
+        default_factory=default_store,
+        description="the folder with every version of every adapter",
+        json_schema_extra=_shown(_STORE_DEFAULT),
+    )
+    allow_other_base: bool = Field(False, description="take adapters whose base_fingerprint is another base's")
+    max_adapter_bytes: int = Field(
+        Limits.max_weights_bytes, ge=1, description="largest weights file of an adapter; a larger upload is stopped"
+    )
+    max_adapters: int = Field(10_000, ge=1, description="adapter names in the store")
+    max_versions: int = Field(1_000, ge=1, description="versions of one adapter in the store")
+    max_uploads: int = Field(8, ge=1, description="uploads received at once; further ones wait, unread")
+    max_store_bytes: int | None = Field(
+        None, ge=1, description="bytes of all adapters in the store", json_schema_extra=_shown("what the disk has")
+    )
+
+    # Memory
+    pool_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of the device's pool of adapters",
+        json_schema_extra=_shown("5 % of the device's memory"),
+    )
+    host_cache_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="bytes of packed adapters kept in host memory",
+        json_schema_extra=_shown("a tenth of the machine's memory"),
+    )
+
+    # Limits of a key
+    key_max_requests: int | None = Field(
+        None, ge=1, description="generating requests of one key at once", json_schema_extra=_shown("no limit")
+    )
+    key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="prompt and generated tokens of one key", json_schema_extra=_shown("no limit")
+    )
+
+    # Time
+    upload_timeout_s: float = Field(600.0, gt=0, description="seconds for the whole body of an upload")
+    upload_idle_timeout_s: float = Field(30.0, gt=0, description="seconds without a byte after which an upload ends")
+    load_timeout_s: float = Field(60.0, gt=0, description="seconds a request waits for its adapter to be loaded")
+    drain_timeout_s: float = Field(
+        300.0, ge=0, description="seconds a deleted version's running requests have to finish"
+    )
+    shutdown_timeout_s: float = Field(60.0, ge=0, description="seconds running requests have to finish after SIGTERM")
+
+    # What is written
+    audit_log: Path | None = Field(
+        None,
+        description="the file that says who changed what; not inside the store",
+        json_schema_extra=_shown("`ADAPTER_STORE.audit.jsonl`, beside the store"),
+    )
+    log_format: LogFormat = Field("text", description="access log, one line a request: `text` or `json`")
+    metrics_max_adapters: int = Field(
+        500, ge=1, description="adapters with metrics of their own; the others count as `_other`"
+    )
+    expert_sampling: int = Field(
+        64, ge=0, description="every n-th engine step counts the tokens of each expert; 0: none does"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(init_settings, InitSettingsSource)
+        file = init_settings.init_kwargs.pop(FILE_ARGUMENT, None)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        """The environment's commas or JSON, and a file's table of labels."""
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise ValueError("found broken JSON, expected a list of LABEL=KEY") from None
+        if isinstance(value, str):
+            return [item.strip() for item in value.split(",")] if value.strip() else []
+        return [f"{label}={key}" for label, key in value.items()] if isinstance(value, dict) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, items: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        labelled_keys((f"entry {number}", item.get_secret_value()) for number, item in enumerate(items, start=1))
+        return items
+
+    @field_validator("admin_key", "metrics_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and (problem := key_problem(key.get_secret_value())):
+            raise ValueError(problem)
+        return key
+
+    @field_validator("api_key_file", "admin_key_file", "adapter_store", "audit_log")
+    @classmethod
+    def _full_path(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    @field_validator("metrics_bind")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            _address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Settings":
+        problems: list[str] = []
+        if self.audit_path.is_relative_to(self.adapter_store):
+            problems.append(
+                f"audit_log: found {str(self.audit_path)!r}, which lies inside the store {str(self.adapter_store)!r}; "
+                "expected a path outside it"
+            )
+        if self.admin_key is not None and self.admin_key_file is not None:
+            problems.append("admin_key and admin_key_file: found both, expected one of them")
+        if self.metrics_key is not None and self.metrics_bind is not None:
+            problems.append(
+                "metrics_key and metrics_bind: found both, expected one of them: a listener of its own asks for no "
+                "key; give it alone, on a private network, or the key alone, for /metrics on the main one"
+            )
+        try:
+            self.key_ring  # noqa: B018 (reads the files and compares the keys)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @cached_property
+    def key_ring(self) -> KeyRing:
+        """The keys, of the files too (read once). Raises ValueError for files and keys that cannot be used."""
+        given = labelled_keys(("api_keys", key.get_secret_value()) for key in self.api_keys)
+        from_file = [] if self.api_key_file is None else read_api_keys(self.api_key_file)
+        admin = None if self.admin_key is None else self.admin_key.get_secret_value()
+        if self.admin_key_file is not None:
+            admin = read_admin_key(self.admin_key_file)
+        metrics = None if self.metrics_key is None else self.metrics_key.get_secret_value()
+        return KeyRing([*given, *from_file], admin, metrics)
+
+    @property
+    def audit_path(self) -> Path:
+        """Where the audit log is: beside the store if nobody says."""
+        return self.audit_log or self.adapter_store.with_name(f"{self.adapter_store.name}.audit.jsonl")
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host (without brackets) and port of the listener for /metrics alone."""
+        return None if self.metrics_bind is None else _address(self.metrics_bind)
+
+
+def _address(text: str) -> tuple[str, int]:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise ValueError(f"found {text!r}, expected HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
+    return found["host"].strip("[]"), int(found["port"])

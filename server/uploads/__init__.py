@@ -1,0 +1,1 @@
+"""An upload's way in: received, unpacked, validated."""
