@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
 from server.errors import ApiError
-from server.metrics.counters import AdapterMetrics
+from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, respond
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
 
@@ -22,7 +22,7 @@ ADAPTERS = [f"tenant-{number:04}" for number in range(5_000)]
 
 def build_app(key: str) -> FastAPI:
     ours = CollectorRegistry()
-    metrics = AdapterMetrics(ours, base_name="base", is_known=set(ADAPTERS).__contains__)
+    metrics = EventCounters(ours, base_name="base", is_known=set(ADAPTERS).__contains__)
     scrapes = 0
 
     def snapshot() -> StateSnapshot:
@@ -51,7 +51,7 @@ def build_app(key: str) -> FastAPI:
     return app
 
 
-def count_bad_things(metrics: AdapterMetrics) -> None:
+def count_bad_things(metrics: EventCounters) -> None:
     happened: tuple[Callable[[], None], ...] = (
         lambda: metrics.request_finished(ADAPTERS[0], "adapter_output_invalid", 1, 1, 0.1),
         lambda: metrics.load_finished("host", 1.0, "failed"),

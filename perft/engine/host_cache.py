@@ -66,7 +66,7 @@ class Mover:
             del self._jobs[key]
 
 
-class Tiers:
+class HostCache:
     """PERFT adapters by digest: on the host (packed), and in the pool's rows.
 
     What is held and where it came from change together, under a lock: one thread reads, another gives up.

@@ -24,7 +24,7 @@ from vllm.lora.request import LoRARequest
 from adapters import read_folder
 from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
-from perft.engine.host_cache import COPY_WAIT_S, READ_WAIT_S, Mover, Outcome, Tiers
+from perft.engine.host_cache import COPY_WAIT_S, READ_WAIT_S, HostCache, Mover, Outcome
 from perft.engine.layers import base_shape, wrapped_runners
 from perft.engine.moe_layer import StepState
 from perft.engine.pool import RowPool, pack
@@ -88,7 +88,7 @@ class AdapterManager:
         self.base = base_shape(self.runners, vllm_config)
         rows = self._settings.rows(self.base, self._device)
         self.pool = RowPool(rows, self.base.hidden_size, self.base.dtype, self._device)
-        self.tiers = Tiers(self.pool, self.base, self._settings.limits)
+        self.tiers = HostCache(self.pool, self.base, self._settings.limits)
         self.step = StepState(self.pool.tensor_RD, TorchOperator())
         for runner in self.runners.values():
             runner.perft = self.step

@@ -1,6 +1,6 @@
 """Owns the routes under /v1/adapters (API.md): what stands on the wire, and nothing of what it does.
 
-Invariant: every change goes through the Catalog (app.state.perft_catalog), and the folder an upload is staged in is
+Invariant: every change goes through the AdapterService, and the folder an upload is staged in is
 gone when its answer is given.
 """
 
@@ -20,9 +20,9 @@ from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, Version
 from server.auth.keys import Caller
 from server.errors import ApiError
 from server.metrics.counters import UNLISTED
-from server.middleware.access_control import Admission
-from server.middleware.adapter_routing import GateParts
-from server.registry.service import Catalog
+from server.middleware.access_control import AccessPolicy
+from server.middleware.adapter_routing import RoutingParts
+from server.registry.service import AdapterService
 from server.uploads.receive import UploadLimits, receive_upload
 
 router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
@@ -52,8 +52,8 @@ def _caller(request: Request) -> Caller:
     return caller
 
 
-def _catalog(request: Request) -> Catalog:
-    catalog: Catalog = request.app.state.perft_catalog
+def _catalog(request: Request) -> AdapterService:
+    catalog: AdapterService = request.app.state.perft_catalog
     return catalog
 
 
@@ -63,7 +63,7 @@ def _refusals_counted(request: Request) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        gate: GateParts = request.app.state.perft_gate
+        gate: RoutingParts = request.app.state.perft_gate
         gate.metrics.upload(error.code if isinstance(error, ApiError) else UNLISTED)
         raise
 
@@ -78,7 +78,7 @@ def _check_labels(labels: list[str], adapter: AdapterObject, known: frozenset[st
 
 
 CallerOf = Annotated[Caller, Depends(_caller)]
-CatalogOf = Annotated[Catalog, Depends(_catalog)]
+CatalogOf = Annotated[AdapterService, Depends(_catalog)]
 Name = Annotated[str, Path(pattern=NAME_PATTERN, description="the adapter's name")]
 Version = Annotated[int, Path(ge=1, lt=2**31), BeforeValidator(_whole_number)]
 
@@ -149,7 +149,7 @@ async def patch_adapter(
         message = "found if_active alone, expected active beside it: it is the condition of that change"
         raise ApiError(400, "invalid_request", message, "if_active")
     if change.allowed_keys:
-        guard: Admission = request.app.state.perft_guard
+        guard: AccessPolicy = request.app.state.perft_guard
         _check_labels(change.allowed_keys, catalog.adapter(name, caller), guard.keys.labels)
     return await catalog.patch(name, change, caller)
 

@@ -22,7 +22,7 @@ from server.app.warm_up import warm_up
 from server.auth.origin import is_local_bind
 from server.engine.vllm import VllmEngine, lora_request
 from server.errors import StartError
-from server.inference.engine_hook import Inference
+from server.inference.engine_hook import EngineHook
 from server.settings.sources import Settings
 from server.uploads.validate import LoRACheck
 
@@ -63,7 +63,7 @@ class PerftEndpoints:
             max_running=engine_client.vllm_config.lora_config.max_loras,
             check_lora=_lora_check(engine_client.vllm_config, settings),
         )
-        inference = Inference(runtime.catalog, runtime.metrics, runtime.limits, settings.load_timeout_s)
+        inference = EngineHook(runtime.catalog, runtime.metrics, runtime.limits, settings.load_timeout_s)
         inference.observe(engine_client)
         runtime.base_running = lambda: inference.base_running
         state.perft_max_model_len = engine_client.model_config.max_model_len

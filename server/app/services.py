@@ -18,24 +18,24 @@ from adapters import Limits, Store, StoreError
 from perft.memory import memory_bytes
 from server.api.health import attach
 from server.auth.keys import Caller
-from server.auth.origin import Reach
-from server.auth.rate_limits import KeyLimits
+from server.auth.origin import OriginPolicy
+from server.auth.rate_limits import RateLimits
 from server.engine.protocol import Engine, EngineCounters, EngineStatus
 from server.errors import StartError
-from server.metrics.counters import AdapterMetrics
+from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, forget_vllms_adapter_lists, serve_on
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
-from server.middleware.access_control import Admission, Guard
-from server.middleware.access_log import RequestLog
-from server.middleware.adapter_routing import Gate, GateParts
-from server.middleware.drain import Drain, DrainGate
+from server.middleware.access_control import AccessControl, AccessPolicy
+from server.middleware.access_log import AccessLog
+from server.middleware.adapter_routing import AdapterRouting, RoutingParts
+from server.middleware.drain import DrainMiddleware, DrainState
 from server.registry.audit import AuditLog
-from server.registry.service import Catalog
+from server.registry.service import AdapterService
 from server.registry.version import Version
-from server.residency.scheduler import Capacity, ResidencyPlan
+from server.residency.scheduler import Capacity, ResidencyScheduler
 from server.settings.sources import Settings
 from server.uploads.receive import UploadLimits
-from server.uploads.validate import Intake, LoRACheck
+from server.uploads.validate import LoRACheck, UploadValidator
 
 ExpertTokens = Mapping[int, tuple[int, ...]]
 COUNT_EVERY_S = 5.0
@@ -46,9 +46,7 @@ ASK_LIMIT_S = 1.0
 class Names:
     """What the catalog tells: served and gone versions (vLLM's table of names), uploads, changes to be recorded."""
 
-    def __init__(
-        self, metrics: AdapterMetrics, audit: AuditLog, table: dict[str, Any], entry: Callable[[Version], Any]
-    ):
+    def __init__(self, metrics: EventCounters, audit: AuditLog, table: dict[str, Any], entry: Callable[[Version], Any]):
         self._metrics, self._audit, self._table, self._entry = metrics, audit, table, entry
         self.of: dict[int, str] = {}
         """Engine id of every version that is served -> its name."""
@@ -80,13 +78,13 @@ class Runtime:
         self.base_running: Callable[[], int] = lambda: 0
         self.counters = EngineCounters()
         self.registry = CollectorRegistry()
-        self.metrics = AdapterMetrics(
+        self.metrics = EventCounters(
             self.registry, settings.metrics_max_adapters, base_name=base_names[0], is_known=self._is_known
         )
         self.registry.register(StateCollector(self.metrics, self.snapshot))
         self.page = MetricsPage(self.registry)
-        self.limits = KeyLimits(settings.key_max_requests, settings.key_tokens_per_minute)
-        self.drain = Drain()
+        self.limits = RateLimits(settings.key_max_requests, settings.key_tokens_per_minute)
+        self.drain = DrainState()
         self._asking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closers: list[Callable[[], None]] = []
@@ -118,10 +116,10 @@ class Runtime:
             host_bytes=_a_tenth_of_memory() if host_bytes is None else host_bytes,
             running=max_running,
         )
-        self.plan = ResidencyPlan(self.engine, capacity, self.metrics)
-        intake = Intake(base, limits_of(self.settings), self.status.rows_total, check_lora)
+        self.plan = ResidencyScheduler(self.engine, capacity, self.metrics)
+        intake = UploadValidator(base, limits_of(self.settings), self.status.rows_total, check_lora)
         self.names = Names(self.metrics, audit, table, entry)
-        self.catalog = Catalog(store, self.plan, intake, self.base_names, self.settings, self.names, abort)
+        self.catalog = AdapterService(store, self.plan, intake, self.base_names, self.settings, self.names, abort)
         await self.catalog.start()
         self.secret = store.secret
         self._tasks.append(asyncio.get_running_loop().create_task(self._count()))
@@ -141,16 +139,16 @@ class Runtime:
         settings = self.settings
         state.perft_engine, state.perft_catalog, state.perft_runtime = self.engine, self.catalog, self
         state.perft_drain, state.perft_page = self.drain, self.page
-        state.perft_gate = GateParts(self.catalog, self.metrics, self.secret, settings.load_timeout_s)
+        state.perft_gate = RoutingParts(self.catalog, self.metrics, self.secret, settings.load_timeout_s)
         state.perft_upload_places = asyncio.Semaphore(settings.max_uploads)
         state.perft_upload_limits = UploadLimits(
             settings.max_adapter_bytes, settings.upload_timeout_s, settings.upload_idle_timeout_s
         )
-        state.perft_guard = Admission(
+        state.perft_guard = AccessPolicy(
             settings.key_ring,
-            Reach(is_local),
+            OriginPolicy(is_local),
             self.limits,
-            RequestLog(settings.log_format),
+            AccessLog(settings.log_format),
             serves_metrics=settings.metrics_bind is None,
         )
 
@@ -211,7 +209,7 @@ class Runtime:
 def dress(app: FastAPI) -> None:
     """Hang our routes and middlewares on an app; the last added is the outermost."""
     attach(app)
-    for middleware in (Gate, DrainGate, Guard):
+    for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
         app.add_middleware(middleware)
 
 

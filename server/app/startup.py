@@ -12,7 +12,7 @@ from server.auth.keys import Caller
 from server.engine.protocol import EngineStatus
 from server.errors import ApiError, StartError
 from server.registry.names import name_problem
-from server.registry.service import Catalog
+from server.registry.service import AdapterService
 from server.uploads.validate import peft_type
 
 AT_START = Caller("--adapter", True)
@@ -66,7 +66,7 @@ def check_status(status: EngineStatus) -> None:
         raise StartError(f"the engine carries PERFT's operator on no MoE layer: {status.problem}")
 
 
-async def serve_at_start(catalog: Catalog, folders: list[NamedFolder]) -> None:
+async def serve_at_start(catalog: AdapterService, folders: list[NamedFolder]) -> None:
     """Put every folder into the store as a version of its name; of a name that was there, the active one stays.
 
     Raises StartError with everything that is wrong.
@@ -83,7 +83,7 @@ async def serve_at_start(catalog: Catalog, folders: list[NamedFolder]) -> None:
         raise StartError("\n".join(problems))
 
 
-async def _bring_in(catalog: Catalog, named: NamedFolder, activate: bool) -> None:
+async def _bring_in(catalog: AdapterService, named: NamedFolder, activate: bool) -> None:
     staged = await to_thread(catalog.stage)
     try:
         await to_thread(_copy, named.folder, staged)

@@ -50,7 +50,7 @@ def bind_problem(host: str | None, has_admin: bool, uds: str | None = None) -> s
 
 
 @dataclass(frozen=True)
-class Reach:
+class OriginPolicy:
     """What a request without a key has to show. is_local: nothing but this machine can connect."""
 
     is_local: bool

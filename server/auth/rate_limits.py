@@ -15,7 +15,7 @@ MINUTE_S = 60.0
 _SWEEP_ABOVE = 256
 
 
-class KeyLimits:
+class RateLimits:
     """Counts per label (None: the callers without a key, together). A limit that is None does not limit.
 
     Tokens are a bucket of one minute's worth that fills steadily. They are known only after the request: one request

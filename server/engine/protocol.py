@@ -31,7 +31,7 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
-class EngineAdapter:
+class AdapterRef:
     """One version as the engine knows it: name (NAME@version), an id never reused, and its content's folder."""
 
     name: str
@@ -68,26 +68,26 @@ class Engine(Protocol):
         """Ask every rank. Raises if the engine is down."""
         ...
 
-    async def prepare(self, adapter: EngineAdapter) -> None:
+    async def prepare(self, adapter: AdapterRef) -> None:
         """Disk to host: read, check and pack, beside the steps. Raises AdapterLoadError; then no rank has a copy."""
         ...
 
-    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+    async def place(self, adapter: AdapterRef, evict: Sequence[AdapterRef] = ()) -> None:
         """Free the rows of `evict`, then host to device rows, which must be free by then.
 
         Raises AdapterLoadError; then it has rows on no rank, and those of `evict` are free all the same.
         """
         ...
 
-    async def evict(self, adapter: EngineAdapter) -> None:
+    async def evict(self, adapter: AdapterRef) -> None:
         """Free the device rows; the host keeps its copy. No running request may use them."""
         ...
 
-    async def drop(self, adapter: EngineAdapter) -> None:
+    async def drop(self, adapter: AdapterRef) -> None:
         """Free the host's copy."""
         ...
 
-    async def forget(self, adapter: EngineAdapter) -> None:
+    async def forget(self, adapter: AdapterRef) -> None:
         """The version is gone for ever: nothing of its id stays behind."""
         ...
 

@@ -9,13 +9,13 @@ from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
 from perft.base_model import BaseShape
-from server.engine.protocol import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, AdapterRef, EngineCounters, EngineStatus
 
 RPC_TIMEOUT_S, PATIENCE_S = 60.0, 5.0
 FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
 
 
-def lora_request(adapter: EngineAdapter) -> LoRARequest:
+def lora_request(adapter: AdapterRef) -> LoRARequest:
     """The LoRA request a version rides on; name and path are part of vLLM's prefix-cache key."""
     return LoRARequest(adapter.name, adapter.engine_id, str(adapter.folder))
 
@@ -40,7 +40,7 @@ class VllmEngine:
             lora_slots=min(rank["lora_slots"] for rank in ranks),
         )
 
-    async def prepare(self, adapter: EngineAdapter) -> None:
+    async def prepare(self, adapter: AdapterRef) -> None:
         started = await self._ask("perft_prepare", _order(adapter))
         try:
             await self._finish("prepare", adapter, started)
@@ -48,7 +48,7 @@ class VllmEngine:
             await self.drop(adapter)  # it may have succeeded on other ranks
             raise
 
-    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+    async def place(self, adapter: AdapterRef, evict: Sequence[AdapterRef] = ()) -> None:
         started = await self._ask("perft_place", _order(adapter), [_order(leaving) for leaving in evict])
         try:
             await self._finish("place", adapter, started)
@@ -56,13 +56,13 @@ class VllmEngine:
             await self.evict(adapter)
             raise
 
-    async def evict(self, adapter: EngineAdapter) -> None:
+    async def evict(self, adapter: AdapterRef) -> None:
         await self._ask("perft_evict", _order(adapter))
 
-    async def drop(self, adapter: EngineAdapter) -> None:
+    async def drop(self, adapter: AdapterRef) -> None:
         await self._ask("perft_drop", _order(adapter))
 
-    async def forget(self, adapter: EngineAdapter) -> None:
+    async def forget(self, adapter: AdapterRef) -> None:
         await self._ask("perft_forget", adapter.engine_id)
 
     async def counters(self) -> EngineCounters:
@@ -71,7 +71,7 @@ class VllmEngine:
         tokens = {int(number): tuple(counts) for number, counts in ranks[0]["expert_tokens"].items()}
         return EngineCounters(step_load_bytes, tokens)
 
-    async def _finish(self, move: str, adapter: EngineAdapter, outcomes: list[dict[str, Any]]) -> None:
+    async def _finish(self, move: str, adapter: AdapterRef, outcomes: list[dict[str, Any]]) -> None:
         """Ask until every rank has ended a move. Raises AdapterLoadError if one of them failed."""
         pause = FIRST_POLL_S
         ended = [None if outcome["state"] == "running" else outcome for outcome in outcomes]
@@ -93,7 +93,7 @@ class VllmEngine:
         return answers
 
 
-def _order(adapter: EngineAdapter) -> dict[str, Any]:
+def _order(adapter: AdapterRef) -> dict[str, Any]:
     """An adapter as it travels to the workers (`perft.engine.manager.Order`)."""
     return {
         "name": adapter.name,

@@ -18,22 +18,22 @@ from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
-from server.auth.rate_limits import KeyLimits
+from server.auth.rate_limits import RateLimits
 from server.errors import ApiError
-from server.inference.request_context import CURRENT, Exchange
-from server.inference.timing import Meter
-from server.metrics.counters import REFUSED, AdapterMetrics
-from server.registry.service import Catalog
+from server.inference.request_context import CURRENT, RequestContext
+from server.inference.timing import RequestTiming
+from server.metrics.counters import REFUSED, EventCounters
+from server.registry.service import AdapterService
 from server.registry.version import Version, adapter_deleted
 
 
 @dataclass
-class Inference:
+class EngineHook:
     """What is around an engine request. base_running: engine requests without an adapter that run now."""
 
-    catalog: Catalog
-    metrics: AdapterMetrics
-    limits: KeyLimits
+    catalog: AdapterService
+    metrics: EventCounters
+    limits: RateLimits
     load_timeout_s: float
     base_running: int = 0
 
@@ -45,7 +45,7 @@ class Inference:
             prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **options: Any
         ) -> AsyncGenerator[Any, None]:
             exchange = CURRENT.get()
-            meter = Meter(sampling_params, time.monotonic() if exchange is None else exchange.began)
+            meter = RequestTiming(sampling_params, time.monotonic() if exchange is None else exchange.began)
             reason = "error"
             version: Version | None = None
             try:
@@ -86,7 +86,7 @@ class Inference:
 
     @asynccontextmanager
     async def _place(
-        self, version: Version | None, request_id: str, exchange: Exchange | None
+        self, version: Version | None, request_id: str, exchange: RequestContext | None
     ) -> AsyncGenerator[None, None]:
         """Hold the version on the device for one engine request."""
         if version is None:
@@ -109,7 +109,7 @@ class Inference:
             finally:
                 version.running.discard(request_id)
 
-    def _lease(self, version: Version, exchange: Exchange | None) -> AbstractAsyncContextManager[None]:
+    def _lease(self, version: Version, exchange: RequestContext | None) -> AbstractAsyncContextManager[None]:
         if exchange is not None and exchange.version is version:
             return exchange.hold(self.catalog.plan, self.load_timeout_s)
         return self.catalog.plan.lease(version.engine, self.load_timeout_s)
@@ -130,7 +130,7 @@ class Inference:
         if version.is_deleted and any(part.finish_reason == "abort" for part in output.outputs):
             raise adapter_deleted(version)
 
-    def _end(self, version: Version | None, exchange: Exchange | None, meter: Meter, reason: str) -> None:
+    def _end(self, version: Version | None, exchange: RequestContext | None, meter: RequestTiming, reason: str) -> None:
         name = None if version is None else version.name
         meter.tell(self.metrics, name)
         prompt, generated = meter.prompt_tokens, meter.generation_tokens

@@ -13,11 +13,11 @@ from server.auth.keys import Caller
 from server.errors import ApiError
 from server.middleware.access_log import RequestFacts
 from server.registry.version import Version
-from server.residency.scheduler import ResidencyPlan
+from server.residency.scheduler import ResidencyScheduler
 
 
 @dataclass(eq=False)
-class Exchange:
+class RequestContext:
     """One request. began: time.monotonic() of its arrival. place: the device lease that the gate waited for, given up
     once the engine's own request holds one. held: its device leases."""
 
@@ -30,7 +30,7 @@ class Exchange:
     failure: ApiError | None = None
 
     @asynccontextmanager
-    async def hold(self, plan: ResidencyPlan, timeout_s: float) -> AsyncIterator[None]:
+    async def hold(self, plan: ResidencyScheduler, timeout_s: float) -> AsyncIterator[None]:
         """Hold the version on the device; who holds it already does not wait for it again."""
         assert self.version is not None
         async with plan.lease(self.version.engine, timeout_s, joins=self.held > 0):
@@ -40,7 +40,7 @@ class Exchange:
             finally:
                 self.held -= 1
 
-    async def take_place(self, plan: ResidencyPlan, timeout_s: float) -> None:
+    async def take_place(self, plan: ResidencyScheduler, timeout_s: float) -> None:
         """Hold the version on the device until `place` is closed."""
         await self.place.enter_async_context(self.hold(plan, timeout_s))
 
@@ -50,4 +50,4 @@ class Exchange:
         self.facts.generation_tokens = (self.facts.generation_tokens or 0) + generation_tokens
 
 
-CURRENT: ContextVar[Exchange | None] = ContextVar("perft_exchange", default=None)
+CURRENT: ContextVar[RequestContext | None] = ContextVar("perft_exchange", default=None)

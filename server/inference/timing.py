@@ -6,13 +6,13 @@ Where the handler streams, they are what passed here; where it asks for the whol
 import time
 from typing import Any
 
-from server.metrics.counters import AdapterMetrics
+from server.metrics.counters import EventCounters
 
 STREAMED, AT_ONCE = "DELTA", "FINAL_ONLY"
 """Names of vLLM's RequestOutputKind."""
 
 
-class Meter:
+class RequestTiming:
     """One request. began: time.monotonic() of its arrival."""
 
     def __init__(self, sampling_params: Any, began: float) -> None:
@@ -56,7 +56,7 @@ class Meter:
                 self._take_stamps(output.metrics)
         return reason if output.finished else None
 
-    def tell(self, metrics: AdapterMetrics, adapter: str | None) -> None:
+    def tell(self, metrics: EventCounters, adapter: str | None) -> None:
         """Pass the latencies on."""
         if self._first is not None:
             metrics.first_token(adapter, self._first)

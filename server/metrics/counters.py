@@ -12,7 +12,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from server.metrics.labels import OTHER, AdapterNames
+from server.metrics.labels import OTHER, AdapterLabels
 
 DEFAULT_MAX_ADAPTERS = 500
 MAX_EXPERTS = 64
@@ -45,11 +45,11 @@ E2E_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
 
 
-class AdapterMetrics:
+class EventCounters:
     """What the server tells of what happened. Safe from any thread.
 
     base_name: what `adapter` says of requests without an adapter (None), so that base and adapters compare in one
-    graph; it takes no place of the cap. is_known: see AdapterNames.
+    graph; it takes no place of the cap. is_known: see AdapterLabels.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AdapterMetrics:
         is_known: Callable[[str], bool] | None = None,
     ) -> None:
         self.base_name = base_name
-        self._names = AdapterNames(max_adapters, is_known)
+        self._names = AdapterLabels(max_adapters, is_known)
         self._lock = RLock()
         self._make_adapter_metrics(registry)
         self._make_server_metrics(registry)

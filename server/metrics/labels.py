@@ -9,8 +9,8 @@ from collections.abc import Callable
 OTHER = "_other"
 
 
-class AdapterNames:
-    """First come, first served. Not locked: `server.metrics.counters.AdapterMetrics` holds its lock around every call.
+class AdapterLabels:
+    """First come, first served. Not locked: `server.metrics.counters.EventCounters` holds its lock around every call.
 
     is_known: whether an adapter of that name exists; an unknown one never gets a place. It is asked under that lock,
     so it answers from memory.

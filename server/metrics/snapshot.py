@@ -12,7 +12,7 @@ from typing import Literal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.metrics.counters import AdapterMetrics
+from server.metrics.counters import EventCounters
 
 Tier = Literal["device", "host", "disk"]
 
@@ -57,7 +57,7 @@ Totals = dict[tuple[str, ...], float]
 class StateCollector(Collector):
     """Asks for a snapshot at every scrape, on whatever thread that runs: `snapshot` answers from memory."""
 
-    def __init__(self, metrics: AdapterMetrics, snapshot: Callable[[], StateSnapshot]) -> None:
+    def __init__(self, metrics: EventCounters, snapshot: Callable[[], StateSnapshot]) -> None:
         self._metrics, self._snapshot = metrics, snapshot
 
     def describe(self) -> list[Metric]:

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.route_table import Route, match, routes_at
 from server.auth.keys import ANONYMOUS, Caller, KeyRing
-from server.auth.origin import Reach
-from server.auth.rate_limits import KeyLimits
+from server.auth.origin import OriginPolicy
+from server.auth.rate_limits import RateLimits
 from server.errors import ApiError
-from server.middleware.access_log import RequestFacts, RequestLog
+from server.middleware.access_log import AccessLog, RequestFacts
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
@@ -30,13 +30,13 @@ SMALL_BODY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Admission:
+class AccessPolicy:
     """What the gate decides by (app.state.perft_guard). serves_metrics: /metrics is not on a listener of its own."""
 
     keys: KeyRing
-    reach: Reach
-    limits: KeyLimits
-    log: RequestLog
+    reach: OriginPolicy
+    limits: RateLimits
+    log: AccessLog
     serves_metrics: bool = True
 
     def caller(self, route: Route, headers: Headers) -> Caller:
@@ -74,8 +74,8 @@ def _refused(route: Route, known: Caller | None, is_given: bool) -> ApiError:
     return ApiError(401, "invalid_api_key", f"found {found}, expected the header `Authorization: Bearer KEY`")
 
 
-class Guard:
-    """Answers what must not pass; app.state.perft_guard (an Admission) says what may."""
+class AccessControl:
+    """Answers what must not pass; app.state.perft_guard (an AccessPolicy) says what may."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock = app, clock
@@ -86,7 +86,7 @@ class Guard:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            admission: Admission | None = getattr(scope["app"].state, "perft_guard", None)
+            admission: AccessPolicy | None = getattr(scope["app"].state, "perft_guard", None)
             await self._pass(_Exchange(scope, send, admission, self._clock), receive)
 
     async def _pass(self, exchange: "_Exchange", receive: Receive) -> None:
@@ -107,7 +107,7 @@ class Guard:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, send: Send, admission: Admission | None, clock: Callable[[], float]) -> None:
+    def __init__(self, scope: Scope, send: Send, admission: AccessPolicy | None, clock: Callable[[], float]) -> None:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -27,7 +27,7 @@ class RequestFacts:
 
 
 @dataclass(frozen=True)
-class RequestRecord:
+class AccessRecord:
     """One line. path: the route's template (None: no route). status: 499 if the client left before the answer."""
 
     request_id: str
@@ -42,7 +42,7 @@ class RequestRecord:
     seconds: float
 
 
-class RequestLog:
+class AccessLog:
     """Writes request records to a stream of its own, as text (`key=value`) or JSON."""
 
     def __init__(self, log_format: LogFormat = "text", stream: IO[str] | None = None) -> None:
@@ -60,10 +60,10 @@ class RequestLog:
         status: int,
         seconds: float,
         facts: RequestFacts,
-    ) -> RequestRecord:
+    ) -> AccessRecord:
         """Log one request that has ended."""
         known = method if method in _METHODS else "OTHER"
-        record = RequestRecord(
+        record = AccessRecord(
             request_id=request_id,
             label=label,
             method=known,
@@ -80,7 +80,7 @@ class _TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00+0000 request request_id=... status=200`; what is not known is left out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = {name: getattr(record, name) for name in RequestRecord.__dataclass_fields__}
+        values = {name: getattr(record, name) for name in AccessRecord.__dataclass_fields__}
         shown = (f"{name}={value}" for name, value in values.items() if value is not None)
         return " ".join([self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), record.getMessage(), *shown])
 
@@ -89,7 +89,7 @@ class _JsonFormatter(JsonFormatter):
     """Our fields and no others: what a library adds to every log record of the process stays out."""
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        known = {"message", "time", "timestamp", *RequestRecord.__dataclass_fields__}
+        known = {"message", "time", "timestamp", *AccessRecord.__dataclass_fields__}
         return {name: value for name, value in log_data.items() if name in known}
 
 

@@ -19,26 +19,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.route_table import Route
 from server.errors import ApiError
-from server.inference.request_context import CURRENT, Exchange
-from server.metrics.counters import AdapterMetrics
-from server.middleware.stream_errors import Answer
-from server.registry.service import Catalog
+from server.inference.request_context import CURRENT, RequestContext
+from server.metrics.counters import EventCounters
+from server.middleware.stream_errors import FailureSender
+from server.registry.service import AdapterService
 from server.registry.version import Version
 
 MAX_BODY_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
-class GateParts:
+class RoutingParts:
     """What the gate works with (app.state.perft_gate)."""
 
-    catalog: Catalog
-    metrics: AdapterMetrics
+    catalog: AdapterService
+    metrics: EventCounters
     salt_secret: bytes
     load_timeout_s: float
 
 
-class Gate:
+class AdapterRouting:
     """See the module."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -48,7 +48,7 @@ class Gate:
         route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
         if route is None or not route.selects_model:
             return await self._app(scope, receive, send)
-        parts: GateParts = scope["app"].state.perft_gate
+        parts: RoutingParts = scope["app"].state.perft_gate
         state = scope["state"]
         began = time.monotonic()
         try:
@@ -60,15 +60,17 @@ class Gate:
             if route.generates:
                 _salt(values, parts.salt_secret, state["caller"].label)
             body = _written(values)
-            exchange = Exchange(state["caller"], version, state["facts"], began)
+            exchange = RequestContext(state["caller"], version, state["facts"], began)
             async with _admitted(exchange, route, receive, parts):
-                await self._answer(exchange, scope, body, receive, Answer(exchange, route.path, send))
+                await self._answer(exchange, scope, body, receive, FailureSender(exchange, route.path, send))
         except ApiError as error:
             await error.response()(scope, receive, send)
         except _ClientLeftError:
             pass
 
-    async def _answer(self, exchange: Exchange, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
+    async def _answer(
+        self, exchange: RequestContext, scope: Scope, body: bytes, receive: Receive, answer: FailureSender
+    ) -> None:
         """Let vLLM answer the rewritten body."""
         MutableHeaders(scope=scope)["content-length"] = str(len(body))
         token = CURRENT.set(exchange)
@@ -86,7 +88,9 @@ class _ClientLeftError(Exception):
 
 
 @asynccontextmanager
-async def _admitted(exchange: Exchange, route: Route, receive: Receive, parts: GateParts) -> AsyncIterator[None]:
+async def _admitted(
+    exchange: RequestContext, route: Route, receive: Receive, parts: RoutingParts
+) -> AsyncIterator[None]:
     """Keep the version alive and, where the route generates, wait until it is on the device; the engine's request takes
     that place over. Raises ApiError, or _ClientLeftError."""
     version = exchange.version
@@ -126,7 +130,7 @@ async def _leave(receive: Receive) -> None:
         pass
 
 
-def _resolve(values: dict[str, Any], catalog: Catalog, caller: Any) -> Version | None:
+def _resolve(values: dict[str, Any], catalog: AdapterService, caller: Any) -> Version | None:
     """The version that `model` selects; None for the base. What is no text is left for vLLM to refuse."""
     model = values.get("model")
     return catalog.resolve(model, caller) if isinstance(model, str) else None

@@ -17,7 +17,7 @@ from server.errors import ApiError
 POLL_S = 0.05
 
 
-class Drain:
+class DrainState:
     """How many responses are under way, and whether new requests are still taken (app.state.perft_drain)."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Drain:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-class DrainGate:
+class DrainMiddleware:
     """ASGI middleware inside the guard: counts what is under way, refuses what is new while draining."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +49,7 @@ class DrainGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
-        drain: Drain | None = getattr(scope["app"].state, "perft_drain", None) if route else None
+        drain: DrainState | None = getattr(scope["app"].state, "perft_drain", None) if route else None
         if route is None or drain is None or route.path in ("/health", "/metrics"):
             return await self._app(scope, receive, send)
         if drain.is_draining:
@@ -64,7 +64,7 @@ class DrainGate:
             drain.under_way -= 1
 
     @staticmethod
-    def _closing(drain: Drain, send: Send) -> Send:
+    def _closing(drain: DrainState, send: Send) -> Send:
         """Ask the client for a new connection if the response begins while the server ends."""
 
         async def closing(message: Message) -> None:

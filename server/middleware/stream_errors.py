@@ -9,16 +9,16 @@ from typing import Any
 
 from starlette.types import Message, Send
 
-from server.inference.request_context import Exchange
+from server.inference.request_context import RequestContext
 
 _ERROR_LINE = re.compile(rb'data: \{("type": ?"error", ?)?"error"')
 """How an error begins in a stream: OpenAI's form, and Anthropic's."""
 
 
-class Answer:
+class FailureSender:
     """The exchange's `send`. path: the route's, which says how an error looks in a stream."""
 
-    def __init__(self, exchange: Exchange, path: str, send: Send) -> None:
+    def __init__(self, exchange: RequestContext, path: str, send: Send) -> None:
         self._exchange, self._path, self._send = exchange, path, send
         self._started = self._replaced = self._is_stream = False
         self._is_within_line = False
@@ -54,7 +54,7 @@ class Answer:
         return True
 
     async def _replace(self) -> None:
-        """Answer with the failure alone; what vLLM sends goes nowhere."""
+        """FailureSender with the failure alone; what vLLM sends goes nowhere."""
         assert self._exchange.failure is not None
         self._replaced = True
         response = self._exchange.failure.response()

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from adapters import StoreError
 from server.registry.version import Version, adapter_deleted
-from server.residency.scheduler import ResidencyPlan
+from server.residency.scheduler import ResidencyScheduler
 
 LAST_BYTES_S = 2.0
 """How long ended requests of a deleted version have for the last bytes of their answers."""
@@ -21,12 +21,12 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 60.0
 logger = logging.getLogger(__name__)
 
 
-class Endings:
+class Deletions:
     """Versions on their way out. abort: ends an engine request by its id. remove: takes a version out of the store."""
 
     def __init__(
         self,
-        plan: ResidencyPlan,
+        plan: ResidencyScheduler,
         abort: Callable[[str], Awaitable[None]],
         remove: Callable[[Version], Awaitable[None]],
         drain_timeout_s: float,

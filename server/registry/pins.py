@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 
 from server.errors import ApiError
 from server.registry.version import Version
-from server.residency.scheduler import ResidencyPlan
+from server.residency.scheduler import ResidencyScheduler
 
 
 class Pins:
     """What is pinned on the device, by name."""
 
-    def __init__(self, plan: ResidencyPlan, timeout_s: float) -> None:
+    def __init__(self, plan: ResidencyScheduler, timeout_s: float) -> None:
         self._plan, self._timeout_s = plan, timeout_s
         self._held: dict[str, Version] = {}
 

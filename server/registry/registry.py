@@ -14,13 +14,13 @@ from server.api.schemas import AdapterObject, VersionObject
 from server.auth.keys import Caller
 from server.errors import ApiError, ModelNotFound
 from server.registry.version import Version
-from server.residency.scheduler import ResidencyPlan
+from server.residency.scheduler import ResidencyScheduler
 
 
-class Directory:
+class Registry:
     """Names and versions in memory, as the store holds them."""
 
-    def __init__(self, store: Store, plan: ResidencyPlan, base_names: list[str]) -> None:
+    def __init__(self, store: Store, plan: ResidencyScheduler, base_names: list[str]) -> None:
         self.base_names, self.plan = base_names, plan
         self._store = store
         self._versions: dict[str, dict[int, Version]] = {}

@@ -17,22 +17,22 @@ from adapters import AdapterRecord, InvalidAdapterError, Store, VersionRecord
 from perft.threads import compute_alone
 from server.api.schemas import AdapterObject, AdapterPatch
 from server.auth.keys import Caller
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
-from server.registry.deletion import Endings
+from server.registry.deletion import Deletions
 from server.registry.names import check_name
 from server.registry.pins import Pins, in_time
 from server.registry.quotas import Quotas, bytes_of, check_quotas
-from server.registry.registry import Directory
+from server.registry.registry import Registry
 from server.registry.version import Version
-from server.registry.write_queue import Changes, store_errors
-from server.residency.scheduler import ResidencyPlan
-from server.uploads.validate import Accepted, Intake
+from server.registry.write_queue import WriteQueue, store_errors
+from server.residency.scheduler import ResidencyScheduler
+from server.uploads.validate import UploadValidator, ValidatedAdapter
 
 logger = logging.getLogger(__name__)
 
 
-class Watcher(Protocol):
+class ServiceEvents(Protocol):
     """Who is told what becomes of versions: vLLM's table of names, the metrics, the audit log (from any thread)."""
 
     def served(self, version: Version) -> None: ...
@@ -46,25 +46,25 @@ class Watcher(Protocol):
     def record(self, action: str, caller: Caller, **details: Any) -> None: ...
 
 
-class Catalog(Directory):
-    """See the module; what there is to read is the Directory's."""
+class AdapterService(Registry):
+    """See the module; what there is to read is the Registry's."""
 
     def __init__(
         self,
         store: Store,
-        plan: ResidencyPlan,
-        intake: Intake,
+        plan: ResidencyScheduler,
+        intake: UploadValidator,
         base_names: list[str],
         quotas: Quotas,
-        watcher: Watcher,
+        watcher: ServiceEvents,
         abort: Callable[[str], Awaitable[None]],
     ) -> None:
         super().__init__(store, plan, base_names)
         self._intake, self._quotas, self._watcher = intake, quotas, watcher
         self._pins = Pins(plan, quotas.load_timeout_s)
-        self._endings = Endings(plan, abort, self._remove, quotas.drain_timeout_s)
+        self._endings = Deletions(plan, abort, self._remove, quotas.drain_timeout_s)
         self._ids = count(1)
-        self._changes = Changes()
+        self._changes = WriteQueue()
         self._checks = ThreadPoolExecutor(1, "perft-checks", initializer=compute_alone)
 
     async def start(self) -> None:
@@ -198,7 +198,7 @@ class Catalog(Directory):
 
     # What a change needs
 
-    async def _check(self, folder: Path) -> Accepted:
+    async def _check(self, folder: Path) -> ValidatedAdapter:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._checks, self._intake.check, folder)
         except InvalidAdapterError as error:
@@ -207,7 +207,7 @@ class Catalog(Directory):
             message = f"the adapter breaks the format: {first}{more}"
             raise ApiError(400, "invalid_adapter", message, violations=error.violations) from None
 
-    def _check_quotas(self, name: str, accepted: Accepted, folder: Path) -> None:
+    def _check_quotas(self, name: str, accepted: ValidatedAdapter, folder: Path) -> None:
         record = self._records.get(name)
         if record is None or record.with_digest(accepted.digest) is None:
             is_stored = any(version.record.digest == accepted.digest for version in self._by_id.values())
@@ -232,7 +232,7 @@ class Catalog(Directory):
 
     # One version's life
 
-    def _bring_in(self, name: str, record: VersionRecord, accepted: Accepted | None = None) -> None:
+    def _bring_in(self, name: str, record: VersionRecord, accepted: ValidatedAdapter | None = None) -> None:
         """Make a version of the store known to this server."""
         failure = self._store.problem(record.digest)
         if accepted is None and failure is None:
@@ -240,7 +240,7 @@ class Catalog(Directory):
                 accepted = self._intake.stored(record, self._store.folder(record.digest))
             except (InvalidAdapterError, ValueError) as error:
                 failure = "; ".join(getattr(error, "violations", (str(error),)))
-        engine = EngineAdapter(
+        engine = AdapterRef(
             f"{name}@{record.version}", next(self._ids), record.kind, record.digest, self._store.folder(record.digest)
         )
         version = Version(name, record, engine, accepted, failure)

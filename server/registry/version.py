@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from adapters import VersionRecord
 from server.api.schemas import Residency, VersionObject, VersionState
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
-from server.uploads.validate import Accepted
+from server.uploads.validate import ValidatedAdapter
 
 
 @dataclass(eq=False)
@@ -23,8 +23,8 @@ class Version:
 
     name: str
     record: VersionRecord
-    engine: EngineAdapter
-    accepted: Accepted | None
+    engine: AdapterRef
+    accepted: ValidatedAdapter | None
     failure: str | None = None
     leases: int = 0
     running: set[str] = field(default_factory=set)

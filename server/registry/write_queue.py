@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Changes:
+class WriteQueue:
     """What is under way. one_at_a_time: held while the store is changed, and never while an adapter is loaded."""
 
     def __init__(self) -> None:

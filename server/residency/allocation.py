@@ -13,7 +13,7 @@ NEVER = float("inf")
 
 
 @dataclass(frozen=True)
-class Closed:
+class AdmissionHolds:
     """Who lets nobody in any more, because a waiter whose patience is over needs their place or turn: residents, and
     engine ids. In the order in which they were closed; the next look closes them first again."""
 
@@ -24,7 +24,7 @@ class Closed:
         return resident in self.residents or engine_id in self.ids
 
 
-class Look:
+class SchedulingPass:
     """The three together. wake: when the passing of time alone changes what can be given. asked: residents that a
     place was looked for."""
 
@@ -33,13 +33,15 @@ class Look:
         capacity: Capacity,
         residents: Iterable[Resident],
         running: Mapping[int, int],
-        before: Closed,
+        before: AdmissionHolds,
         now: float,
     ) -> None:
-        self.now, self.wake, self.closed = now, NEVER, Closed()
+        self.now, self.wake, self.closed = now, NEVER, AdmissionHolds()
         self.asked: set[Resident] = set()
-        self._pools: dict[Pool, Places] = {pool: Places(capacity.of(pool), self.closed, before, now) for pool in POOLS}
-        self.turns = Turns(capacity.running, running, self.closed, before)
+        self._pools: dict[Pool, PoolBudget] = {
+            pool: PoolBudget(capacity.of(pool), self.closed, before, now) for pool in POOLS
+        }
+        self.turns = StepSlots(capacity.running, running, self.closed, before)
         self.host = HostBytes(capacity.host_bytes)
         for resident in residents:
             if resident.holds_place or resident.pinned_by:
@@ -47,19 +49,19 @@ class Look:
             if resident.move == "reading":
                 self.host.count(resident)
 
-    def places(self, resident: Resident) -> "Places":
+    def places(self, resident: Resident) -> "PoolBudget":
         """The pool that a resident takes its place of."""
         return self._pools[resident.need.pool]
 
     def wake_at(self, time: float) -> None:
-        """Look again at `time`, if not earlier."""
+        """SchedulingPass again at `time`, if not earlier."""
         self.wake = min(self.wake, time)
 
 
-class Places:
+class PoolBudget:
     """The places of one pool. grace_ends: when the next idle resident may leave."""
 
-    def __init__(self, total: int, closed: Closed, before: Closed, now: float) -> None:
+    def __init__(self, total: int, closed: AdmissionHolds, before: AdmissionHolds, now: float) -> None:
         self._total, self._now, self._closed, self._before = total, now, closed.residents, before.residents
         self._free, self._coming, self._pinned, self._idle, self._closable_size = total, 0, 0, 0, 0
         self._closable: dict[Resident, bool] = {}
@@ -68,7 +70,7 @@ class Places:
 
     def count(self, resident: Resident) -> None:
         """What is there before anything is given."""
-        place = resident.need.place
+        place = resident.need.size
         if resident.holds_place:
             self._free -= place
         if resident.pinned_by:
@@ -84,7 +86,7 @@ class Places:
 
     def can_ever_hold(self, resident: Resident) -> bool:
         """Whether the pins leave room for it."""
-        place = resident.need.place
+        place = resident.need.size
         pinned = self._pinned - (place if resident.pinned_by else 0)
         return pinned + place <= self._total
 
@@ -99,7 +101,7 @@ class Places:
             if self._closable[other]:
                 self.keep(other)
                 leaving.append(other)
-                self._free += other.need.place
+                self._free += other.need.size
         self._free -= place
         return leaving
 
@@ -107,14 +109,14 @@ class Places:
         """A request runs there from now on: it cannot leave at once."""
         if self._closable.get(resident):
             self._closable[resident] = False
-            self._idle -= resident.need.place
+            self._idle -= resident.need.size
 
     def keep(self, resident: Resident) -> None:
         """It stays where it is, whoever comes later in this look: somebody has a claim to it."""
         can_leave = self._closable.pop(resident, None)
         if can_leave is not None:
-            self._closable_size -= resident.need.place
-            self._idle -= resident.need.place if can_leave else 0
+            self._closable_size -= resident.need.size
+            self._idle -= resident.need.size if can_leave else 0
 
     def close_for(self, place: int) -> None:
         """Keep a place for one whose patience is over: close residents, least recently used first, until it fits once
@@ -128,7 +130,7 @@ class Places:
                 break
             self.keep(other)
             self._closed[other] = None
-            lacking -= other.need.place
+            lacking -= other.need.size
         self._free, self._coming = 0, -lacking
 
     def _in_order(self) -> list[Resident]:
@@ -142,10 +144,10 @@ class Places:
         return list(self._closable)
 
 
-class Turns:
+class StepSlots:
     """Engine ids in one step. running: leases by engine id, the id least recently let in first (live)."""
 
-    def __init__(self, total: int, running: Mapping[int, int], closed: Closed, before: Closed) -> None:
+    def __init__(self, total: int, running: Mapping[int, int], closed: AdmissionHolds, before: AdmissionHolds) -> None:
         self._total, self._running, self._closed, self._before = total, running, closed.ids, before.ids
         self._wanted: set[int] = set()
 

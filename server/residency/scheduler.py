@@ -20,13 +20,13 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from server.api.schemas import Residency as Tier
-from server.engine.protocol import Engine, EngineAdapter
+from server.engine.protocol import AdapterRef, Engine
 from server.errors import ApiError
-from server.residency.allocation import NEVER, Closed, Look
+from server.residency.allocation import NEVER, AdmissionHolds, SchedulingPass
 from server.residency.state import GRACE_S, POOLS, Capacity, Need, Resident, Waiter
-from server.residency.transfers import Events, Moves
+from server.residency.transfers import Events, Transfers
 
-__all__ = ["GRACE_S", "PATIENCE_S", "RETRY_FAILED_S", "Capacity", "Events", "Need", "ResidencyPlan"]
+__all__ = ["GRACE_S", "PATIENCE_S", "RETRY_FAILED_S", "Capacity", "Events", "Need", "ResidencyScheduler"]
 
 PATIENCE_S = 0.5
 """How long a waiting request lets later ones pass."""
@@ -34,29 +34,29 @@ RETRY_FAILED_S = 10.0
 """How long a failed load is answered with its failure before it is tried again."""
 
 
-class ResidencyPlan:
+class ResidencyScheduler:
     """See the module."""
 
     def __init__(
         self, engine: Engine, capacity: Capacity, events: Events, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.capacity, self._clock = capacity, clock
-        self._moves = Moves(engine, events, clock, self._moved)
+        self._moves = Transfers(engine, events, clock, self._moved)
         self._residents: dict[str, Resident] = {}
         self._running: dict[int, int] = {}
         self._waiters: dict[Waiter, None] = {}
         self._waiting: Counter[int] = Counter()
-        self._closed = Closed()
+        self._closed = AdmissionHolds()
         self._newest: Resident | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     # What is known
 
-    def add(self, adapter: EngineAdapter, need: Need) -> None:
+    def add(self, adapter: AdapterRef, need: Need) -> None:
         """Make a version known. Nothing is loaded."""
         self._residents.setdefault(adapter.key, Resident(need)).owners[adapter.engine_id] = adapter
 
-    async def remove(self, adapter: EngineAdapter) -> None:
+    async def remove(self, adapter: AdapterRef) -> None:
         """A version is gone: free what only it held. What still waits for it, or holds a lease, is at its end."""
         resident = self._residents[adapter.key]
         del resident.owners[adapter.engine_id]
@@ -67,7 +67,7 @@ class ResidencyPlan:
         self.fail_waiters(adapter, _gone(adapter))
         await asyncio.shield(self._moves.spawn(self._remove(resident, adapter)))
 
-    async def _remove(self, resident: Resident, adapter: EngineAdapter) -> None:
+    async def _remove(self, resident: Resident, adapter: AdapterRef) -> None:
         while resident.move is not None:
             await resident.settled.wait()
         try:
@@ -79,16 +79,16 @@ class ResidencyPlan:
             self._look_again()
         await self._moves.forget(adapter)
 
-    def tier(self, adapter: EngineAdapter) -> Tier:
+    def tier(self, adapter: AdapterRef) -> Tier:
         resident = self._residents.get(adapter.key)
         return "disk" if resident is None else resident.tier
 
-    def failure(self, adapter: EngineAdapter) -> str | None:
+    def failure(self, adapter: AdapterRef) -> str | None:
         """Why the last load failed, None if it did not."""
         resident = self._residents.get(adapter.key)
         return None if resident is None or resident.failed is None else resident.failed.reason
 
-    def waiting(self, adapter: EngineAdapter) -> int:
+    def waiting(self, adapter: AdapterRef) -> int:
         """Requests of a version that wait for the device."""
         return self._waiting[adapter.engine_id]
 
@@ -99,12 +99,12 @@ class ResidencyPlan:
 
     # Who asks
 
-    async def load(self, adapter: EngineAdapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         """Bring a version to the host. Raises ApiError adapter_unavailable if it cannot be read."""
         await self._wait(adapter, "host")
 
     @asynccontextmanager
-    async def lease(self, adapter: EngineAdapter, timeout_s: float, joins: bool = False) -> AsyncIterator[None]:
+    async def lease(self, adapter: AdapterRef, timeout_s: float, joins: bool = False) -> AsyncIterator[None]:
         """Hold a version on the device for one request; waits for its turn. joins: the caller holds a lease of the same
         version, so this one is counted in at once (to wait for those who wait for the first one would never end).
 
@@ -124,7 +124,7 @@ class ResidencyPlan:
         finally:
             self._release(resident, adapter.engine_id)
 
-    async def pin(self, adapter: EngineAdapter) -> None:
+    async def pin(self, adapter: AdapterRef) -> None:
         """Keep a version on the device. Raises ApiError device_full if other pins leave no room for it."""
         resident = self._resident(adapter)
         if not resident.pinned_by and not self._pins_leave_room(resident.need):
@@ -136,13 +136,13 @@ class ResidencyPlan:
             self.unpin(adapter)
             raise
 
-    def unpin(self, adapter: EngineAdapter) -> None:
+    def unpin(self, adapter: AdapterRef) -> None:
         resident = self._residents.get(adapter.key)
         if resident is not None:
             resident.pinned_by.discard(adapter.engine_id)
             self._look_again()
 
-    def fail_waiters(self, adapter: EngineAdapter, error: ApiError) -> None:
+    def fail_waiters(self, adapter: AdapterRef, error: ApiError) -> None:
         """End every wait for a version with `error`."""
         for waiter in [w for w in self._waiters if w.adapter.engine_id == adapter.engine_id]:
             self._end_wait(waiter, error)
@@ -154,16 +154,16 @@ class ResidencyPlan:
         residents = self._residents.values()
         for pool in POOLS:
             mine = [r for r in residents if r.need.pool == pool]
-            assert sum(r.need.place for r in mine if r.holds_place) <= self.capacity.of(pool), (
+            assert sum(r.need.size for r in mine if r.holds_place) <= self.capacity.of(pool), (
                 f"too many {pool} promised"
             )
-            assert sum(r.need.place for r in mine if r.pinned_by) <= self.capacity.of(pool), f"too many {pool} pinned"
+            assert sum(r.need.size for r in mine if r.pinned_by) <= self.capacity.of(pool), f"too many {pool} pinned"
         assert all(r.holds_place for r in residents if r.on_device), "on the device without a place"
         assert all(r.on_device for r in residents if r.running), "a request runs without a place"
         assert all(r.owners or r.removals for r in residents), "a content nobody owns is kept"
         running = {number: count for r in residents for number, count in r.running.items()}
         assert running == self._running and len(running) <= self.capacity.running, (running, self._running)
-        assert self._waiters or (self._closed == Closed() and self._timer is None), "closed for nobody"
+        assert self._waiters or (self._closed == AdmissionHolds() and self._timer is None), "closed for nobody"
         assert self._waiting == Counter(w.adapter.engine_id for w in self._waiters if w.wants == "lease")
         is_waited_for = any(not w.ready.done() for w in self._waiters)
         is_moving = any(r.is_busy for r in residents)
@@ -171,7 +171,7 @@ class ResidencyPlan:
 
     # Who waits
 
-    async def _wait(self, adapter: EngineAdapter, wants: Literal["host", "device", "lease"]) -> None:
+    async def _wait(self, adapter: AdapterRef, wants: Literal["host", "device", "lease"]) -> None:
         ready = asyncio.get_running_loop().create_future()
         waiter = Waiter(self._resident(adapter), adapter, wants, self._clock(), ready)
         self._waiters[waiter] = None
@@ -211,7 +211,7 @@ class ResidencyPlan:
             self._timer = None
         if self._waiters:
             now = self._clock()
-            look = Look(self.capacity, self._residents.values(), self._running, self._closed, now)
+            look = SchedulingPass(self.capacity, self._residents.values(), self._running, self._closed, now)
             self._closed = look.closed
             for waiter in [w for w in self._waiters if not w.ready.done()]:
                 self._advance(waiter, look)
@@ -219,9 +219,9 @@ class ResidencyPlan:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(max(0.0, look.wake - now) + 0.001, self._look_again)
         else:
-            self._closed = Closed()
+            self._closed = AdmissionHolds()
 
-    def _advance(self, waiter: Waiter, look: Look) -> None:
+    def _advance(self, waiter: Waiter, look: SchedulingPass) -> None:
         resident, wants = waiter.resident, waiter.wants
         if wants == "lease" and self._is_open(resident, waiter.adapter.engine_id):
             self._admit(resident, waiter.adapter.engine_id)
@@ -237,7 +237,7 @@ class ResidencyPlan:
         elif not resident.is_busy:
             self._bring(waiter, look)
 
-    def _bring(self, waiter: Waiter, look: Look) -> None:
+    def _bring(self, waiter: Waiter, look: SchedulingPass) -> None:
         """Start the next move towards the device; an activation is read whatever else is waiting on the host."""
         resident = waiter.resident
         if not resident.on_host:
@@ -248,7 +248,7 @@ class ResidencyPlan:
             look.host.count(resident)
             self._find_place(waiter, look)
 
-    def _await_turn(self, waiter: Waiter, look: Look) -> None:
+    def _await_turn(self, waiter: Waiter, look: SchedulingPass) -> None:
         """It is on the device, but too many adapters run, or it is closed."""
         if look.closed.holds(waiter.resident, waiter.adapter.engine_id):
             return
@@ -256,7 +256,7 @@ class ResidencyPlan:
         if self._is_overdue(waiter, look):
             look.turns.close_for(waiter.adapter.engine_id)
 
-    def _refusal(self, waiter: Waiter, look: Look) -> ApiError | None:
+    def _refusal(self, waiter: Waiter, look: SchedulingPass) -> ApiError | None:
         """Why there is no use in waiting: its load just failed, or pins leave no room."""
         failed = waiter.resident.failed
         if failed is not None and look.now < failed.at + RETRY_FAILED_S:
@@ -265,9 +265,9 @@ class ResidencyPlan:
             return _device_full(waiter.adapter)
         return None
 
-    def _find_place(self, waiter: Waiter, look: Look) -> None:
+    def _find_place(self, waiter: Waiter, look: SchedulingPass) -> None:
         """Start host to device if room can be made; else wait, and once patience is over, close for it."""
-        places, needed = look.places(waiter.resident), waiter.resident.need.place
+        places, needed = look.places(waiter.resident), waiter.resident.need.size
         leaving = places.give(needed)
         if leaving is not None:
             self._moves.place(waiter.resident, leaving)
@@ -277,7 +277,7 @@ class ResidencyPlan:
             places.close_for(needed)
 
     @staticmethod
-    def _is_overdue(waiter: Waiter, look: Look) -> bool:
+    def _is_overdue(waiter: Waiter, look: SchedulingPass) -> bool:
         overdue_at = waiter.since + PATIENCE_S
         if look.now < overdue_at:
             look.wake_at(overdue_at)
@@ -286,10 +286,10 @@ class ResidencyPlan:
     # Who is let in, and what moved
 
     def _pins_leave_room(self, need: Need) -> bool:
-        pinned = sum(r.need.place for r in self._residents.values() if r.pinned_by and r.need.pool == need.pool)
-        return pinned + need.place <= self.capacity.of(need.pool)
+        pinned = sum(r.need.size for r in self._residents.values() if r.pinned_by and r.need.pool == need.pool)
+        return pinned + need.size <= self.capacity.of(need.pool)
 
-    def _resident(self, adapter: EngineAdapter) -> Resident:
+    def _resident(self, adapter: AdapterRef) -> Resident:
         """Raises ApiError adapter_deleted if it was removed."""
         resident = self._residents.get(adapter.key)
         if resident is None or adapter.engine_id not in resident.owners:
@@ -346,20 +346,20 @@ class ResidencyPlan:
             self._moves.drop(resident)
 
 
-def _failed(adapter: EngineAdapter, reason: str, retry_s: float) -> ApiError:
+def _failed(adapter: AdapterRef, reason: str, retry_s: float) -> ApiError:
     message = f"{adapter.name} could not be loaded: {reason}"
     return ApiError(503, "adapter_unavailable", message, "model", retry_after=max(1, math.ceil(retry_s)))
 
 
-def _too_late(adapter: EngineAdapter, timeout_s: float) -> ApiError:
+def _too_late(adapter: AdapterRef, timeout_s: float) -> ApiError:
     message = f"{adapter.name} found no place on the device within {timeout_s:g} s: try again, or enlarge the pool"
     return ApiError(503, "adapter_unavailable", message, "model", retry_after=1)
 
 
-def _device_full(adapter: EngineAdapter) -> ApiError:
+def _device_full(adapter: AdapterRef) -> ApiError:
     message = f"{adapter.name} does not fit beside the pinned adapters: unpin one, or enlarge the pool (--pool-rows)"
     return ApiError(409, "device_full", message, "model")
 
 
-def _gone(adapter: EngineAdapter) -> ApiError:
+def _gone(adapter: AdapterRef) -> ApiError:
     return ApiError(410, "adapter_deleted", f"{adapter.name} was deleted while the request waited", "model")

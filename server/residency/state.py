@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from server.api.schemas import Residency as Tier
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 
 GRACE_S = 0.1
 """How long a content keeps its place after its last request: the engine may still be told to abort that one."""
@@ -50,7 +50,7 @@ class Need:
         return "lora_slots" if self.lora_slots else "rows"
 
     @property
-    def place(self) -> int:
+    def size(self) -> int:
         """Rows or slots, whichever it takes."""
         return self.lora_slots or self.rows
 
@@ -71,7 +71,7 @@ class Resident:
     """
 
     need: Need
-    owners: dict[int, EngineAdapter] = field(default_factory=dict)
+    owners: dict[int, AdapterRef] = field(default_factory=dict)
     running: dict[int, int] = field(default_factory=dict)
     pinned_by: set[int] = field(default_factory=set)
     on_host: bool = False
@@ -89,7 +89,7 @@ class Resident:
         return "device" if self.on_device else "host" if self.on_host else "disk"
 
     @property
-    def any_owner(self) -> EngineAdapter:
+    def any_owner(self) -> AdapterRef:
         return next(iter(self.owners.values()))
 
     @property
@@ -121,7 +121,7 @@ class Waiter:
     """
 
     resident: Resident
-    adapter: EngineAdapter
+    adapter: AdapterRef
     wants: Literal["host", "device", "lease"]
     since: float
     ready: asyncio.Future[None]

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from server.engine.protocol import AdapterLoadError, Engine, EngineAdapter
+from server.engine.protocol import AdapterLoadError, AdapterRef, Engine
 from server.residency.state import GRACE_S, Failure, Resident
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Events(Protocol):
     def evicted(self, tier: Loaded) -> None: ...
 
 
-class Moves:
+class Transfers:
     """Starts moves on background tasks; `settled` is called after each, with the resident that was read to the host."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Moves:
         self._events.evicted("host")
         self.spawn(self._drop(resident, resident.any_owner))
 
-    async def free(self, resident: Resident, last_owner: EngineAdapter) -> None:
+    async def free(self, resident: Resident, last_owner: AdapterRef) -> None:
         """Take what nobody owns any more off the device and the host. If it has an owner when that begins (another
         version, or the same content came again), it stays where it is."""
         resident.start("freeing")
@@ -75,7 +75,7 @@ class Moves:
         finally:
             resident.settle()
 
-    async def forget(self, adapter: EngineAdapter) -> None:
+    async def forget(self, adapter: AdapterRef) -> None:
         """The version is gone for ever."""
         await self.tell(self._engine.forget(adapter))
 
@@ -117,7 +117,7 @@ class Moves:
             self._events.load_finished(tier, self._clock() - began, "failed" if resident.failed else "ok")
             self._settled(resident if tier == "host" else None)
 
-    async def _place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter]) -> None:
+    async def _place(self, adapter: AdapterRef, evict: Sequence[AdapterRef]) -> None:
         try:
             await self._engine.place(adapter, evict)
         except AdapterLoadError:
@@ -126,7 +126,7 @@ class Moves:
             await self.tell(self._engine.evict(adapter))  # nobody knows how far it got
             raise
 
-    async def _drop(self, resident: Resident, owner: EngineAdapter) -> None:
+    async def _drop(self, resident: Resident, owner: AdapterRef) -> None:
         try:
             await self.tell(self._engine.drop(owner))
         finally:

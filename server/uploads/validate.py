@@ -1,6 +1,6 @@
 """Owns the look at an uploaded folder: what kind of adapter it is, whether it may be served here, what it will take.
 
-Invariant: what comes out of `Intake.check` can be loaded by the engine as it is now.
+Invariant: what comes out of `UploadValidator.check` can be loaded by the engine as it is now.
 """
 
 import json
@@ -24,7 +24,7 @@ class LoRACheck(Protocol):
 
 
 @dataclass(frozen=True)
-class Accepted:
+class ValidatedAdapter:
     """An adapter that may be served. config is None for PEFT LoRA."""
 
     kind: Kind
@@ -34,7 +34,7 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Intake:
+class UploadValidator:
     """What is taken: by the format, the served base, the limits, and the pool. check_lora: None where LoRA is off."""
 
     base: BaseShape
@@ -42,7 +42,7 @@ class Intake:
     rows_total: int
     check_lora: LoRACheck | None = None
 
-    def check(self, folder: Path) -> Accepted:
+    def check(self, folder: Path) -> ValidatedAdapter:
         """The adapter in `folder`. Blocks while it reads all of it. Raises InvalidAdapterError with every violation."""
         if peft_type(folder) == "LORA":
             return self._check_lora(folder)
@@ -53,9 +53,9 @@ class Intake:
         need = self.need(checked.config)
         if need.rows > self.rows_total:
             raise InvalidAdapterError("the upload", [too_many_rows(need.rows, self.rows_total)])
-        return Accepted("PERFT", checked.digest, checked.config, need)
+        return ValidatedAdapter("PERFT", checked.digest, checked.config, need)
 
-    def stored(self, version: VersionRecord, folder: Path) -> Accepted:
+    def stored(self, version: VersionRecord, folder: Path) -> ValidatedAdapter:
         """A version of the store, which was checked when it came. Raises InvalidAdapterError if this base or pool does
         not take it; only the header of its weights is read."""
         if version.kind == "LORA":
@@ -63,7 +63,7 @@ class Intake:
                 raise InvalidAdapterError("the stored adapter", [LORA_IS_OFF])
             if violations := self.check_lora(folder, values=False):
                 raise InvalidAdapterError("the stored adapter", violations)
-            return Accepted("LORA", version.digest, None, Need(0, 1, version.size_bytes))
+            return ValidatedAdapter("LORA", version.digest, None, Need(0, 1, version.size_bytes))
         config = AdapterConfig.model_validate_json(version.config)
         violations = fit_violations(config, self.base, self.limits.allow_other_base)
         violations += shape_violations(folder / WEIGHTS_FILE, config, self.base)
@@ -72,20 +72,20 @@ class Intake:
             violations.append(too_many_rows(need.rows, self.rows_total))
         if violations:
             raise InvalidAdapterError("the stored adapter", violations)
-        return Accepted("PERFT", version.digest, config, need)
+        return ValidatedAdapter("PERFT", version.digest, config, need)
 
     def need(self, config: AdapterConfig) -> Need:
         """What a PERFT adapter takes: its rows in every layer it adapts, and as many on the host."""
         rows = config.rows_per_layer() * len(config.layer_indices(self.base.moe_layers))
         return Need(rows, 0, rows * self.base.hidden_size * self.base.dtype.itemsize)
 
-    def _check_lora(self, folder: Path) -> Accepted:
+    def _check_lora(self, folder: Path) -> ValidatedAdapter:
         if self.check_lora is None:
             raise InvalidAdapterError("the upload", [LORA_IS_OFF])
         if violations := self.check_lora(folder):
             raise InvalidAdapterError("the upload", violations)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        return Accepted("LORA", lora_digest(folder), None, Need(0, 1, size))
+        return ValidatedAdapter("LORA", lora_digest(folder), None, Need(0, 1, size))
 
 
 LORA_IS_OFF = (

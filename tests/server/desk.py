@@ -13,12 +13,12 @@ from adapters.store.durable import Disk
 from perft.base_model import BaseShape
 from server.api.schemas import AdapterObject, AdapterPatch
 from server.auth.keys import Caller
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
-from server.registry.service import Catalog
+from server.registry.service import AdapterService
 from server.registry.version import Version
-from server.residency.scheduler import Capacity, ResidencyPlan
-from server.uploads.validate import Intake
+from server.residency.scheduler import Capacity, ResidencyScheduler
+from server.uploads.validate import UploadValidator
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import RANDOM_R, write_adapter
 
@@ -42,7 +42,7 @@ class Quotas:
 
 
 @dataclass
-class Watcher:
+class ServiceEvents:
     """Keeps what it is told. refuse_records: the audit log cannot be written. on_record: called with every entry."""
 
     table: set[str] = field(default_factory=set)
@@ -95,10 +95,10 @@ class FullDisk(Disk):
 class Desk:
     """An open catalog and what it stands on. aborted: request ids; on_abort: what the engine does about each."""
 
-    catalog: Catalog
+    catalog: AdapterService
     store: Store
     engine: FakeEngine
-    watcher: Watcher
+    watcher: ServiceEvents
     disk: FullDisk
     aborted: list[str] = field(default_factory=list)
     on_abort: Callable[[str], None] = lambda request_id: None
@@ -156,7 +156,7 @@ class Desk:
     def is_on_device(self, model: str) -> bool:
         return self.catalog.plan.tier(self.engine_adapter(model)) == "device"
 
-    def engine_adapter(self, model: str) -> EngineAdapter:
+    def engine_adapter(self, model: str) -> AdapterRef:
         version = self.catalog.by_id(model)
         assert version is not None
         return version.engine
@@ -168,7 +168,7 @@ async def opened(
     engine: FakeEngine | None = None,
     quotas: Quotas | None = None,
     base: BaseShape = BASE,
-    watcher: Watcher | None = None,
+    watcher: ServiceEvents | None = None,
     base_names: tuple[str, ...] = ("base", "org/alias"),
 ) -> AsyncIterator[Desk]:
     """The catalog of the store at `folder`, as one run of a server has it. A rule of the engine must not be broken."""
@@ -176,15 +176,15 @@ async def opened(
     engine.restart()
     disk = FullDisk()
     store = Store.open(folder, disk)
-    plan = ResidencyPlan(engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events())
-    intake = Intake(base, Limits(), engine.answer.rows_total)
-    watcher = watcher or Watcher()
+    plan = ResidencyScheduler(engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events())
+    intake = UploadValidator(base, Limits(), engine.answer.rows_total)
+    watcher = watcher or ServiceEvents()
     holder: list[Desk] = []
 
     async def abort(request_id: str) -> None:
         await holder[0].abort(request_id)
 
-    catalog = Catalog(store, plan, intake, list(base_names), quotas or Quotas(), watcher, abort)
+    catalog = AdapterService(store, plan, intake, list(base_names), quotas or Quotas(), watcher, abort)
     holder.append(Desk(catalog, store, engine, watcher, disk))
     try:
         await catalog.start()

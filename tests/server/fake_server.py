@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from server.api.error_responses import ContractRoute
 from server.app.services import Runtime, dress
-from server.inference.request_context import CURRENT, Exchange
+from server.inference.request_context import CURRENT, RequestContext
 from server.registry.version import adapter_deleted
 from server.settings.sources import Settings, add_flags, load
 from tests.server.fakes import FakeEngine, ready_status
@@ -98,7 +98,7 @@ async def complete(body: Completion, request: Request) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def engine_request(app: FastAPI, exchange: Exchange) -> AsyncIterator[asyncio.Event]:
+async def engine_request(app: FastAPI, exchange: RequestContext) -> AsyncIterator[asyncio.Event]:
     """Run on the exchange's version, as `server.inference.engine_hook` does; the event says that it was aborted."""
     version, ended = exchange.version, asyncio.Event()
     if version is None:

@@ -15,7 +15,7 @@ import torch
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
-from server.engine.protocol import AdapterLoadError, EngineAdapter, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, AdapterRef, EngineCounters, EngineStatus
 
 BASE = BaseShape(
     hidden_size=8, num_layers=2, moe_layers=(0, 1), num_experts=4, top_k=2, dtype=torch.float32, fingerprint="0" * 64
@@ -47,7 +47,7 @@ class FakeEngine:
     most_rows: int = 0
     evictions: int = 0
     broken_rules: list[str] = field(default_factory=list)
-    _known: dict[int, EngineAdapter] = field(default_factory=dict)
+    _known: dict[int, AdapterRef] = field(default_factory=dict)
     _forgotten: set[int] = field(default_factory=set)
 
     async def status(self) -> EngineStatus:
@@ -58,14 +58,14 @@ class FakeEngine:
         await self._work("counters")
         return self.counted
 
-    async def prepare(self, adapter: EngineAdapter) -> None:
+    async def prepare(self, adapter: AdapterRef) -> None:
         self._meet("prepare", adapter)
         await self._work("prepare", adapter)
         if not (adapter.folder / CONFIG_FILE).is_file() or not (adapter.folder / WEIGHTS_FILE).is_file():
             raise AdapterLoadError(f"found no adapter in {adapter.folder}")
         self.on_host.add(adapter.key)
 
-    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+    async def place(self, adapter: AdapterRef, evict: Sequence[AdapterRef] = ()) -> None:
         self._meet("place", adapter)
         for leaving in evict:
             self._leave("place", leaving)
@@ -84,18 +84,18 @@ class FakeEngine:
             del self.on_device[adapter.key]
             raise
 
-    async def evict(self, adapter: EngineAdapter) -> None:
+    async def evict(self, adapter: AdapterRef) -> None:
         self._meet("evict", adapter)
         self._leave("evict", adapter)
         await self._work("evict", adapter)
 
-    async def drop(self, adapter: EngineAdapter) -> None:
+    async def drop(self, adapter: AdapterRef) -> None:
         self._meet("drop", adapter)
         self._rule(adapter.key in self.on_host, f"drop of {adapter.name}, which is not on the host")
         await self._work("drop", adapter)
         self.on_host.discard(adapter.key)
 
-    async def forget(self, adapter: EngineAdapter) -> None:
+    async def forget(self, adapter: AdapterRef) -> None:
         self._meet("forget", adapter)
         await self._work("forget", adapter)
         self._known.pop(adapter.engine_id, None)
@@ -107,7 +107,7 @@ class FakeEngine:
             kept.clear()
 
     @asynccontextmanager
-    async def request(self, adapter: EngineAdapter | None) -> AsyncIterator[None]:
+    async def request(self, adapter: AdapterRef | None) -> AsyncIterator[None]:
         """A request that runs on `adapter` (None: on the base) for as long as the context lasts."""
         if adapter is None:
             yield
@@ -130,14 +130,14 @@ class FakeEngine:
         """How often `operation` was asked for."""
         return sum(done == operation for done, _ in self.calls)
 
-    def _meet(self, operation: str, adapter: EngineAdapter) -> None:
+    def _meet(self, operation: str, adapter: AdapterRef) -> None:
         """Hold the caller to ids that mean one version for ever."""
         self.calls.append((operation, adapter.name))
         self._rule(adapter.engine_id not in self._forgotten, f"{operation} of {adapter.name}, whose id was forgotten")
         known = self._known.setdefault(adapter.engine_id, adapter)
         self._rule(known == adapter, f"{operation}: id {adapter.engine_id} is {known.name} and {adapter.name}")
 
-    def _leave(self, operation: str, adapter: EngineAdapter) -> None:
+    def _leave(self, operation: str, adapter: AdapterRef) -> None:
         self._rule(adapter.key in self.on_device, f"{operation} evicts {adapter.name}, which is not on the device")
         self._rule(not self.running[adapter.key], f"{operation} evicts {adapter.name}, which a request runs on")
         del self.on_device[adapter.key]
@@ -148,7 +148,7 @@ class FakeEngine:
             self.broken_rules.append(otherwise)
             raise AssertionError(otherwise)
 
-    async def _work(self, operation: str, adapter: EngineAdapter | None = None) -> None:
+    async def _work(self, operation: str, adapter: AdapterRef | None = None) -> None:
         """Take the time that was asked for, then fail if that was asked for."""
         await asyncio.sleep(self.delays.get(operation, 0))
         if self.down:
@@ -158,7 +158,7 @@ class FakeEngine:
             raise AdapterLoadError(f"told to fail: {operation} of {adapter.name}")
 
 
-def rows_of(adapter: EngineAdapter) -> int:
+def rows_of(adapter: AdapterRef) -> int:
     """Rows of the device pool that `adapter` takes on BASE; a PEFT LoRA adapter takes a slot and no row."""
     if adapter.kind == "LORA":
         return 0

@@ -9,9 +9,9 @@ from typing import Literal
 
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from perft.config import AdapterConfig
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
-from server.residency.scheduler import GRACE_S, Capacity, Need, ResidencyPlan
+from server.residency.scheduler import GRACE_S, Capacity, Need, ResidencyScheduler
 from server.residency.transfers import Loaded
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 
@@ -45,22 +45,22 @@ class WatchedEngine(FakeEngine):
         self.released: dict[str, float] = {}
         self.is_owned: Callable[[str], bool] = lambda key: False
 
-    async def place(self, adapter: EngineAdapter, evict: Sequence[EngineAdapter] = ()) -> None:
+    async def place(self, adapter: AdapterRef, evict: Sequence[AdapterRef] = ()) -> None:
         for leaving in evict:
             self._check_grace(leaving)
         await super().place(adapter, evict)
 
-    async def evict(self, adapter: EngineAdapter) -> None:
+    async def evict(self, adapter: AdapterRef) -> None:
         self._check_grace(adapter)
         await super().evict(adapter)
 
-    async def drop(self, adapter: EngineAdapter) -> None:
+    async def drop(self, adapter: AdapterRef) -> None:
         try:
             await super().drop(adapter)
         finally:
             self.on_host.discard(adapter.key)  # what fails at this is down, and holds nothing
 
-    async def forget(self, adapter: EngineAdapter) -> None:
+    async def forget(self, adapter: AdapterRef) -> None:
         resident = adapter.key in self.on_device or adapter.key in self.on_host
         self._rule(self.is_owned(adapter.key) or not resident, f"forget of {adapter.name}, which is still resident")
         try:
@@ -68,7 +68,7 @@ class WatchedEngine(FakeEngine):
         finally:
             self._forgotten.add(adapter.engine_id)
 
-    def _check_grace(self, adapter: EngineAdapter) -> None:
+    def _check_grace(self, adapter: AdapterRef) -> None:
         since = asyncio.get_running_loop().time() - self.released.get(adapter.key, 0.0)
         self._rule(since >= GRACE_S - 1e-9, f"{adapter.name} leaves {since} s after its last request")
 
@@ -92,7 +92,7 @@ class Told:
 class Request:
     """began and ended: loop times. error: how it was refused. is_let_in: the lease was held."""
 
-    adapter: EngineAdapter
+    adapter: AdapterRef
     seconds: float
     asked: float
     began: float = -1.0
@@ -118,8 +118,8 @@ class World:
         self.engine.delays.update(delays)
         self.engine.is_owned = lambda key: any(self.knows(adapter) for adapter in self.known if adapter.key == key)
         capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
-        self.plan = ResidencyPlan(self.engine, capacity, self.told, clock=self.loop.time)
-        self.known: list[EngineAdapter] = []
+        self.plan = ResidencyScheduler(self.engine, capacity, self.told, clock=self.loop.time)
+        self.known: list[AdapterRef] = []
         self.requests: list[Request] = []
         self._askers: list[asyncio.Task[None]] = []
         self.rounds, self.at_round = 0, dict[int, Callable[[], object]]()
@@ -131,20 +131,18 @@ class World:
         assert not self.engine.broken_rules, self.engine.broken_rules
         self.plan.check_integrity()
 
-    def add(
-        self, name: str, size: int = 1, content: str = "", kind: Literal["PERFT", "LORA"] = "PERFT"
-    ) -> EngineAdapter:
+    def add(self, name: str, size: int = 1, content: str = "", kind: Literal["PERFT", "LORA"] = "PERFT") -> AdapterRef:
         """A new version; those of equal content share it. LoRA adapters have no size but 0."""
         number = len(self.known) + 1
         digest = f"{content or number}-{size}"
-        adapter = EngineAdapter(f"{name}@{number}", number, kind, digest, self.folder / str(size))
+        adapter = AdapterRef(f"{name}@{number}", number, kind, digest, self.folder / str(size))
         self.known.append(adapter)
         need = Need(0, 1, BYTES) if kind == "LORA" else Need(rows_of(adapter), 0, size * BYTES)
         assert need.rows == (0 if kind == "LORA" else size * UNIT), (need, BASE)
         self.plan.add(adapter, need)
         return adapter
 
-    def ask(self, adapter: EngineAdapter, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
+    def ask(self, adapter: AdapterRef, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
         """A request that runs for `seconds` once it is let in."""
         request = Request(adapter, seconds, self.loop.time())
         request.task = self.loop.create_task(self._run(request, timeout_s))
@@ -166,7 +164,7 @@ class World:
         finally:
             request.ended = self.loop.time()
 
-    async def use(self, *adapters: EngineAdapter, seconds: float = 0.01) -> None:
+    async def use(self, *adapters: AdapterRef, seconds: float = 0.01) -> None:
         """One request after the other, to their ends; then idle long enough to leave."""
         for adapter in adapters:
             request = self.ask(adapter, seconds)
@@ -186,7 +184,7 @@ class World:
         assert request.task is not None
         request.task.cancel()
 
-    def keep_asking(self, adapter: EngineAdapter, seconds: float = 1.0, every: float = 0.5) -> asyncio.Task[None]:
+    def keep_asking(self, adapter: AdapterRef, seconds: float = 1.0, every: float = 0.5) -> asyncio.Task[None]:
         """Requests that overlap, so that the adapter is never idle. Cancel the task to stop."""
 
         async def ask() -> None:
@@ -197,7 +195,7 @@ class World:
         self._askers.append(self.loop.create_task(ask()))
         return self._askers[-1]
 
-    def knows(self, adapter: EngineAdapter) -> bool:
+    def knows(self, adapter: AdapterRef) -> bool:
         """Whether it was not removed."""
         resident = self.plan._residents.get(adapter.key)
         return resident is not None and adapter.engine_id in resident.owners
@@ -216,7 +214,7 @@ class World:
         assert not engine.on_device and not engine.on_host
         assert engine.count("forget") == len(engine._forgotten) == len(self.known)
 
-    def tiers(self, *adapters: EngineAdapter) -> str:
+    def tiers(self, *adapters: AdapterRef) -> str:
         """The first letters of where they are: device, host, disk becomes "dhx"."""
         return "".join({"device": "d", "host": "h", "disk": "x"}[self.plan.tier(adapter)] for adapter in adapters)
 

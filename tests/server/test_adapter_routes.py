@@ -20,9 +20,9 @@ from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from server.api.models import ModelList
 from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
 from server.app.services import Runtime
-from server.engine.protocol import EngineAdapter, EngineCounters
+from server.engine.protocol import AdapterRef, EngineCounters
 from server.errors import ApiError
-from server.registry.service import Catalog
+from server.registry.service import AdapterService
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -45,10 +45,10 @@ def client(tmp_path: Path, engine: FakeEngine) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def catalog(client: TestClient) -> Catalog:
+def catalog(client: TestClient) -> AdapterService:
     app = client.app
     assert isinstance(app, FastAPI)
-    catalog: Catalog = app.state.perft_catalog
+    catalog: AdapterService = app.state.perft_catalog
     return catalog
 
 
@@ -61,7 +61,7 @@ def runtime(client: TestClient) -> Runtime:
 
 
 @pytest.fixture
-def staged(catalog: Catalog) -> list[Path]:
+def staged(catalog: AdapterService) -> list[Path]:
     """The folders that uploads were staged in."""
     folders: list[Path] = []
     stage = catalog.stage
@@ -159,7 +159,7 @@ def test_a_bad_page_names_the_parameter(client: TestClient, query: dict[str, Any
     assert param in refused(client.get("/v1/adapters", params=query), 400, "invalid_request", param)
 
 
-def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, catalog: Catalog) -> None:
+def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, catalog: AdapterService) -> None:
     for name in "abcde":
         upload(name, 0)
     built: list[str] = []
@@ -216,7 +216,7 @@ def test_the_files_come_back_as_they_were_uploaded(client: TestClient, upload: U
     refused(client.get("/v1/adapters/poet/versions/2/files/config"), 404, "version_not_found", "version")
 
 
-def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, catalog: Catalog) -> None:
+def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, catalog: AdapterService) -> None:
     upload("poet", 0)
     catalog.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
     refused(client.get("/v1/adapters/poet/versions/1/files/weights"), 404, "version_not_found")
@@ -272,7 +272,7 @@ def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
 
 
 def test_a_label_that_no_key_has_is_refused_with_those_there_are(
-    client: TestClient, upload: Upload, catalog: Catalog
+    client: TestClient, upload: Upload, catalog: AdapterService
 ) -> None:
     upload("poet", 0)
     answer = client.patch("/v1/adapters/poet", json={"allowed_keys": ["alice", "alcie", "admin"]})
@@ -351,7 +351,7 @@ def test_models_are_the_base_and_every_servable_name(client: TestClient, upload:
     ],
 )
 def test_every_error_leaves_in_our_form_whatever_the_app_registers(
-    client: TestClient, catalog: Catalog, raised: Exception, status: int, code: str
+    client: TestClient, catalog: AdapterService, raised: Exception, status: int, code: str
 ) -> None:
     def fail(*_: Any) -> Any:
         raise raised
@@ -377,7 +377,7 @@ def test_downloads_leave_no_file_open(client: TestClient, upload: Upload) -> Non
 
 
 def test_an_upload_that_fails_unforeseen_is_counted(
-    client: TestClient, upload: Upload, catalog: Catalog, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, upload: Upload, catalog: AdapterService, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("nobody expected this")
@@ -394,12 +394,12 @@ def test_an_upload_that_fails_unforeseen_is_counted(
     assert counted() == 2
 
 
-def test_a_scrape_survives_a_delete(upload: Upload, catalog: Catalog, runtime: Runtime) -> None:
+def test_a_scrape_survives_a_delete(upload: Upload, catalog: AdapterService, runtime: Runtime) -> None:
     """A scrape looks from a thread of its own while the event loop changes what is there."""
     upload("clerk", 0), upload("ode", 1), upload("poet", 2)
     tier, ode, poet = runtime.plan.tier, catalog._versions["ode"].pop(1), catalog._by_id["poet@1"]
 
-    def meanwhile(engine: EngineAdapter) -> Any:
+    def meanwhile(engine: AdapterRef) -> Any:
         catalog._records.pop("poet", None), catalog._versions.pop("poet", None)
         return tier(engine)
 
@@ -410,7 +410,7 @@ def test_a_scrape_survives_a_delete(upload: Upload, catalog: Catalog, runtime: R
 
 
 def test_tokens_of_experts_never_fall_while_the_name_is_there(
-    client: TestClient, upload: Upload, engine: FakeEngine, catalog: Catalog
+    client: TestClient, upload: Upload, engine: FakeEngine, catalog: AdapterService
 ) -> None:
     upload("poet", 0), upload("poet", 1)
     ids = {number: catalog._by_id[f"poet@{number}"].engine.engine_id for number in (1, 2)}

@@ -13,7 +13,7 @@ from adapters import Store
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from server.auth.keys import Caller
 from server.errors import ApiError
-from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Desk, Quotas, Watcher, on_a_loop, opened
+from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Desk, Quotas, ServiceEvents, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R
 
@@ -719,7 +719,7 @@ async def test_every_change_is_on_record_before_it_is_made(folder: Path) -> None
 
 @on_a_loop
 async def test_what_cannot_be_recorded_is_not_done(folder: Path) -> None:
-    watcher = Watcher()
+    watcher = ServiceEvents()
     async with opened(folder, FakeEngine(ready_status(rows_total=ROWS)), watcher=watcher) as desk:
         await desk.upload("poet", 1)
         await desk.upload("clerk", 3)

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.route_table import match
-from server.middleware.drain import Drain, DrainGate
+from server.middleware.drain import DrainMiddleware, DrainState
 from tests.server.desk import on_a_loop
 
 
@@ -32,7 +32,7 @@ class App:
         await send({"type": "http.response.body", "body": b"fine", "more_body": False})
 
 
-async def ask(app: App, drain: Drain | None, method: str = "POST", path: str = "/v1/completions") -> list[Message]:
+async def ask(app: App, drain: DrainState | None, method: str = "POST", path: str = "/v1/completions") -> list[Message]:
     sent: list[Message] = []
     state = SimpleNamespace() if drain is None else SimpleNamespace(perft_drain=drain)
     scope: dict[str, Any] = {
@@ -46,7 +46,7 @@ async def ask(app: App, drain: Drain | None, method: str = "POST", path: str = "
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await DrainGate(app)(scope, receive, send)
+    await DrainMiddleware(app)(scope, receive, send)
     return sent
 
 
@@ -70,7 +70,7 @@ class Interrupted:
 
 @on_a_loop
 async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server(folder: Path) -> None:
-    interrupted, drain, app = Interrupted(), Drain(), App()
+    interrupted, drain, app = Interrupted(), DrainState(), App()
     drain.take_signal(60.0)
     asked = [asyncio.create_task(ask(app, drain)) for _ in range(3)]
     await until(lambda: drain.under_way == 3)
@@ -93,7 +93,7 @@ async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server(folder: P
 
 @on_a_loop
 async def test_the_limit_ends_the_wait(folder: Path) -> None:
-    interrupted, drain, app = Interrupted(), Drain(), App()
+    interrupted, drain, app = Interrupted(), DrainState(), App()
     drain.take_signal(0.2)
     asked = asyncio.create_task(ask(app, drain))
     await until(lambda: drain.under_way == 1)
@@ -107,7 +107,7 @@ async def test_the_limit_ends_the_wait(folder: Path) -> None:
 
 @on_a_loop
 async def test_with_nothing_under_way_it_ends_at_once(folder: Path) -> None:
-    interrupted, drain = Interrupted(), Drain()
+    interrupted, drain = Interrupted(), DrainState()
     drain.take_signal(3600.0)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(interrupted.event.wait(), 20)
@@ -116,7 +116,7 @@ async def test_with_nothing_under_way_it_ends_at_once(folder: Path) -> None:
 
 @on_a_loop
 async def test_an_exception_and_a_cancellation_are_counted_out(folder: Path) -> None:
-    drain, app = Drain(), App()
+    drain, app = DrainState(), App()
     app.error = RuntimeError("the app's own")
     app.let.set()
     with pytest.raises(RuntimeError, match="the app's own"):
@@ -131,7 +131,7 @@ async def test_an_exception_and_a_cancellation_are_counted_out(folder: Path) -> 
 
 @on_a_loop
 async def test_health_and_metrics_answer_while_draining_and_ready_does_not(folder: Path) -> None:
-    drain, app = Drain(), App()
+    drain, app = DrainState(), App()
     app.let.set()
     drain.is_draining = True
     for path, status in (("/health", 200), ("/metrics", 200), ("/ready", 503), ("/v1/models", 503)):
@@ -160,5 +160,5 @@ async def test_other_scopes_pass(folder: Path) -> None:
     async def receive() -> Message:
         return {"type": "lifespan.startup"}
 
-    await DrainGate(app)({"type": "lifespan"}, receive, send)
+    await DrainMiddleware(app)({"type": "lifespan"}, receive, send)
     assert len(sent) == 2

@@ -16,11 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.route_table import match
 from server.auth.keys import Caller
 from server.errors import ApiError
-from server.inference.request_context import CURRENT, Exchange
-from server.metrics.counters import AdapterMetrics
+from server.inference.request_context import CURRENT, RequestContext
+from server.metrics.counters import EventCounters
 from server.middleware import adapter_routing
 from server.middleware.access_log import RequestFacts
-from server.middleware.adapter_routing import Gate, GateParts
+from server.middleware.adapter_routing import AdapterRouting, RoutingParts
 from tests.server.desk import ADMIN, ALICE, BOB, ROWS, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import FakeEngine, ready_status
 
@@ -40,7 +40,7 @@ class Vllm:
     script: Script = say_yes
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[bytes, bytes]] = field(default_factory=list)
-    exchanges: list[Exchange] = field(default_factory=list)
+    exchanges: list[RequestContext] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
@@ -124,7 +124,7 @@ class Door:
     desk: Desk
     vllm: Vllm
     registry: CollectorRegistry
-    parts: GateParts
+    parts: RoutingParts
     facts: RequestFacts = field(default_factory=RequestFacts)
 
     async def ask(
@@ -138,7 +138,7 @@ class Door:
             "state": {"route": match("POST", path), "caller": caller, "facts": self.facts},
             "app": SimpleNamespace(state=SimpleNamespace(perft_gate=self.parts)),
         }  # fmt: skip
-        await Gate(self.vllm)(scope, receive or sending(raw), answered.send)
+        await AdapterRouting(self.vllm)(scope, receive or sending(raw), answered.send)
         return answered
 
     def check_nothing_is_held(self) -> None:
@@ -170,7 +170,7 @@ async def doors(
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
         registry = CollectorRegistry()
-        parts = GateParts(desk.catalog, AdapterMetrics(registry), b"secret", load_timeout_s)
+        parts = RoutingParts(desk.catalog, EventCounters(registry), b"secret", load_timeout_s)
         door = Door(desk, Vllm(script), registry, parts)
         yield door
         door.check_nothing_is_held()
@@ -248,7 +248,7 @@ async def test_every_tenant_has_a_salt_of_its_own(folder: Path) -> None:
                     assert salts.setdefault((caller.label, given), salt) == salt != given
                     assert len(salt) == 64 and set(salt) <= set("0123456789abcdef")
         assert len(set(salts.values())) == len(salts) == 5 * len(callers)
-        door.parts = GateParts(door.desk.catalog, door.parts.metrics, b"another secret", 10.0)
+        door.parts = RoutingParts(door.desk.catalog, door.parts.metrics, b"another secret", 10.0)
         await door.ask({"model": "base"})
         assert door.vllm.bodies[-1]["cache_salt"] not in salts.values()
 
@@ -600,5 +600,5 @@ async def test_what_selects_no_model_passes_untouched(folder: Path) -> None:
             {"type": "http", "state": {}},
             {"type": "lifespan"},
         ):
-            await Gate(app)(scope, sending(b""), Answered().send)
+            await AdapterRouting(app)(scope, sending(b""), Answered().send)
             assert seen[-1] is scope

@@ -19,10 +19,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from server.api.route_table import ROUTES, Route
 from server.auth.keys import KeyRing
-from server.auth.origin import Reach, bind_problem, is_local_bind, is_loopback
-from server.auth.rate_limits import KeyLimits
-from server.middleware.access_control import Admission, Guard
-from server.middleware.access_log import RequestLog
+from server.auth.origin import OriginPolicy, bind_problem, is_local_bind, is_loopback
+from server.auth.rate_limits import RateLimits
+from server.middleware.access_control import AccessControl, AccessPolicy
+from server.middleware.access_log import AccessLog
 
 TEAM, OTHER, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
 LOCAL = "http://127.0.0.1:8000"
@@ -40,7 +40,7 @@ class Server:
 
     keys: KeyRing = field(default_factory=KeyRing)
     is_local: bool = True
-    limits: KeyLimits = field(default_factory=KeyLimits)
+    limits: RateLimits = field(default_factory=RateLimits)
     serves_metrics: bool = True
     is_started: bool = True
     base_url: str = LOCAL
@@ -50,11 +50,11 @@ class Server:
         self.stream = io.StringIO()
         for route in ROUTES:
             self.app.add_api_route(route.path, _answer, methods=[route.method], response_model=None)
-        self.app.add_middleware(Guard)
+        self.app.add_middleware(AccessControl)
         if self.is_started:
-            log = RequestLog("json", self.stream)
-            self.app.state.perft_guard = Admission(
-                self.keys, Reach(self.is_local), self.limits, log, self.serves_metrics
+            log = AccessLog("json", self.stream)
+            self.app.state.perft_guard = AccessPolicy(
+                self.keys, OriginPolicy(self.is_local), self.limits, log, self.serves_metrics
             )
         self.client = TestClient(self.app, self.base_url, raise_server_exceptions=False)
 
@@ -220,9 +220,9 @@ def test_this_machines_own_pages_may(headers: dict[str, str]) -> None:
 
 def test_two_hosts_are_none() -> None:
     raw = [(b"host", b"localhost"), (b"host", b"evil.example")]
-    assert Reach(True).local_problem(Headers(raw=raw)) and Reach(True).page_problem(Headers(raw=raw))
+    assert OriginPolicy(True).local_problem(Headers(raw=raw)) and OriginPolicy(True).page_problem(Headers(raw=raw))
     both = [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"origin", b"http://evil.example")]
-    assert "Origin" in (Reach(True).local_problem(Headers(raw=both)) or "")
+    assert "Origin" in (OriginPolicy(True).local_problem(Headers(raw=both)) or "")
 
 
 def test_elsewhere_nothing_changes_without_an_admin_key() -> None:
@@ -424,7 +424,7 @@ def test_the_log_has_no_key_no_query_and_no_path_that_a_client_made_up() -> None
 @pytest.fixture
 def streaming() -> Iterator[tuple[Server, asyncio.Event]]:
     """A server whose completions stream one chunk, wait for the event, then stream the last."""
-    server, go_on = keyed(limits=KeyLimits(max_requests=1)), asyncio.Event()
+    server, go_on = keyed(limits=RateLimits(max_requests=1)), asyncio.Event()
 
     async def stream(request: Request) -> StreamingResponse:
         async def chunks() -> AsyncIterator[bytes]:
@@ -544,14 +544,14 @@ def test_a_client_that_leaves_gives_its_place_back(streaming: tuple[Server, asyn
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
-    server = keyed(limits=KeyLimits(max_requests=1))
+    server = keyed(limits=RateLimits(max_requests=1))
     for _ in range(3):
         assert server.ask("POST", "/v1/completions?boom", TEAM).status_code == 500
     assert server.auth.rate_limits.running("a") == 0
 
 
 def test_tokens_used_up_are_429_for_that_key_alone() -> None:
-    limits = KeyLimits(tokens_per_minute=60)
+    limits = RateLimits(tokens_per_minute=60)
     server = keyed(limits=limits)
     limits.charge("a", 600)
     response = server.ask("POST", "/v1/chat/completions", TEAM)

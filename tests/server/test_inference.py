@@ -16,11 +16,11 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
 from server.auth.keys import Caller
-from server.auth.rate_limits import KeyLimits
+from server.auth.rate_limits import RateLimits
 from server.errors import ApiError
-from server.inference.engine_hook import Inference
-from server.inference.request_context import CURRENT, Exchange
-from server.metrics.counters import AdapterMetrics
+from server.inference.engine_hook import EngineHook
+from server.inference.request_context import CURRENT, RequestContext
+from server.metrics.counters import EventCounters
 from server.middleware.access_log import RequestFacts
 from server.registry.version import Version
 from tests.server.desk import ADMIN, ALICE, ROWS, Desk, Quotas, on_a_loop, opened
@@ -66,26 +66,26 @@ class Client:
 
 @dataclass
 class Around:
-    """Inference around a Client, and a way to ask it."""
+    """EngineHook around a Client, and a way to ask it."""
 
     desk: Desk
     client: Client
-    inference: Inference
+    inference: EngineHook
     registry: CollectorRegistry
-    limits: KeyLimits
+    limits: RateLimits
 
-    def exchange(self, model: str | None, caller: Caller = ALICE) -> Exchange:
+    def exchange(self, model: str | None, caller: Caller = ALICE) -> RequestContext:
         version = None if model is None else self.desk.found(model)
-        return Exchange(caller, version, RequestFacts(), time.monotonic())
+        return RequestContext(caller, version, RequestFacts(), time.monotonic())
 
     async def ask(
-        self, exchange: Exchange | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+        self, exchange: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
     ) -> Any:
         """All outputs of one engine request. version: in the place of the exchange's own."""
         return [each async for each in self.generate(exchange, kind, version, **more)]
 
     def generate(
-        self, exchange: Exchange | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+        self, exchange: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
     ) -> AsyncGenerator[Any, None]:
         CURRENT.set(exchange)
         version = version or (None if exchange is None else exchange.version)
@@ -121,8 +121,8 @@ async def surroundings(
     async with opened(folder, engine, Quotas(drain_timeout_s=0.01)) as desk:
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
-        registry, limits, client = CollectorRegistry(), KeyLimits(None, 1000, clock=lambda: 0.0), Client(engine)
-        inference = Inference(desk.catalog, AdapterMetrics(registry, base_name="base"), limits, load_timeout_s)
+        registry, limits, client = CollectorRegistry(), RateLimits(None, 1000, clock=lambda: 0.0), Client(engine)
+        inference = EngineHook(desk.catalog, EventCounters(registry, base_name="base"), limits, load_timeout_s)
         inference.observe(client)  # type: ignore[arg-type]
         around = Around(desk, client, inference, registry, limits)
         yield around

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters import InvalidAdapterError, Limits, VersionRecord
-from server.uploads.validate import Intake
+from server.uploads.validate import UploadValidator
 from tests.server.fakes import BASE
 from tests.store_contents import lora
 
@@ -31,12 +31,12 @@ def stored(tmp_path: Path) -> VersionRecord:
 def test_a_stored_lora_adapter_is_held_against_this_server(tmp_path: Path) -> None:
     check = Looked("o_proj: not opened here")
     with pytest.raises(InvalidAdapterError) as caught:
-        Intake(BASE, Limits(), 10, check).stored(stored(tmp_path), tmp_path)
+        UploadValidator(BASE, Limits(), 10, check).stored(stored(tmp_path), tmp_path)
     assert list(caught.value.violations) == ["o_proj: not opened here"] and check.values[-1] is False
-    accepted = Intake(BASE, Limits(), 10, Looked()).stored(stored(tmp_path), tmp_path)
+    accepted = UploadValidator(BASE, Limits(), 10, Looked()).stored(stored(tmp_path), tmp_path)
     assert accepted.kind == "LORA" and accepted.need.lora_slots == 1
 
 
 def test_a_stored_lora_adapter_where_lora_is_off(tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapterError, match="lora-target-modules"):
-        Intake(BASE, Limits(), 10).stored(stored(tmp_path), tmp_path)
+        UploadValidator(BASE, Limits(), 10).stored(stored(tmp_path), tmp_path)

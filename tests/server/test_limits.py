@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.auth.rate_limits import KeyLimits
+from server.auth.rate_limits import RateLimits
 from server.errors import ApiError
 
 
@@ -21,7 +21,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def refusal(limits: KeyLimits, label: str | None) -> ApiError:
+def refusal(limits: RateLimits, label: str | None) -> ApiError:
     with pytest.raises(ApiError) as refused:
         limits.enter(label)
     assert (refused.value.status, refused.value.code) == (429, "rate_limited")
@@ -29,7 +29,7 @@ def refusal(limits: KeyLimits, label: str | None) -> ApiError:
 
 
 def test_requests_at_once_are_counted_per_label(clock: Clock) -> None:
-    limits = KeyLimits(max_requests=2, clock=clock)
+    limits = RateLimits(max_requests=2, clock=clock)
     for label in ("a", None):
         limits.enter(label)
         limits.enter(label)
@@ -41,7 +41,7 @@ def test_requests_at_once_are_counted_per_label(clock: Clock) -> None:
 
 
 def test_without_limits_nothing_is_refused(clock: Clock) -> None:
-    limits = KeyLimits(clock=clock)
+    limits = RateLimits(clock=clock)
     for _ in range(1000):
         limits.enter("a")
     limits.charge("a", 10**9)
@@ -49,7 +49,7 @@ def test_without_limits_nothing_is_refused(clock: Clock) -> None:
 
 
 def test_a_request_that_left_leaves_nothing_behind(clock: Clock) -> None:
-    limits = KeyLimits(max_requests=1, clock=clock)
+    limits = RateLimits(max_requests=1, clock=clock)
     for number in range(1000):
         limits.enter(f"label-{number}")
         limits.leave(f"label-{number}")
@@ -59,14 +59,14 @@ def test_a_request_that_left_leaves_nothing_behind(clock: Clock) -> None:
 
 
 def test_a_refused_request_takes_no_place(clock: Clock) -> None:
-    limits = KeyLimits(max_requests=1, tokens_per_minute=10, clock=clock)
+    limits = RateLimits(max_requests=1, tokens_per_minute=10, clock=clock)
     limits.charge("a", 10)
     refusal(limits, "a")
     assert limits.running("a") == 0
 
 
 def test_a_minute_of_tokens_is_there_at_once_and_fills_steadily(clock: Clock) -> None:
-    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits = RateLimits(tokens_per_minute=60, clock=clock)
     limits.charge("a", 59)
     limits.check("a")
     limits.charge("a", 1)
@@ -80,7 +80,7 @@ def test_a_minute_of_tokens_is_there_at_once_and_fills_steadily(clock: Clock) ->
 
 
 def test_an_overdraft_is_paid_back(clock: Clock) -> None:
-    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits = RateLimits(tokens_per_minute=60, clock=clock)
     limits.charge("a", 160)
     assert refusal(limits, "a").retry_after == 101
     clock.now += 100.5
@@ -88,7 +88,7 @@ def test_an_overdraft_is_paid_back(clock: Clock) -> None:
 
 
 def test_a_long_pause_saves_no_more_than_a_minute(clock: Clock) -> None:
-    limits = KeyLimits(tokens_per_minute=60, clock=clock)
+    limits = RateLimits(tokens_per_minute=60, clock=clock)
     limits.charge("a", 1)
     clock.now += 10_000
     limits.charge("a", 60)
@@ -96,7 +96,7 @@ def test_a_long_pause_saves_no_more_than_a_minute(clock: Clock) -> None:
 
 
 def test_the_tokens_of_a_million_labels_are_not_kept(clock: Clock) -> None:
-    limits = KeyLimits(tokens_per_minute=60_000, clock=clock)
+    limits = RateLimits(tokens_per_minute=60_000, clock=clock)
     for number in range(10_000):
         limits.charge(f"label-{number}", 1)
         clock.now += 1
@@ -112,7 +112,7 @@ def test_retry_after_is_right(rate: int, charges: list[tuple[int, float]], start
     """After so many seconds the next request passes; a second earlier it does not."""
     clock = Clock()
     clock.now = start
-    limits = KeyLimits(tokens_per_minute=rate, clock=clock)
+    limits = RateLimits(tokens_per_minute=rate, clock=clock)
     for tokens, pause in charges:
         limits.charge("a", tokens)
         clock.now += pause

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.middleware.access_log import LogFormat, RequestFacts, RequestLog
+from server.middleware.access_log import AccessLog, LogFormat, RequestFacts
 
 FACTS = RequestFacts("poet", 3, 12, 34)
 
@@ -23,7 +23,7 @@ def written(log_format: LogFormat, **changes: object) -> str:
         "seconds": 0.1234567,
         "facts": FACTS,
     }
-    RequestLog(log_format, stream).write(**(values | changes))  # type: ignore[arg-type]
+    AccessLog(log_format, stream).write(**(values | changes))  # type: ignore[arg-type]
     return stream.getvalue()
 
 
@@ -70,7 +70,7 @@ def test_a_method_nobody_knows_is_not_repeated(log_format: LogFormat) -> None:
 def test_two_logs_do_not_write_to_each_other_and_nothing_goes_to_the_root(caplog: pytest.LogCaptureFixture) -> None:
     first, second = io.StringIO(), io.StringIO()
     with caplog.at_level(logging.DEBUG):
-        logs = RequestLog("text", first), RequestLog("json", second)
+        logs = AccessLog("text", first), AccessLog("json", second)
         logs[0].write("r", None, "GET", "/health", 200, 0.0, RequestFacts())
     assert first.getvalue().count("\n") == 1 and not second.getvalue() and not caplog.records
 

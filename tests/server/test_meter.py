@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.inference import timing
-from server.inference.timing import Meter
-from server.metrics.counters import AdapterMetrics
+from server.inference.timing import RequestTiming
+from server.metrics.counters import EventCounters
 
 STARTED = 100.0
 
@@ -30,8 +30,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def new_meter(kind: str, began: float = STARTED) -> Meter:
-    return Meter(SimpleNamespace(output_kind=SimpleNamespace(name=kind)), began)
+def new_meter(kind: str, began: float = STARTED) -> RequestTiming:
+    return RequestTiming(SimpleNamespace(output_kind=SimpleNamespace(name=kind)), began)
 
 
 def output(
@@ -43,10 +43,10 @@ def output(
     return SimpleNamespace(prompt_token_ids=prompt_token_ids, outputs=outputs, finished=finished, metrics=stamps)
 
 
-def told(meter: Meter) -> dict[str, float]:
+def told(meter: RequestTiming) -> dict[str, float]:
     """What reaches the metrics: time to first token and, of the gaps between tokens, how many and their sum."""
     registry = CollectorRegistry()
-    meter.tell(AdapterMetrics(registry), "poet")
+    meter.tell(EventCounters(registry), "poet")
     names = {"first": "time_to_first_token_seconds", "gap": "inter_token_latency_seconds"}
     return {
         f"{short}_{of}": registry.get_sample_value(f"perft_adapter_{name}_{of}", {"adapter": "poet"}) or 0.0

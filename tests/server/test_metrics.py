@@ -18,7 +18,7 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.errors import StartError
-from server.metrics.counters import AdapterMetrics
+from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, forget_vllms_adapter_lists, parse_bind, respond, serve_on
 from server.metrics.snapshot import MAX_LIST_CHARACTERS, AdapterState, StateCollector, StateSnapshot
 from tests.server.processes import free_port
@@ -65,7 +65,7 @@ class Metrics:
     def __init__(self, max_adapters: int = 500, is_known: Callable[[str], bool] | None = None) -> None:
         self.ours, self.theirs = CollectorRegistry(), CollectorRegistry()
         self.state = SNAPSHOT
-        self.events = AdapterMetrics(self.ours, max_adapters, base_name=BASE, is_known=is_known)
+        self.events = EventCounters(self.ours, max_adapters, base_name=BASE, is_known=is_known)
         self.ours.register(StateCollector(self.events, lambda: self.state))
         self.page = MetricsPage(self.ours, self.theirs)
         app = FastAPI()

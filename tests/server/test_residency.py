@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.residency.scheduler import GRACE_S, PATIENCE_S, RETRY_FAILED_S
 from tests.server.residency_world import UNIT, Request, World, write_sizes
@@ -53,7 +53,7 @@ async def refused(world: World, request: Request, status: int, code: str) -> Api
     return request.error
 
 
-def held_up_by(world: World, waiting: Request) -> set[EngineAdapter]:
+def held_up_by(world: World, waiting: Request) -> set[AdapterRef]:
     """The adapters that were closed for a request, now let in, when its patience was over."""
     since = (r for r in world.requests if waiting.asked + PATIENCE_S + SOON < r.asked < waiting.began)
     return {request.adapter for request in since if request.began != request.asked}
@@ -349,7 +349,7 @@ def test_what_was_closed_is_open_once_the_waiting_one_is_gone(play: Play, ends: 
     play(scenario)
 
 
-async def now(world: World, adapters: list[EngineAdapter]) -> list[Request]:
+async def now(world: World, adapters: list[AdapterRef]) -> list[Request]:
     requests = [world.ask(adapter, 0) for adapter in adapters]
     await world.end(*requests)
     return requests
@@ -577,7 +577,7 @@ def test_an_engine_that_cancels_its_call_ends_the_wait(play: Play) -> None:
     async def scenario(world: World) -> None:
         a = world.add("a")
 
-        async def prepare(_: EngineAdapter) -> None:
+        async def prepare(_: AdapterRef) -> None:
             raise asyncio.CancelledError
 
         world.engine.prepare, kept = prepare, world.engine.prepare  # type: ignore[method-assign]
@@ -845,7 +845,7 @@ def test_a_version_can_be_removed_though_the_engine_is_down(play: Play) -> None:
 # Copies on the host
 
 
-async def load(world: World, *adapters: EngineAdapter) -> None:
+async def load(world: World, *adapters: AdapterRef) -> None:
     for adapter in adapters:
         await world.plan.load(adapter)
         await asyncio.sleep(0.01)

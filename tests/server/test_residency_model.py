@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
-from server.engine.protocol import EngineAdapter
+from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.residency.scheduler import GRACE_S, PATIENCE_S
 from tests.server.residency_world import FOREVER, Request, World, write_sizes
@@ -81,7 +81,7 @@ class Plan(RuleBasedStateMachine):
         return multiple(*(self.there.add("first", size) for size in sizes))
 
     @rule(target=versions, size=st.integers(1, 5), content=st.sampled_from(["", "", "x", "y"]), lora=st.booleans())
-    def add(self, size: int, content: str, lora: bool) -> EngineAdapter:
+    def add(self, size: int, content: str, lora: bool) -> AdapterRef:
         capacity = self.there.plan.capacity
         if lora and capacity.lora_slots:
             return self.there.add("lora", 1, "", "LORA")
@@ -95,12 +95,12 @@ class Plan(RuleBasedStateMachine):
         count=st.integers(1, 3),
         pause=PAUSES,
     )
-    def ask(self, adapter: EngineAdapter, seconds: float, timeout_s: float, count: int, pause: float) -> Any:
+    def ask(self, adapter: AdapterRef, seconds: float, timeout_s: float, count: int, pause: float) -> Any:
         requests = [self.ask_once(adapter, seconds, timeout_s) for _ in range(count)]
         self.then(pause)
         return multiple(*requests)
 
-    def ask_once(self, adapter: EngineAdapter, seconds: float, timeout_s: float) -> Request:
+    def ask_once(self, adapter: AdapterRef, seconds: float, timeout_s: float) -> Request:
         ahead = sum(not task.done() for task in self.tasks)
         ahead += sum(request.task is not None and not request.task.done() for request in self.there.requests)
         request = self.there.ask(adapter, seconds, timeout_s)
@@ -108,7 +108,7 @@ class Plan(RuleBasedStateMachine):
         return request
 
     @rule(adapters=st.lists(versions, min_size=2, max_size=4), pause=PAUSES)
-    def crowd(self, adapters: list[EngineAdapter], pause: float) -> None:
+    def crowd(self, adapters: list[AdapterRef], pause: float) -> None:
         """Several come again and again for a while."""
         for _ in range(6):
             for adapter in adapters:
@@ -122,27 +122,27 @@ class Plan(RuleBasedStateMachine):
         self.then(pause)
 
     @rule(target=pins, adapter=versions, pause=PAUSES)
-    def pin(self, adapter: EngineAdapter, pause: float) -> Any:
+    def pin(self, adapter: AdapterRef, pause: float) -> Any:
         task = self.start(self.there.plan.pin(adapter))
         self.then(pause)
         return adapter, task
 
     @rule(pin=consumes(pins), pause=PAUSES)
-    def unpin(self, pin: tuple[EngineAdapter, asyncio.Task[None]], pause: float) -> None:
+    def unpin(self, pin: tuple[AdapterRef, asyncio.Task[None]], pause: float) -> None:
         adapter, task = pin
         task.cancel()
         self.loop.call_soon(self.there.plan.unpin, adapter)
         self.then(pause)
 
     @rule(adapter=versions, pause=PAUSES, is_cancelled=st.booleans())
-    def load(self, adapter: EngineAdapter, pause: float, is_cancelled: bool) -> None:
+    def load(self, adapter: AdapterRef, pause: float, is_cancelled: bool) -> None:
         task = self.start(self.there.plan.load(adapter))
         self.then(pause)
         if is_cancelled:
             task.cancel()
 
     @rule(adapter=consumes(versions), pause=PAUSES, is_cancelled=st.booleans())
-    def remove(self, adapter: EngineAdapter, pause: float, is_cancelled: bool) -> None:
+    def remove(self, adapter: AdapterRef, pause: float, is_cancelled: bool) -> None:
         """As the catalog does it: what runs is ended first, what waits is told."""
         for request in self.there.requests:
             if request.adapter == adapter and request.is_let_in:
@@ -155,7 +155,7 @@ class Plan(RuleBasedStateMachine):
             task.cancel()
 
     @rule(adapter=versions, operation=st.sampled_from(["prepare", "place", "evict", "drop"]))
-    def fail_once(self, adapter: EngineAdapter, operation: str) -> None:
+    def fail_once(self, adapter: AdapterRef, operation: str) -> None:
         self.there.engine.failures[operation, adapter.name] = 1
 
     @rule(seconds=PAUSES)

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
-from server.registry.service import Catalog
+from server.registry.service import AdapterService
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -53,7 +53,7 @@ def test_an_unknown_name_is_404_with_openais_error(client: TestClient, model: st
 
 
 def test_made_up_names_leave_nothing_behind(client: TestClient) -> None:
-    catalog: Catalog = client.app.state.perft_catalog  # type: ignore[attr-defined]
+    catalog: AdapterService = client.app.state.perft_catalog  # type: ignore[attr-defined]
 
     def sizes() -> dict[str, int]:
         kept = {**vars(catalog), **vars(catalog.plan)}

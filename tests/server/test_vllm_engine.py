@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from server.engine import vllm
-from server.engine.protocol import AdapterLoadError, EngineAdapter
+from server.engine.protocol import AdapterLoadError, AdapterRef
 from server.engine.vllm import VllmEngine
 
-POET = EngineAdapter("poet@1", 1, "PERFT", "d" * 64, Path("/store/poet"))
+POET = AdapterRef("poet@1", 1, "PERFT", "d" * 64, Path("/store/poet"))
 
 
 class TwoRanks:

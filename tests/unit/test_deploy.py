@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from server.metrics.counters import FINISH_REASONS, LOAD_RESULTS, LOAD_TIERS, UPLOAD_RESULTS, AdapterMetrics
+from server.metrics.counters import FINISH_REASONS, LOAD_RESULTS, LOAD_TIERS, UPLOAD_RESULTS, EventCounters
 from server.metrics.snapshot import StateCollector, StateSnapshot
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def rules() -> list[dict[str, Any]]:
 def our_samples() -> set[str]:
     """Every name of ours that a query may use."""
     registry = CollectorRegistry()
-    metrics = AdapterMetrics(registry)
+    metrics = EventCounters(registry)
     registry.register(StateCollector(metrics, lambda: StateSnapshot({}, 0)))
     return set(registry._names_to_collectors)
 

@@ -13,7 +13,7 @@ import torch
 
 from adapters import Limits
 from perft.engine import host_cache as tiers_module
-from perft.engine.host_cache import Mover, Outcome, Tiers
+from perft.engine.host_cache import HostCache, Mover, Outcome
 from perft.engine.manager import AdapterManager, Order
 from perft.engine.pool import RowPool
 from tests.store_contents import BASE
@@ -117,15 +117,15 @@ def test_what_was_undone_is_not_told_to_be_done(undo: str) -> None:
 
 
 @pytest.fixture
-def tiers(monkeypatch: pytest.MonkeyPatch) -> Tiers:
-    """Tiers whose reading takes no time: a folder's name is its digest."""
+def tiers(monkeypatch: pytest.MonkeyPatch) -> HostCache:
+    """HostCache whose reading takes no time: a folder's name is its digest."""
 
     def read_folder(folder: Path, *_: Any) -> Any:
         return SimpleNamespace(digest=folder.name.split("-")[0], config=None, layer_weights=lambda base: {})
 
     monkeypatch.setattr(tiers_module, "read_folder", read_folder)
     monkeypatch.setattr(tiers_module, "pack", lambda config, layers: SimpleNamespace(rows=0))
-    return Tiers(RowPool(4, 8, torch.float32, torch.device("cpu")), BASE, Limits())
+    return HostCache(RowPool(4, 8, torch.float32, torch.device("cpu")), BASE, Limits())
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def often() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("often")
-def test_folders_are_known_whatever_is_dropped_while_they_are_read(tiers: Tiers) -> None:
+def test_folders_are_known_whatever_is_dropped_while_they_are_read(tiers: HostCache) -> None:
     """The engine's thread drops some adapters while the other one reads the next."""
     old, new = [f"old{i}" for i in range(1000)], [f"new{i}" for i in range(1000)]
     for digest in old:
@@ -152,7 +152,7 @@ def test_folders_are_known_whatever_is_dropped_while_they_are_read(tiers: Tiers)
     assert not any(tiers.digest_of(digest) for digest in old)
 
 
-def test_a_folder_is_known_while_its_content_is_held(tiers: Tiers) -> None:
+def test_a_folder_is_known_while_its_content_is_held(tiers: HostCache) -> None:
     tiers.read("a", Path("a-first"))
     tiers.drop("a")
     assert not tiers.holds("a") and tiers.digest_of("a-first") is None
