@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adapters.ref import Kind
+
 DIGEST = "^[0-9a-f]{64}$"
-Kind = Literal["PERFT", "LORA"]
 Number = Annotated[int, Field(ge=1)]
 Model = TypeVar("Model", bound=BaseModel)
 

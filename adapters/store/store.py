@@ -14,13 +14,14 @@ from typing import Final
 
 from adapters.errors import store_errors
 from adapters.format.folder import CONFIG_FILE
+from adapters.ref import Kind
 from adapters.store.blobs import Blobs
 from adapters.store.durable import Disk
 from adapters.store.layout import Layout, blob_bytes
 from adapters.store.lock import FolderLock
 from adapters.store.names import Names
 from adapters.store.opening import Contents, open_folder
-from adapters.store.records import AdapterRecord, Kind, VersionRecord, is_digest
+from adapters.store.records import AdapterRecord, VersionRecord, is_digest
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from adapters.errors import StoreError
 from adapters.format.config import parse_config
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, lora_digest
+from adapters.ref import Kind
 from adapters.store.durable import TEMPORARY
 from adapters.store.layout import FOREIGN, Layout, blob_problem, size_problem
 from adapters.store.opening import SECRET_BYTES, read_store_file
-from adapters.store.records import AdapterRecord, Kind, VersionRecord, is_digest, read_record
+from adapters.store.records import AdapterRecord, VersionRecord, is_digest, read_record
 
 ATTEMPTS = 5
 """A server may be changing the store while it is looked at: problems count once nothing changed meanwhile."""

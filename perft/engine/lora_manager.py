@@ -18,8 +18,9 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
 from adapters import InvalidAdapterError, lora_digest
 from adapters.format.folder import CONFIG_FILE
+from adapters.ref import AdapterRef
 from perft.engine.host_cache import OtherContentsError, Outcome
-from perft.engine.manager import AdapterManager, Order, folder_bytes
+from perft.engine.manager import AdapterManager, folder_bytes
 from perft.engine.peft_lora import peft_lora_violations
 
 
@@ -83,12 +84,12 @@ class AdapterManagerWithLoRA(AdapterManager):
         super().add_dummy_lora(request, rank)
         return bool(self._lora.add_dummy_lora(request, rank))
 
-    def prepare(self, order: Order) -> Outcome:
+    def prepare(self, order: AdapterRef) -> Outcome:
         if order.kind != "LORA":
             return super().prepare(order)
         return self._moves["prepare"].start(order.key, lambda: self._read_lora(order))
 
-    def place(self, order: Order) -> Outcome:
+    def place(self, order: AdapterRef) -> Outcome:
         if order.kind != "LORA":
             return super().place(order)
         if order.engine_id not in self._lora.list_adapters():
@@ -96,12 +97,12 @@ class AdapterManagerWithLoRA(AdapterManager):
             self._lora._adapter_manager.activate_adapter(order.engine_id)
         return Outcome("done")
 
-    def evict(self, order: Order) -> None:
+    def evict(self, order: AdapterRef) -> None:
         if order.kind != "LORA":
             return super().evict(order)
         self._lora.remove_adapter(order.engine_id)
 
-    def drop(self, order: Order) -> None:
+    def drop(self, order: AdapterRef) -> None:
         if order.kind != "LORA":
             return super().drop(order)
         self._moves["prepare"].forget(order.key)
@@ -119,13 +120,13 @@ class AdapterManagerWithLoRA(AdapterManager):
             if request.lora_int_id not in present and not self._is_warm_up(request):
                 self.step_load_bytes += folder_bytes(Path(request.lora_path))
 
-    def _read_lora(self, order: Order) -> None:
+    def _read_lora(self, order: AdapterRef) -> None:
         """Read a PEFT LoRA folder into vLLM's own form; on the background thread."""
-        if (found := lora_digest(Path(order.folder))) != order.digest:
+        if (found := lora_digest(order.folder)) != order.digest:
             raise OtherContentsError(f"found digest {found}, expected {order.digest}: the files were changed")
-        if violations := peft_lora_violations(Path(order.folder), self._vllm_config, self._settings.limits):
+        if violations := peft_lora_violations(order.folder, self._vllm_config, self._settings.limits):
             raise InvalidAdapterError(order.name, violations)  # it was accepted by another server than this one is now
-        model = self._lora._load_adapter(LoRARequest(order.name, order.engine_id, order.folder))
+        model = self._lora._load_adapter(LoRARequest(order.name, order.engine_id, str(order.folder)))
         self._lora._adapter_manager._create_merged_loras_inplace(model)
         self._kinds[order.engine_id] = True
         self._loaded[order.engine_id] = model

@@ -11,7 +11,6 @@ Invariant: a token whose adapter is not resident raises; it never falls through 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
 from adapters import read_folder
+from adapters.ref import AdapterRef
 from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
 from perft.engine.host_cache import COPY_WAIT_S, READ_WAIT_S, HostCache, Mover, Outcome
@@ -41,21 +41,6 @@ WARM_UP_PATH = "/not/a/real/path"
 
 class AdapterIdentityError(ValueError):
     """An adapter id, name and content no longer belong together: serving on could give another adapter's answer."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """One adapter version as the server names it; PERFT ones are moved by digest, LoRA ones by id."""
-
-    name: str
-    engine_id: int
-    kind: str
-    digest: str
-    folder: str
-
-    @property
-    def key(self) -> str:
-        return self.digest if self.kind == "PERFT" else f"{self.digest}/{self.engine_id}"
 
 
 class AdapterManager:
@@ -132,25 +117,25 @@ class AdapterManager:
             self.pool.put(checked.digest, pack(checked.config, checked.layer_weights(self.base)))
         return checked.digest
 
-    def prepare(self, order: Order) -> Outcome:
+    def prepare(self, order: AdapterRef) -> Outcome:
         """Start disk to host; `outcome` tells the end."""
-        return self._moves["prepare"].start(order.key, lambda: self.tiers.read(order.digest, Path(order.folder)))
+        return self._moves["prepare"].start(order.key, lambda: self.tiers.read(order.digest, order.folder))
 
-    def place(self, order: Order) -> Outcome:
+    def place(self, order: AdapterRef) -> Outcome:
         """Start host to device, into rows that must be free."""
         return self._moves["place"].start(order.key, lambda: self.tiers.place(order.digest))
 
-    def outcome(self, move: str, order: Order) -> Outcome:
+    def outcome(self, move: str, order: AdapterRef) -> Outcome:
         """How a move that was started stands."""
         return self._moves[move].outcome(order.key)
 
-    def evict(self, order: Order) -> None:
+    def evict(self, order: AdapterRef) -> None:
         """Give the device rows back; no running request may use them."""
         self.step.plan = None
         self._moves["place"].forget(order.key)
         self.tiers.evict(order.digest)
 
-    def drop(self, order: Order) -> None:
+    def drop(self, order: AdapterRef) -> None:
         """Give the host's copy up."""
         self._moves["prepare"].forget(order.key)
         self.tiers.drop(order.digest)

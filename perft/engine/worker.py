@@ -7,7 +7,8 @@ are plain dicts.
 from dataclasses import asdict
 from typing import Any
 
-from perft.engine.manager import AdapterManager, Order
+from adapters.ref import AdapterRef
+from perft.engine.manager import AdapterManager
 from perft.engine.moe_layer import PerftMoERunner
 
 
@@ -37,25 +38,25 @@ class PerftWorkerExtension:
 
     def perft_prepare(self, order: dict[str, Any]) -> dict[str, Any]:
         """Start bringing an adapter from disk to the host."""
-        return asdict(self._manager.prepare(Order(**order)))
+        return asdict(self._manager.prepare(AdapterRef.from_wire(order)))
 
     def perft_place(self, order: dict[str, Any], evict: list[dict[str, Any]]) -> dict[str, Any]:
         """Free the rows of `evict`, then start bringing an adapter from the host to rows that are free."""
         for leaving in evict:
-            self._manager.evict(Order(**leaving))
-        return asdict(self._manager.place(Order(**order)))
+            self._manager.evict(AdapterRef.from_wire(leaving))
+        return asdict(self._manager.place(AdapterRef.from_wire(order)))
 
     def perft_outcome(self, move: str, order: dict[str, Any]) -> dict[str, Any]:
         """How a started move ("prepare" or "place") stands; its end is told once."""
-        return asdict(self._manager.outcome(move, Order(**order)))
+        return asdict(self._manager.outcome(move, AdapterRef.from_wire(order)))
 
     def perft_evict(self, order: dict[str, Any]) -> None:
         """Free an adapter's device rows."""
-        self._manager.evict(Order(**order))
+        self._manager.evict(AdapterRef.from_wire(order))
 
     def perft_drop(self, order: dict[str, Any]) -> None:
         """Free the host's copy of an adapter."""
-        self._manager.drop(Order(**order))
+        self._manager.drop(AdapterRef.from_wire(order))
 
     def perft_forget(self, engine_id: int) -> None:
         """Forget a version for ever."""

@@ -6,12 +6,10 @@ adapter is where, and who has to leave, is decided in one place (`server.residen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
-
-Kind = Literal["PERFT", "LORA"]
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,6 @@ class EngineStatus:
     rows_used: int
     lora_slots: int = 0
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class AdapterRef:
-    """One version as the engine knows it: name (NAME@version), an id never reused, and its content's folder."""
-
-    name: str
-    engine_id: int
-    kind: Kind
-    digest: str
-    folder: Path
-
-    @property
-    def key(self) -> str:
-        """What is resident or not: PERFT versions of equal content share their memory, LoRA ones do not."""
-        return self.digest if self.kind == "PERFT" else f"{self.digest}/{self.engine_id}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
+from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
-from server.engine.protocol import AdapterLoadError, AdapterRef, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus
 
 RPC_TIMEOUT_S, PATIENCE_S = 60.0, 5.0
 FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
@@ -41,7 +42,7 @@ class VllmEngine:
         )
 
     async def prepare(self, adapter: AdapterRef) -> None:
-        started = await self._ask("perft_prepare", _order(adapter))
+        started = await self._ask("perft_prepare", adapter.to_wire())
         try:
             await self._finish("prepare", adapter, started)
         except AdapterLoadError:
@@ -49,7 +50,7 @@ class VllmEngine:
             raise
 
     async def place(self, adapter: AdapterRef, evict: Sequence[AdapterRef] = ()) -> None:
-        started = await self._ask("perft_place", _order(adapter), [_order(leaving) for leaving in evict])
+        started = await self._ask("perft_place", adapter.to_wire(), [leaving.to_wire() for leaving in evict])
         try:
             await self._finish("place", adapter, started)
         except AdapterLoadError:
@@ -57,10 +58,10 @@ class VllmEngine:
             raise
 
     async def evict(self, adapter: AdapterRef) -> None:
-        await self._ask("perft_evict", _order(adapter))
+        await self._ask("perft_evict", adapter.to_wire())
 
     async def drop(self, adapter: AdapterRef) -> None:
-        await self._ask("perft_drop", _order(adapter))
+        await self._ask("perft_drop", adapter.to_wire())
 
     async def forget(self, adapter: AdapterRef) -> None:
         await self._ask("perft_forget", adapter.engine_id)
@@ -78,7 +79,7 @@ class VllmEngine:
         while not all(ended):
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_POLL_S)
-            asked = await self._ask("perft_outcome", move, _order(adapter))
+            asked = await self._ask("perft_outcome", move, adapter.to_wire())
             ended = [
                 before or (None if now["state"] == "running" else now) for before, now in zip(ended, asked, strict=True)
             ]
@@ -91,17 +92,6 @@ class VllmEngine:
         async with asyncio.timeout(RPC_TIMEOUT_S + PATIENCE_S):
             answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
         return answers
-
-
-def _order(adapter: AdapterRef) -> dict[str, Any]:
-    """An adapter as it travels to the workers (`perft.engine.manager.Order`)."""
-    return {
-        "name": adapter.name,
-        "engine_id": adapter.engine_id,
-        "kind": adapter.kind,
-        "digest": adapter.digest,
-        "folder": str(adapter.folder),
-    }
 
 
 def base_shape_of(values: dict[str, Any]) -> BaseShape:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters import AdapterRecord, InvalidAdapterError, Store, VersionRecord
+from adapters.ref import AdapterRef
 from perft.threads import compute_alone
 from server.api.schemas import AdapterObject, AdapterPatch
 from server.auth.keys import Caller
-from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.registry.deletion import Deletions
 from server.registry.names import check_name

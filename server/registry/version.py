@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 
 from adapters import VersionRecord
+from adapters.ref import AdapterRef
 from server.api.schemas import Residency, VersionObject, VersionState
-from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.uploads.validate import ValidatedAdapter
 

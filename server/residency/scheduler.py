@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from adapters.ref import AdapterRef
 from server.api.schemas import Residency as Tier
-from server.engine.protocol import AdapterRef, Engine
+from server.engine.protocol import Engine
 from server.errors import ApiError
 from server.residency.allocation import NEVER, AdmissionHolds, SchedulingPass
 from server.residency.state import GRACE_S, POOLS, Capacity, Need, Resident, Waiter

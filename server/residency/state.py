@@ -8,8 +8,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from adapters.ref import AdapterRef
 from server.api.schemas import Residency as Tier
-from server.engine.protocol import AdapterRef
 
 GRACE_S = 0.1
 """How long a content keeps its place after its last request: the engine may still be told to abort that one."""

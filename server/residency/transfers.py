@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from server.engine.protocol import AdapterLoadError, AdapterRef, Engine
+from adapters.ref import AdapterRef
+from server.engine.protocol import AdapterLoadError, Engine
 from server.residency.state import GRACE_S, Failure, Resident
 
 logger = logging.getLogger(__name__)

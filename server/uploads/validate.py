@@ -11,9 +11,9 @@ from typing import Protocol
 from adapters import InvalidAdapterError, Limits, VersionRecord, lora_digest, read_folder
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
 from adapters.format.weights import shape_violations
+from adapters.ref import Kind
 from perft.base_model import BaseShape, fit_violations
 from perft.config import AdapterConfig
-from server.engine.protocol import Kind
 from server.residency.scheduler import Need
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters import Limits, Store
+from adapters.ref import AdapterRef
 from adapters.store.durable import Disk
 from perft.base_model import BaseShape
 from server.api.schemas import AdapterObject, AdapterPatch
 from server.auth.keys import Caller
-from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.registry.service import AdapterService
 from server.registry.version import Version

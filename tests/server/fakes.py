@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
-from server.engine.protocol import AdapterLoadError, AdapterRef, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus
 
 BASE = BaseShape(
     hidden_size=8, num_layers=2, moe_layers=(0, 1), num_experts=4, top_k=2, dtype=torch.float32, fingerprint="0" * 64

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.ref import AdapterRef
 from perft.config import AdapterConfig
-from server.engine.protocol import AdapterRef
 from server.errors import ApiError
 from server.residency.scheduler import GRACE_S, Capacity, Need, ResidencyScheduler
 from server.residency.transfers import Loaded

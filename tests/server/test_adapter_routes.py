@@ -17,10 +17,11 @@ from starlette.responses import PlainTextResponse
 
 from adapters.errors import StorageFullError
 from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.ref import AdapterRef
 from server.api.models import ModelList
 from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
 from server.app.services import Runtime
-from server.engine.protocol import AdapterRef, EngineCounters
+from server.engine.protocol import EngineCounters
 from server.errors import ApiError
 from server.registry.service import AdapterService
 from tests.server.fake_server import bearer, build_app, settings_of

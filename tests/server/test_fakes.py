@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.engine.protocol import AdapterLoadError, AdapterRef, Engine
+from adapters.ref import AdapterRef
+from server.engine.protocol import AdapterLoadError, Engine
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 from tests.synthetic import write_adapter
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.protocol import AdapterRef
+from adapters.ref import AdapterRef
 from server.errors import ApiError
 from server.residency.scheduler import GRACE_S, PATIENCE_S, RETRY_FAILED_S
 from tests.server.residency_world import UNIT, Request, World, write_sizes

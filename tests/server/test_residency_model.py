@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
-from server.engine.protocol import AdapterRef
+from adapters.ref import AdapterRef
 from server.errors import ApiError
 from server.residency.scheduler import GRACE_S, PATIENCE_S
 from tests.server.residency_world import FOREVER, Request, World, write_sizes

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from adapters.ref import AdapterRef
 from server.engine import vllm
-from server.engine.protocol import AdapterLoadError, AdapterRef
+from server.engine.protocol import AdapterLoadError
 from server.engine.vllm import VllmEngine
 
 POET = AdapterRef("poet@1", 1, "PERFT", "d" * 64, Path("/store/poet"))

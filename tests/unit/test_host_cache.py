@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from adapters import Limits
+from adapters.ref import AdapterRef
 from perft.engine import host_cache as tiers_module
 from perft.engine.host_cache import HostCache, Mover, Outcome
-from perft.engine.manager import AdapterManager, Order
+from perft.engine.manager import AdapterManager
 from perft.engine.pool import RowPool
 from tests.store_contents import BASE
 
@@ -108,7 +109,7 @@ def test_what_was_undone_is_not_told_to_be_done(undo: str) -> None:
     manager._moves = {"prepare": Mover(WAIT_S), "place": Mover(WAIT_S)}
     manager.step = SimpleNamespace(plan=None)  # type: ignore[assignment]
     manager.tiers = SimpleNamespace(evict=calls.append, drop=calls.append)  # type: ignore[assignment]
-    order = Order("a@1", 1, "PERFT", "d", "/a")
+    order = AdapterRef("a@1", 1, "PERFT", "d", Path("/a"))
     move = {"evict": "place", "drop": "prepare"}[undo]
     manager._moves[move]._jobs[order.key] = lost = Future()
     lost.set_result(None)
