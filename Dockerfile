@@ -2,8 +2,8 @@
 # docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file
 # docker build --target cuda -t perft-server:cuda .    vLLM with CUDA, for GPU machines
 #
-# On a GPU (NVIDIA Container Toolkit), with the adapters in /srv/adapters and both keys in this shell's environment; the
-# volume perft-home keeps the store and the downloaded model (deploy/compose.yaml adds Prometheus and Grafana):
+# On a GPU (NVIDIA Container Toolkit), with the adapters in /srv/adapters and both keys in the shell's environment. The
+# volume perft-home keeps the store and the downloaded model; deploy/compose.yaml adds Prometheus and Grafana.
 #
 # docker run --gpus all --shm-size 2g -p 127.0.0.1:8000:8000 -e PERFT_ADMIN_KEY -e PERFT_API_KEYS \
 #   -v perft-home:/home/perft -v /srv/adapters:/adapters:ro perft-server:cuda \
@@ -11,7 +11,7 @@
 
 FROM python:3.11.13-slim-bookworm AS base
 RUN apt-get update \
- && apt-get install -y --no-install-recommends g++ libnuma1 curl \
+ && apt-get install -y --no-install-recommends libnuma1 curl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 perft
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VLLM_NO_USAGE_STATS=1
@@ -35,6 +35,8 @@ ENTRYPOINT ["perft"]
 CMD ["--help"]
 
 FROM base AS cuda
+# Triton compiles its launchers when the server runs.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml README.md LICENSE ./
 COPY perft perft
 COPY adapters adapters

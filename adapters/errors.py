@@ -2,10 +2,10 @@
 
 Exception
 ├── InvalidAdapterError         an adapter breaks FORMAT.md; carries every violation found (a ValueError)
-└── StoreError                  the store cannot do what was asked; nothing half-done is left
+└── StoreError                  the store cannot do what was asked; nothing is left half-done
     ├── StoreLockedError        another process (or another Store of this one) has the folder open
     ├── StoreSchemaError        the folder was written by another version of the store
-    ├── StoreUnusableError      read-only, no folder, no store, damaged, or the disk fails
+    ├── StoreUnusableError      the folder is read-only, not a store or damaged, or the disk fails
     └── StorageFullError        no space or no quota left
 """
 
@@ -16,26 +16,30 @@ from pathlib import Path
 
 
 class InvalidAdapterError(ValueError):
-    """An adapter breaks FORMAT.md. `violations` names all of them, each with what was found and expected."""
+    """An adapter breaks FORMAT.md. `violations` has all of them, each with what was found and expected."""
+
+    code = "invalid_adapter"
 
     def __init__(self, source: str, violations: Sequence[str]) -> None:
         self.source, self.violations = source, tuple(violations)
         listed = "".join(f"\n  - {violation}" for violation in self.violations)
         super().__init__(
-            f"{source} is no valid PERFT adapter ({len(self.violations)} violations of the format):{listed}"
+            f"{source} is not a valid PERFT adapter ({len(self.violations)} violations of the format):{listed}"
         )
 
 
 class StoreError(Exception):
     """The store cannot do what was asked."""
 
+    code = "adapter_unavailable"
+
 
 class StoreLockedError(StoreError):
-    """Somebody else has the store open."""
+    """Another process has the store open."""
 
 
 class StoreSchemaError(StoreError):
-    """The folder's schema is not the one this version reads."""
+    """The store's schema is not the one that this version reads."""
 
 
 class StoreUnusableError(StoreError):
@@ -45,18 +49,20 @@ class StoreUnusableError(StoreError):
 class StorageFullError(StoreError):
     """The disk or a quota is full; the change that was asked for did not happen."""
 
+    code = "storage_full"
+
 
 @contextmanager
 def store_errors(root: Path, doing: str) -> Iterator[None]:
-    """Turn what the operating system says while `doing` something into an error of the store at `root`."""
+    """Turn an OSError raised while `doing` something into an error of the store at `root`."""
     try:
         yield
     except OSError as error:
         found = f"{doing} in the store {root}: {error}"
         if error.errno in (ENOSPC, EDQUOT):
-            raise StorageFullError(
-                f"{found}; nothing changed: free space, or delete adapters, and repeat it"
-            ) from error
+            raise StorageFullError(f"{found}; nothing changed: free space or delete adapters, then retry") from error
         if error.errno in (EROFS, EACCES, EPERM):
-            raise StoreUnusableError(f"{found}; expected a folder that the server may change: give it one") from error
+            raise StoreUnusableError(
+                f"{found}; expected a folder that the server can write to: change its owner or mode"
+            ) from error
         raise StoreUnusableError(f"{found}; look at the disk, then start the server again") from error

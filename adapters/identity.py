@@ -1,30 +1,66 @@
-"""Owns FORMAT.md's identity as a client sees it: from the bytes it sends or receives, hashed as they pass.
+"""Owns an adapter's identity (FORMAT.md): one digest of what its configuration means and of its weights' bytes.
 
-Imports no torch, so that a command starts at once.
+Invariant: two adapters of equal digest compute the same. Nothing here needs torch, so a command starts at once.
 """
 
 import io
 import json
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
-from pydantic import ValidationError
+from adapters.format.config import parse_config
+from adapters.format.files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE
 
-from perft.config import AdapterConfig
 
+def digest_of(meaning: bytes, weights_hash: bytes) -> str:
+    """sha256(sha256(C) + sha256(W)) as 64 hex digits.
 
-def content_digest(config: bytes, weights_hash: bytes) -> str | None:
-    """The digest of an adapter with that `adapter_config.json`; None if the file is none that has one.
-
-    weights_hash: sha256 of `adapter_model.safetensors`, as raw bytes.
+    meaning: C, see `canonical_config`. weights_hash: sha256 of the weights file, as raw bytes.
     """
+    return sha256(sha256(meaning).digest() + weights_hash).hexdigest()
+
+
+def canonical_config(raw: bytes) -> bytes | None:
+    """What of an `adapter_config.json` the digest depends on; None if it is not a valid configuration.
+
+    A PEFT LoRA configuration (checked elsewhere) counts as it is, byte by byte.
+    """
+    if peft_type_of(raw) == "LORA":
+        return raw
+    config, violations = parse_config(raw)
+    return None if config is None or violations else config.canonical_json()
+
+
+def content_digest(raw: bytes, weights_hash: bytes) -> str | None:
+    """The digest of an adapter with that `adapter_config.json`; None if the file is not a valid configuration."""
+    meaning = canonical_config(raw)
+    return None if meaning is None else digest_of(meaning, weights_hash)
+
+
+def lora_digest(folder: Path) -> str:
+    """The digest of the PEFT LoRA adapter in `folder`."""
+    return digest_of(config_bytes(folder), file_hash(folder / WEIGHTS_FILE))
+
+
+def config_bytes(folder: Path) -> bytes:
+    """The `adapter_config.json` in `folder`, cut off one byte behind the largest size allowed."""
+    with (folder / CONFIG_FILE).open("rb") as file:
+        return file.read(MAX_CONFIG_BYTES + 1)
+
+
+def file_hash(path: Path) -> bytes:
+    """sha256 of a file, as raw bytes."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").digest()
+
+
+def peft_type_of(raw: bytes) -> object:
+    """The `peft_type` of an `adapter_config.json`; None if the file has none or cannot be read as JSON."""
     try:
-        values = json.loads(config)
-        is_lora = isinstance(values, dict) and values.get("peft_type") == "LORA"
-        identity = config if is_lora else AdapterConfig.model_validate(values).canonical_json()
-    except (ValueError, ValidationError, RecursionError):
+        values = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
-    return sha256(sha256(identity).digest() + weights_hash).hexdigest()
+    return values.get("peft_type") if isinstance(values, dict) else None
 
 
 class HashedFile(io.FileIO):

@@ -1,4 +1,4 @@
-"""Owns `AdapterRef`: one adapter version as server, wire and engine name it.
+"""Owns `AdapterRef`: how server, wire and engine refer to one version of an adapter.
 
 Invariant: an engine id means one version for ever; equal refs are the same version.
 """
@@ -12,7 +12,7 @@ Kind = Literal["PERFT", "LORA"]
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """name: NAME@version. engine_id: an integer from 1, never reused. folder: where the version's two files lie."""
+    """name: NAME@version. engine_id: an integer from 1, never reused. folder: where the version's two files are."""
 
     name: str
     engine_id: int
@@ -22,11 +22,11 @@ class AdapterRef:
 
     @property
     def key(self) -> str:
-        """What is resident or not: PERFT versions of equal content share their memory, PEFT LoRA ones do not."""
+        """What becomes resident: PERFT versions of equal content share their memory, PEFT LoRA versions do not."""
         return self.digest if self.kind == "PERFT" else f"{self.digest}/{self.engine_id}"
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain values, as they travel to the workers."""
+        """Plain values, as they are sent to the workers."""
         return {
             "name": self.name,
             "engine_id": self.engine_id,
@@ -37,5 +37,5 @@ class AdapterRef:
 
     @classmethod
     def from_wire(cls, values: dict[str, Any]) -> "AdapterRef":
-        """The opposite of `to_wire`."""
+        """The inverse of `to_wire`."""
         return cls(**{**values, "folder": Path(values["folder"])})

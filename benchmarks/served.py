@@ -13,7 +13,7 @@ import torch
 
 from perft.base_model import BaseShape, base_of_config
 from server.demo.__main__ import ENVIRONMENT, base_arguments
-from server.demo.base import build, default_folder
+from server.demo.base.build import build, default_folder
 from tests.server.processes import ServerProcess, free_port, launch
 from tests.synthetic import RANDOM_R, write_adapter
 

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the raw numbers there, as JSON")
     options = parser.parse_args()
 
-    from server.demo.base import build, default_folder
+    from server.demo.base.build import build, default_folder
 
     base = default_folder()
     build(base)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# What the server's container of compose.yaml runs: `perft serve` with the keys of the secret files. The arguments are
-# those of `perft serve`; without any it builds the demo base once and serves it with its adapters.
+# What the server's container in compose.yaml runs: `perft serve` with the keys in the secret files. The arguments are
+# those of `perft serve`. Without any, it builds the demo base once (`python -m server.demo.base`) and serves it with
+# the demo's adapters.
 set -eu
 
 secrets=${SECRETS_FOLDER:-/run/secrets}
@@ -17,7 +18,7 @@ export PERFT_API_KEYS PERFT_ADMIN_KEY PERFT_METRICS_KEY
 
 if [ "$#" -eq 0 ]; then
   python -m server.demo.base
-  base=$(python -c 'from server.demo.base import default_folder; print(default_folder())')
+  base=$(python -c 'from server.demo.base.build import default_folder; print(default_folder())')
   demo=$(python -c 'import server.demo; print(*server.demo.__path__)')
   set -- "$base" --served-model-name demo-base --dtype float32 --max-model-len 2048 --gpu-memory-utilization 0.5
   for adapter in "$demo"/adapters/*/; do

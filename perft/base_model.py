@@ -1,4 +1,4 @@
-"""Owns what an adapter has to fit: the few facts about a base model that FORMAT.md's rules speak of."""
+"""Owns what an adapter has to fit: the few facts about a base model on which FORMAT.md's rules depend."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from perft.config import AdapterConfig
 class BaseShape:
     """The shape of a Mixture-of-Experts base model.
 
-    `embedded_problem` says why PERFT-E cannot be served on it (None: it can).
+    embedded_problem: why PERFT-E cannot be served on it; None if it can.
     """
 
     hidden_size: int
@@ -42,9 +42,9 @@ _ROUTER_NAME = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate
 
 
 def checkpoint_fingerprint(folder: Path) -> str | None:
-    """The fingerprint of a checkpoint, from its safetensors files; None if no router is found in them.
+    """The fingerprint of a checkpoint; None if its safetensors files have no router.
 
-    Read off the files, because an engine may cast or repack what it loads.
+    Read from the files, because an engine may cast or repack what it loads.
     """
     found: dict[int, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
@@ -56,9 +56,9 @@ def checkpoint_fingerprint(folder: Path) -> str | None:
 
 
 def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:
-    """The base described by a Hugging Face model config, or None for an architecture not known here.
+    """The base described by a Hugging Face model config; None for an unknown architecture.
 
-    `config` is a `transformers` config object of OLMoE, Mixtral or Qwen3-MoE.
+    config: a `transformers` config object of OLMoE, Mixtral or Qwen3-MoE.
     """
     count = int(config.num_hidden_layers) if hasattr(config, "num_hidden_layers") else 0
     layers = range(count)
@@ -75,7 +75,7 @@ def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:
 
 
 def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: bool = False) -> list[str]:
-    """Every way in which a sound configuration does not fit a base (FORMAT.md)."""
+    """Every way in which a valid configuration does not fit a base (FORMAT.md)."""
     found: list[str] = []
     if config.variant == "E" and config.num_experts != base.num_experts:
         found.append(f"num_experts: found {config.num_experts}, variant 'E' needs the base's {base.num_experts}")
@@ -87,10 +87,10 @@ def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: boo
         if layer >= base.num_layers:
             found.append(f"layers: found {layer}, the base has layers 0 to {base.num_layers - 1}")
         elif layer not in base.moe_layers:
-            found.append(f"layers: found {layer}, which is no MoE layer of the base")
+            found.append(f"layers: found {layer}, which is not an MoE layer of the base")
     mine, served = config.base_fingerprint, base.fingerprint
     if mine is not None and served is not None and mine.lower() != served and not allow_other_base:
         found.append(
-            f"base_fingerprint: found {mine}, the served base has {served}: the adapter was trained on another base"
+            f"base_fingerprint: found {mine}, expected {served} of the served base: the adapter was trained on another"
         )
     return found

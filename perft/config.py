@@ -1,7 +1,7 @@
 """Owns what an adapter's configuration is (FORMAT.md, `adapter_config.json`) and its rules across keys.
 
-Invariant: an `AdapterConfig` that exists satisfies every rule of the format that needs neither the
-weights nor the base model; those two belong to `adapters.format.folder`.
+Invariant: every `AdapterConfig` satisfies the rules of the format that need neither the weights nor the base model;
+`adapters.format.folder` checks the others.
 """
 
 import json
@@ -51,7 +51,7 @@ class AdapterConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_defaults(cls, values: Any) -> Any:
-        """Fill the defaults that depend on another key; check the rules across keys."""
+        """Fill in the defaults that depend on another key."""
         if not isinstance(values, Mapping):
             return values
         filled = dict(values)
@@ -75,7 +75,7 @@ class AdapterConfig(BaseModel):
 
     @property
     def arithmetic(self) -> tuple[object, ...]:
-        """What decides how a delta is computed: adapters equal in it differ in their weights alone."""
+        """What determines how a delta is computed: adapters equal in it differ only in their weights."""
         shape = (self.num_experts, self.bottleneck, self.top_k)
         return (self.variant, self.activation, self.renormalize, self.gate_weight, *shape)
 
@@ -95,8 +95,12 @@ class AdapterConfig(BaseModel):
 
     def rows_per_layer(self) -> int:
         """Rows of width D that one layer takes: M B down, M B up, and M for a router."""
-        rows = 2 * self.num_experts * self.bottleneck
-        return rows + self.num_experts if self.is_routed else rows
+        return 2 * self.num_experts * self.bottleneck + self.router_rows
+
+    @property
+    def router_rows(self) -> int:
+        """Rows of width D that the adapter's own router takes in one layer: M, or none."""
+        return self.num_experts if self.is_routed else 0
 
     def tensor_shapes(self, layers: tuple[int, ...], hidden_size: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of `adapter_model.safetensors` (FORMAT.md)."""
@@ -110,7 +114,7 @@ class AdapterConfig(BaseModel):
         return shapes
 
     def canonical_json(self) -> bytes:
-        """The bytes `C` of FORMAT.md's identity: every default filled in, nothing that is for people."""
+        """The bytes `C` of FORMAT.md's identity: every default filled in, without the keys that are for people."""
         kept = {
             key: list(value) if key == "layers" and value is not None else value
             for key, value in self
@@ -124,10 +128,10 @@ class AdapterConfig(BaseModel):
 
 
 def rule_violations(given: Mapping[str, Any], invalid: Collection[str] = ()) -> list[str]:
-    """Every broken rule that ties keys of a configuration together.
+    """Every broken rule across the keys of a configuration.
 
-    `given` maps the keys that are present and valid on their own to their values; `invalid` names those
-    that are present and are not: nothing more is said of them.
+    given: the values of the keys that are present and valid on their own. invalid: the keys that are present and
+    invalid, about which nothing more is reported.
     """
     found: list[str] = []
     variant, expert_type, count = given.get("variant"), given.get("expert_type"), given.get("num_experts")

@@ -5,7 +5,7 @@
     ...
     save(adapter, folder)                   # FORMAT.md's two files
 
-Invariant: attaching adds a term to a block's output and changes nothing else but that the model is frozen.
+Invariant: attaching adds a term to a block's output and freezes the model, and changes nothing else.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ from perft.routing import activate, routed_weights, top_probabilities
 class PerftLayer(nn.Module):
     """One adapter at one MoE layer: router [M, D] (R only), down_proj [M, B, D], up_proj [M, D, B].
 
-    Initialised as the paper's code does, except that `up_proj` starts at exactly zero, so that a fresh
-    adapter is the base bit for bit: down ~ N(0, sqrt(2 / B)), router ~ N(0, 0.02).
+    Initialised as in the paper's code, except that `up_proj` starts at exactly zero, so that a fresh adapter equals the
+    base bit for bit: down ~ N(0, sqrt(2 / B)), router ~ N(0, 0.02).
     """
 
     def __init__(self, config: AdapterConfig, hidden_size: int, dropout: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class PerftLayer(nn.Module):
         return routed_weights(config, F.linear(x_TD.float(), self.router.float()), slots_TK)
 
     def forward(self, x_TD: torch.Tensor, base_logits_TN: torch.Tensor, base_weights_TN: torch.Tensor) -> torch.Tensor:
-        """The adapter's delta [T, D] in x's dtype; all experts are computed, those not selected weigh 0."""
+        """The adapter's delta [T, D] in x's dtype; all experts are computed, those not selected have weight 0."""
         config = self.config
         w_TM = self.expert_weights(x_TD, base_logits_TN, base_weights_TN)
         x_TD = x_TD.to(self.down_proj.dtype)
@@ -70,12 +70,12 @@ class PerftLayer(nn.Module):
         return torch.einsum("tmb,mdb->td", gated_TMB, self.up_proj)
 
     def weights(self) -> LayerWeights:
-        """The parameters as the reference takes them."""
+        """The parameters in the form that the reference takes."""
         return LayerWeights(self.router, self.down_proj, self.up_proj)
 
 
 class PerftAdapter(nn.Module):
-    """One adapter on one model: a `PerftLayer` for every layer that carries it. `enabled` switches all of it."""
+    """One adapter on one model: a `PerftLayer` for every layer that carries it. `enabled` switches all of them."""
 
     def __init__(self, config: AdapterConfig, layers: dict[int, PerftLayer]) -> None:
         super().__init__()
@@ -85,23 +85,23 @@ class PerftAdapter(nn.Module):
         self._attached: list[tuple[nn.Module, RemovableHandle]] = []
 
     def attach_to(self, blocks: dict[int, nn.Module]) -> None:
-        """Add each layer's delta to its block's output. Raises ValueError if another adapter is there already."""
+        """Add each layer's delta to its block's output. Raises ValueError if another adapter is attached."""
         for index, _ in self.by_layer():
             if getattr(blocks[index], "perft_layer", None):
-                raise ValueError(f"layer {index} carries an adapter already: detach that one first")
+                raise ValueError(f"layer {index} already carries an adapter: detach that one first")
         for index, layer in self.by_layer():
             object.__setattr__(blocks[index], "perft_layer", layer)  # known to the block, but no submodule of it
             self._attached.append((blocks[index], blocks[index].register_forward_hook(self._add_delta)))
 
     def detach_from_model(self) -> None:
-        """Take the adapter off its model; its parameters stay, and the model stays frozen."""
+        """Detach the adapter from its model; it keeps its parameters, and the model stays frozen."""
         for block, handle in self._attached:
             handle.remove()
             object.__delattr__(block, "perft_layer")
         self._attached.clear()
 
     def _add_delta(self, block: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        """Forward hook of a block; the adapter trains or not as its model does."""
+        """Forward hook of a block; the adapter follows its model's training mode."""
         layer: Any = block.perft_layer
         if not self.enabled:
             return output
@@ -148,7 +148,7 @@ def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def shape_of(model: nn.Module) -> BaseShape:
-    """The base's shape and fingerprint, from the model itself (see `moe_blocks` for which)."""
+    """The base's shape and fingerprint, from the model itself (see `moe_blocks` for the models supported)."""
     blocks = moe_blocks(model)
     config: Any = model.config
     shape = base_of_config(config, next(model.parameters()).dtype)
@@ -158,7 +158,7 @@ def shape_of(model: nn.Module) -> BaseShape:
 
 
 def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> PerftAdapter:
-    """Freeze `model` and add a fresh adapter to its MoE blocks. One adapter at a time.
+    """Freeze `model` and attach a fresh adapter to its MoE blocks; one adapter at a time.
 
     Raises ValueError, with every reason, if the configuration does not fit the model.
     """
@@ -177,9 +177,9 @@ def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> Per
 
 
 def save(adapter: PerftAdapter, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write FORMAT.md's two files into `folder` (made if missing)."""
+    """Write FORMAT.md's two files into `folder`, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(adapter.config.file_json(), encoding="utf-8")
     tensors = {name: tensor.cpu().to(dtype) for name, tensor in adapter.tensors().items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner alone
+    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it readable only by its owner

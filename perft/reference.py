@@ -1,7 +1,7 @@
 """The definition of correct: PERFT's delta at one layer, in float32, one token and one expert at a time.
 
-Everything else (trainable modules, every back end of the operator, the engine) is tested against
-this file, so it stays the plainest statement of METHOD.md and FORMAT.md there can be.
+Everything else (trainable modules, every back end of the operator, the engine) is tested against this file, so it stays
+the plainest possible statement of METHOD.md and FORMAT.md.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class BaseRouting:
-    """What the base's router said: raw logits [T, N] and each expert's weight as applied [T, N] (0: not selected)."""
+    """The base router's output: raw logits [T, N] and each expert's weight as applied [T, N] (0: not selected)."""
 
     logits_TN: torch.Tensor
     weights_TN: torch.Tensor
@@ -45,7 +45,7 @@ def expert_weights(
     config: AdapterConfig, router_MD: torch.Tensor | None, x_D: torch.Tensor, base_logits_N: torch.Tensor | None,
     base_weights_N: torch.Tensor | None,
 ) -> list[tuple[int, float]]:  # fmt: skip
-    """(expert, weight) of every PEFT expert that takes part for one token."""
+    """(expert, weight) of every PEFT expert that is active for one token."""
     if config.variant in ("S", "D"):
         return [(m, 1.0) for m in range(config.num_experts)]
     if config.variant == "E":

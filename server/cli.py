@@ -1,4 +1,4 @@
-"""Owns the command `perft`."""
+"""Owns the command `perft`. The console script starts in perft/command.py, which checks that this module is ours."""
 
 import sys
 from importlib.metadata import version
@@ -9,11 +9,12 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
        perft adapters {list,show,push,activate,rm,verify,pin,unpin,allow} ...
        perft --version
 
-`perft serve --help=PERFT` lists our flags, `perft serve --help=all` every one; `perft adapters --help` its commands."""
+`perft serve --help=PERFT` lists PERFT's own flags, `perft serve --help=all` vLLM's as well.
+`perft adapters --help` lists the commands that manage the adapters of a running server."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script. Exits with 0 (ended as asked), 1 (refused) or 2 (wrong usage)."""
+    """Run a command line. Exits with 0 (stopped as asked), 1 (refused to start, or failed) or 2 (wrong usage)."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["--version"]:
         print(f"perft-server {version('perft-server')}")
@@ -36,4 +37,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from perft import command
+
+    command.main()

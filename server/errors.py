@@ -1,61 +1,169 @@
-"""Owns the errors of this package and their form on the wire (OpenAI's error object).
+"""Owns the errors of the server as the domain knows them; what each becomes on the wire is `api/error_responses`'s
+table.
+
+Invariant: every `ServerError` has a row in that table (a test walks the tree), and none knows an HTTP status.
 
 Exception
-├── StartError          the server refuses to start; the message is the reason, the command exits with 1
-└── ApiError            a request is refused; carries status, code and message
-    └── ModelNotFound   404 model_not_found
+├── StartError                       the server refuses to start; the message is the reason
+└── ServerError                      a request cannot be served as asked
+    ├── InvalidRequestError          a parameter or a body is not what it must be
+    ├── EngineUnavailableError       the engine is starting, stopping or not answering
+    ├── InvalidKeyError              no API key, or an unknown one
+    ├── ForbiddenError               a known caller without the right
+    ├── RateLimitedError             a key's requests or tokens are used up
+    ├── ModelNotFoundError           no model of that name, for this caller
+    ├── AdapterNotFoundError         no adapter of that name, for this caller
+    ├── VersionNotFoundError         no such version of the adapter
+    ├── InvalidNameError             no adapter may have that name
+    ├── NameConflictError            the base model has that name
+    ├── ActiveChangedError           another version is active than the caller expected
+    ├── VersionActiveError           the active version of several cannot be deleted
+    ├── QuotaExceededError           too many adapters, versions or bytes
+    ├── AuditLogError                a change cannot be recorded, so it is rejected
+    ├── AdapterUnavailableError      a version cannot be loaded, or not in time
+    ├── AdapterDeletedError          the version was deleted while the request ran or waited
+    ├── AdapterOutputInvalidError    the adapter drove the logits to NaN or infinity
+    ├── DeviceFullError              pinned adapters leave no room
+    └── UploadError                  an upload is rejected while its body may still be arriving
+        ├── MalformedUploadError     the body is not the form it must be
+        ├── InvalidUploadError       the files break the format
+        ├── InvalidUploadNameError   the adapter's name cannot be read
+        ├── UploadTooLargeError      over max_adapter_bytes
+        ├── UploadTimeoutError       the body came too slowly
+        └── UploadStorageFullError   the disk took no more of it
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-from starlette.responses import JSONResponse
+from typing import ClassVar
 
 
 class StartError(Exception):
     """The server refuses to start."""
 
 
-class ApiError(Exception):
-    """A request is refused with `status`; `code` is one of API.md's table.
+class ServerError(Exception):
+    """A request cannot be served as asked.
 
-    violations: every broken rule of the format, for invalid_adapter. retry_after: seconds, for 429 and 503.
+    code: the error's stable name, on the wire and in metrics. param: the caller's field, where the raiser knows it.
+    retry_after_s: seconds until it is worth trying again (None: not said).
     """
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        param: str | None = None,
-        violations: Sequence[str] | None = None,
-        retry_after: int | None = None,
-    ) -> None:
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
-        self.violations, self.retry_after = violations, retry_after
-
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        if self.violations is not None:
-            error["violations"] = list(self.violations)
-        return {"error": error}
-
-    def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-    def response(self) -> JSONResponse:
-        """The answer itself."""
-        return JSONResponse(self.body(), self.status, self.headers())
+        self.message, self.param, self.retry_after_s = message, param, retry_after_s
 
 
-class ModelNotFound(ApiError):  # noqa: N818 (named as the code on the wire)
-    """No model, adapter or version of that name is served here."""
+class InvalidRequestError(ServerError):
+    code = "invalid_request"
+
+
+class EngineUnavailableError(ServerError):
+    code = "engine_unavailable"
+
+
+class InvalidKeyError(ServerError):
+    code = "invalid_api_key"
+
+
+class ForbiddenError(ServerError):
+    code = "forbidden"
+
+
+class RateLimitedError(ServerError):
+    code = "rate_limited"
+
+
+class ModelNotFoundError(ServerError):
+    code = "model_not_found"
 
     def __init__(self, model: str) -> None:
         shown = model if len(model) <= 100 else model[:97] + "..."
-        message = f"found no model named {shown!r} here; GET /v1/models lists the base and the adapters"
-        super().__init__(404, "model_not_found", message, "model")
+        super().__init__(f"found no model named {shown!r} here; GET /v1/models lists the base and the adapters")
+
+
+class AdapterNotFoundError(ServerError):
+    code = "adapter_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"found no adapter named {name[:100]!r}; GET /v1/adapters lists them")
+
+
+class VersionNotFoundError(ServerError):
+    code = "version_not_found"
+
+    def __init__(self, name: str, version: int, param: str | None = None) -> None:
+        super().__init__(f"found no version {version} of {name!r}", param=param)
+
+
+class InvalidNameError(ServerError):
+    code = "invalid_name"
+
+
+class NameConflictError(ServerError):
+    code = "name_conflict"
+
+
+class ActiveChangedError(ServerError):
+    code = "active_changed"
+
+
+class VersionActiveError(ServerError):
+    code = "version_active"
+
+
+class QuotaExceededError(ServerError):
+    code = "quota_exceeded"
+
+
+class AuditLogError(ServerError):
+    code = "storage_full"
+
+
+class AdapterUnavailableError(ServerError):
+    code = "adapter_unavailable"
+
+
+class AdapterDeletedError(ServerError):
+    code = "adapter_deleted"
+
+
+class AdapterOutputInvalidError(ServerError):
+    code = "adapter_output_invalid"
+
+
+class DeviceFullError(ServerError):
+    code = "device_full"
+
+
+class UploadError(ServerError):
+    """Rejected while the body may still be arriving: the connection is closed, or the rest would keep coming."""
+
+
+class MalformedUploadError(UploadError):
+    code = "invalid_request"
+
+
+class InvalidUploadError(UploadError):
+    code = "invalid_adapter"
+
+    def __init__(self, violations: Sequence[str]) -> None:
+        super().__init__("the upload breaks the adapter format")
+        self.violations = tuple(violations)
+
+
+class InvalidUploadNameError(UploadError):
+    code = "invalid_name"
+
+
+class UploadTooLargeError(UploadError):
+    code = "adapter_too_large"
+
+
+class UploadTimeoutError(UploadError):
+    code = "upload_timeout"
+
+
+class UploadStorageFullError(UploadError):
+    code = "storage_full"

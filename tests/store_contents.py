@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from adapters import AdapterRecord, Store, VersionRecord, lora_digest, read_folder
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.folder import read_folder
+from adapters.identity import lora_digest
+from adapters.store import AdapterRecord, Store, VersionRecord
 from perft.base_model import BaseShape
 from tests.synthetic import write_adapter
 

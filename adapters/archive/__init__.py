@@ -1,1 +1,1 @@
-"""Adapters as .zip and .tar.gz, unpacked under bounds."""
+"""Adapters as .zip and .tar.gz archives, unpacked under bounds."""

@@ -1,6 +1,6 @@
 """Owns an adapter as an archive: a .zip or .tar.gz with the files at its root, unpacked under bounds.
 
-Invariant: nothing but the files of an adapter is ever written, each within its limit, each made by us.
+Invariant: only the files of an adapter are written, each within its limit, each created here.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ GZIP_START = b"\x1f\x8b"
 
 
 def extract(archive: Path, into: Path, max_weights_bytes: int) -> list[str]:
-    """Unpack `archive` into the folder `into`. The violations found; without any the adapter's files lie there.
+    """Unpack `archive` into the folder `into`; returns the violations found.
 
-    With violations some of the files may lie there. Raises AdapterTooLargeError for weights over the limit, and
-    OSError where writing fails.
+    Without violations the adapter's files are in `into`; with violations some of them may be. Raises
+    AdapterTooLargeError for weights over the limit, and OSError if writing fails.
     """
     members = Members(into, max_weights_bytes)
     size = archive.stat().st_size
@@ -33,7 +33,7 @@ def extract(archive: Path, into: Path, max_weights_bytes: int) -> list[str]:
             elif start.startswith(GZIP_START):
                 extract_tar_gz(file, size, members)
             else:
-                return ["the archive: found neither a .zip nor a .tar.gz, going by its first bytes"]
+                return ["the archive: found neither a .zip nor a .tar.gz, judging by its first bytes"]
         except DamagedArchiveError as error:
             return [*members.violations, on_one_line(f"the archive: {error}")]
     members.note_missing()

@@ -1,7 +1,6 @@
-"""Owns the reading of compressed bytes of an archive, a block at a time.
+"""Owns the decompression of an archive, a block at a time.
 
-Invariant: a stream is either read to an end that lies exactly where the archive says, or is an error; no more than two
-blocks of it are in memory.
+Invariant: a stream ends exactly where the archive says, or is an error; at most two blocks of it are in memory.
 """
 
 import zlib
@@ -14,22 +13,22 @@ GZIP = 16 + zlib.MAX_WBITS
 
 
 class DamagedArchiveError(ValueError):
-    """The archive cannot be read as what it says it is; the message is the violation."""
+    """The archive is not what it says it is; the message is the violation."""
 
 
 def stored(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
-    """The `length` bytes at `start`, as they are."""
+    """The `length` bytes at `start`, unchanged."""
     file.seek(start)
     while length:
         block = file.read(min(BLOCK_BYTES, length))
         if not block:
-            raise DamagedArchiveError("ends too early: it was cut off")
+            raise DamagedArchiveError("the archive ends too early: it was cut off")
         length -= len(block)
         yield block
 
 
 def inflated(file: BinaryIO, start: int, length: int, window: int) -> Iterator[bytes]:
-    """What the compressed bytes file[start : start + length] unpack to. `window` is GZIP or RAW_DEFLATE."""
+    """Unpack the compressed bytes file[start : start + length]. window: GZIP or RAW_DEFLATE."""
     engine = zlib.decompressobj(window)
     left = length
     try:

@@ -1,7 +1,7 @@
 """Owns which members an archive of an adapter may have, and how their bytes reach the disk.
 
-Invariant: a member's name never becomes part of a path: the one of three known names that it equals does, and the
-file is made anew, without following a link.
+Invariant: a member's name never becomes part of a path (the one of three known names that it equals does), and every
+file is created anew, without following a link.
 """
 
 import os
@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapters.archive.inflate import DamagedArchiveError
-from adapters.format.config import MAX_CONFIG_BYTES
-from adapters.format.folder import CONFIG_FILE, MAX_README_BYTES, README_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, MAX_CONFIG_BYTES, MAX_README_BYTES, README_FILE, WEIGHTS_FILE
 from adapters.format.strict_json import on_one_line
 
 MAX_MEMBERS = 64
@@ -21,11 +20,11 @@ _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CLOCK\$|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹
 
 
 class AdapterTooLargeError(ValueError):
-    """The weights that an archive unpacks to are over the limit; nothing more of it is read."""
+    """The weights in an archive are over the limit; nothing more of it is read."""
 
 
 class Members:
-    """The members of one archive on their way into the folder `into`, and every violation found in them."""
+    """The members of one archive, unpacked into the folder `into`, and every violation found in them."""
 
     def __init__(self, into: Path, max_weights_bytes: int) -> None:
         self.violations: list[str] = []
@@ -38,7 +37,7 @@ class Members:
         self.violations.append(on_one_line(f"{name[:120]}: {problem}"))
 
     def admit(self, name: str, kind: str, size: int) -> str | None:
-        """The name of the file to write for a member of that name, kind and declared size; None: it is none of ours.
+        """The file to write for a member of that name, kind and declared size in bytes; None if there is none.
 
         Raises AdapterTooLargeError for weights over the limit.
         """
@@ -47,7 +46,7 @@ class Members:
             return None
         folded = unicodedata.normalize("NFKC", own).casefold()
         if folded in self._seen:
-            self.refuse(name, "stands in the archive more than once (upper and lower case are not told apart)")
+            self.refuse(name, "duplicate member: keep one of them (names that differ only in case count as equal)")
             return None
         self._seen.add(folded)
         if problem := _name_problem(own, self.limits):
@@ -67,7 +66,7 @@ class Members:
         return 0 <= size <= limit
 
     def write(self, own: str, blocks: Iterable[bytes], size: int) -> None:
-        """Write the file `own`, which `admit` gave; more or fewer bytes than `size` raise DamagedArchiveError."""
+        """Write the file `own`, a name from `admit`. Raises DamagedArchiveError for more or fewer bytes than `size`."""
         written = 0
         descriptor = os.open(self._into / own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -82,7 +81,7 @@ class Members:
             raise DamagedArchiveError(f"{own}: unpacks to {written} bytes and declares {size}")
 
     def note_missing(self) -> None:
-        """Note which of the two needed files never came."""
+        """Note which of the two required files are missing."""
         for own in (CONFIG_FILE, WEIGHTS_FILE):
             if own not in self._seen:
                 self.violations.append(f"{own}: missing at the root of the archive")
@@ -93,9 +92,9 @@ def _name_problem(name: str, allowed: Iterable[str]) -> str | None:
     if name in allowed:
         return None
     if not name:
-        return "a member without a name"
+        return "found a member without a name: remove it"
     if "\0" in name or not name.isprintable():
-        return "the name has characters that do not print"
+        return "found a name with characters that do not print: rename it"
     if name.startswith(("/", "\\")):
         return "an absolute path; the files belong at the root of the archive"
     if _DRIVE.match(name):

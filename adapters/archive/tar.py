@@ -1,7 +1,7 @@
-"""Owns the reading of a .tar.gz: one pass over the stream, each member's 512-byte header looked at before its bytes.
+"""Owns the reading of a .tar.gz: one pass over the stream, each member's 512-byte header checked before its bytes.
 
-Invariant: what is read is bounded by what an adapter may be, whatever the headers say; headers that change the
-meaning of the following one (long names, sparse files, paths and sizes in pax records) are violations.
+Invariant: no more is read than an adapter may have, whatever the headers say; headers that change the meaning of the
+following one (long names, sparse files, paths and sizes in pax records) are violations.
 """
 
 import re
@@ -33,7 +33,7 @@ _MEANINGFUL = re.compile(rb"path|linkpath|size|hdrcharset|GNU\.sparse\..*")
 
 
 class _Stream:
-    """The unpacked bytes in order; reading over `limit` of them in all is an error."""
+    """The unpacked bytes in order; reading more than `limit` bytes is an error."""
 
     def __init__(self, blocks: Iterator[bytes], limit: int) -> None:
         self._blocks, self._limit, self._rest = blocks, limit, memoryview(b"")
@@ -56,7 +56,7 @@ class _Stream:
             pass
 
     def is_zero_to_the_end(self) -> bool:
-        """Whether nothing but zeros follows. Reads to the end, so that the checksum of the gzip counts."""
+        """Whether only zeros follow. Reads to the end, so that the checksum of the gzip is verified."""
         while True:
             if bytes(self._rest).strip(b"\0"):
                 return False
@@ -69,13 +69,16 @@ class _Stream:
             return False
         self._total += len(block)
         if self._total > self._limit:
-            raise DamagedArchiveError(f"unpacks to more than {self._limit} bytes, which no adapter needs here")
+            raise DamagedArchiveError(f"unpacks to more than {self._limit} bytes, the most that this server accepts")
         self._rest = memoryview(block)
         return True
 
 
 def extract_tar_gz(file: BinaryIO, size: int, members: Members) -> None:
-    """Write the members of the .tar.gz in `file` (of `size` bytes) through `members`."""
+    """Write the members of the .tar.gz in `file` (of `size` bytes) through `members`.
+
+    Raises DamagedArchiveError.
+    """
     stream = _Stream(inflated(file, 0, size, GZIP), sum(members.limits.values()) + MAX_SLACK_BYTES)
     for _ in range(MAX_MEMBERS):
         header = stream.take(RECORD)
@@ -91,7 +94,7 @@ def _parse(header: bytes) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise DamagedArchiveError(f"found no header of a tar member where one belongs ({error})") from error
+        raise DamagedArchiveError(f"found no header of a tar member where one is expected ({error})") from error
     if info.size < 0:
         raise DamagedArchiveError(f"{info.name[:120]}: found a size of {info.size} bytes")
     return info
@@ -103,7 +106,7 @@ def _one_member(info: tarfile.TarInfo, stream: _Stream, members: Members) -> Non
         _check_pax(info, stream, members)
         stream.skip(padded - info.size)
     elif info.type in LONG:
-        members.refuse(info.name, "found a long name; no file of an adapter has one")
+        members.refuse(info.name, "found a long name, expected the name of an adapter's file")
         stream.skip(padded)
     elif info.type in KINDS:
         kind = KINDS[info.type]
@@ -118,7 +121,7 @@ def _one_member(info: tarfile.TarInfo, stream: _Stream, members: Members) -> Non
 
 
 def _check_pax(info: tarfile.TarInfo, stream: _Stream, members: Members) -> None:
-    """Read the records of a pax header; times and owners mean nothing here, another name or size would."""
+    """Read the records of a pax header: times and owners do not matter, another name or size would."""
     if info.size > MAX_PAX_BYTES:
         raise DamagedArchiveError(f"found a pax header of {info.size} bytes, expected at most {MAX_PAX_BYTES}")
     records = stream.take(info.size)
@@ -129,5 +132,5 @@ def _check_pax(info: tarfile.TarInfo, stream: _Stream, members: Members) -> None
             raise DamagedArchiveError("found a pax header that cannot be read")
         if _MEANINGFUL.fullmatch(match[2]):
             key = match[2].decode("utf-8", "backslashreplace")
-            members.refuse(info.name, f"found {key!r} in a pax header, which no file of an adapter needs")
+            members.refuse(info.name, f"found {key!r} in a pax header, expected none: pack the files anew")
         records = records[length:]

@@ -1,6 +1,10 @@
-"""Owns the reading of a .zip: its directory bounded before it is parsed, its members held against what it says of them.
+"""Owns the reading of a .zip: its directory is bounded before it is parsed, its members must match the directory.
 
-Invariant: every byte written was declared twice alike (in the directory and beside the member), lies in no other
+Python's zipfile parses the directory. It checks neither that the directory is small, ends where its end record begins
+and has the number of entries declared, nor that the header before each member agrees in more than the name; while
+unpacking it ignores what follows the end of the compressed data or the declared size. All of that is checked here.
+
+Invariant: every byte written was declared twice alike (in the directory and before the member), belongs to no other
 member, and passed the member's checksum.
 """
 
@@ -28,7 +32,7 @@ IN_ZIP64 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Directory:
-    """Where the central directory lies and how many members it says there are."""
+    """Where the central directory is, and how many members it declares. begin, length: in bytes."""
 
     members: int
     begin: int
@@ -36,7 +40,10 @@ class Directory:
 
 
 def extract_zip(file: BinaryIO, size: int, members: Members) -> None:
-    """Write the members of the zip in `file` (of `size` bytes) through `members`."""
+    """Write the members of the zip in `file` (of `size` bytes) through `members`.
+
+    Raises DamagedArchiveError.
+    """
     directory = _directory(file, size)
     try:
         with ZipFile(file) as archive:
@@ -57,11 +64,13 @@ def extract_zip(file: BinaryIO, size: int, members: Members) -> None:
 
 
 def _directory(file: BinaryIO, size: int) -> Directory:
-    """The end records, read without trust: only a directory of bounded size that ends where they begin passes."""
+    """Read the end records; the directory must be of bounded size and end where they begin."""
     file.seek(max(0, size - END.size))
     tail = file.read(END.size)
     if len(tail) < END.size or not tail.startswith(b"PK\5\6"):
-        raise DamagedArchiveError("found no end record in the archive's last 22 bytes: cut off, or with a comment")
+        raise DamagedArchiveError(
+            "found no end record in the archive's last 22 bytes: the archive was cut off, or has a comment"
+        )
     _, disk, first_disk, here, total, length, begin, comment = END.unpack(tail)
     end = size - END.size
     locator_at = end - LOCATOR64.size
@@ -74,7 +83,7 @@ def _directory(file: BinaryIO, size: int) -> Directory:
             _, _, _, _, disk, first_disk, here, total, length, begin = END64.unpack(record)
             end = locator_at - END64.size
             if LOCATOR64.unpack(locator)[2] != end:
-                raise DamagedArchiveError("the zip64 locator points elsewhere than to its end record")
+                raise DamagedArchiveError("the zip64 locator points elsewhere, not to its end record")
     if comment or disk or first_disk or here != total:
         raise DamagedArchiveError("found an archive with a comment or in several parts, expected one without")
     if total > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
@@ -88,13 +97,13 @@ def _directory(file: BinaryIO, size: int) -> Directory:
 
 
 def _data_begin(file: BinaryIO, info: ZipInfo, directory: Directory) -> int:
-    """Where a member's bytes begin, by the header beside them, which has to agree with the directory."""
+    """Where a member's bytes begin, by the header before them, which has to agree with the directory."""
     header = b""
     if info.header_offset < directory.begin:
         file.seek(info.header_offset)
         header = file.read(LOCAL.size)
     if len(header) < LOCAL.size or not header.startswith(b"PK\3\4"):
-        raise DamagedArchiveError(f"{info.orig_filename[:120]}: found no header where the directory says it lies")
+        raise DamagedArchiveError(f"{info.orig_filename[:120]}: found no header where the directory says it is")
     _, _, flags, method, _, _, crc, packed, unpacked, name_length, extra_length = LOCAL.unpack(header)
     name = file.read(name_length).decode("utf-8" if flags & UTF8 else "cp437", "replace")
     here = {"name": name, "flags": flags & COMPARED, "method": method}
@@ -112,7 +121,10 @@ def _data_begin(file: BinaryIO, info: ZipInfo, directory: Directory) -> int:
 
 
 def _check_overlaps(infos: Iterable[ZipInfo], begins: dict[int, int], directory: Directory) -> None:
-    """Members that share bytes are how a small archive unpacks to much."""
+    """Refuse members that share bytes, by which a small archive unpacks to much.
+
+    zipfile refuses them in `open` since CPython 3.11.8 and 3.12.2 (CVE-2024-0450), but `open` is not used here.
+    """
     spans = sorted((info.header_offset, begins[id(info)] + info.compress_size) for info in infos)
     if any(this[1] > following[0] for this, following in pairwise([*spans, (directory.begin, 0)])):
         raise DamagedArchiveError("members overlap each other or the directory")
@@ -136,7 +148,7 @@ def _unsupported(info: ZipInfo) -> str | None:
 
 
 def _content(file: BinaryIO, info: ZipInfo, begin: int) -> Iterator[bytes]:
-    """The member's bytes, held against its checksum at the end."""
+    """The member's bytes; once they are read, its checksum must be theirs."""
     deflated = info.compress_type == ZIP_DEFLATED
     length = info.compress_size
     crc = 0

@@ -1,20 +1,19 @@
 """Owns the strict reading of `adapter_config.json`: every violation at once, nothing skipped.
 
-`strict_json` reads it, pydantic checks each key, `rule_violations` the rules across.
+`strict_json` parses it, pydantic checks each key, `rule_violations` checks the rules across keys.
 """
 
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapters.format.files import MAX_CONFIG_BYTES
 from adapters.format.strict_json import parse_object, quote
 from perft.config import NULLABLE, ROUTED_ONLY, AdapterConfig, rule_violations
 
-MAX_CONFIG_BYTES = 64 * 1024
-
 
 def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
-    """The configuration as far as it is sound (None if too little is), and every violation found in it."""
+    """The configuration as far as it is valid (None if too little is), and every violation found in it."""
     values, violations = _parse_object(raw)
     if values is None:
         return None, violations
@@ -36,9 +35,10 @@ def parse_config(raw: bytes) -> tuple[AdapterConfig | None, list[str]]:
 
 
 def _salvage(sound: dict[str, Any]) -> AdapterConfig | None:
-    """A configuration of the sound keys' shapes, if they say which: the adapter is refused, its weights looked at.
+    """A configuration of the shapes that the valid keys describe; None if they describe none.
 
-    What no shape depends on is filled in where it is not sound, and left out where it does not belong.
+    The adapter is refused, but its weights can still be checked. Keys on which no shape depends are filled in where
+    they are invalid, and left out where they do not belong.
     """
     values = {"base_model_name_or_path": "", "expert_type": "parallel", **sound}
     foreign = {"alpha"} if values["expert_type"] == "parallel" else {"activation"}
@@ -59,17 +59,17 @@ def _salvage(sound: dict[str, Any]) -> AdapterConfig | None:
 
 
 def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, list[str]]:
-    """The top-level object, or None; with what is wrong with the JSON itself."""
+    """The top-level object, or None, and what is wrong with the JSON itself."""
     if len(raw) > MAX_CONFIG_BYTES:
         return None, [f"adapter_config.json: found {len(raw)} bytes, expected at most {MAX_CONFIG_BYTES}"]
     return parse_object(raw, "adapter_config.json")
 
 
 def _describe(error: Any) -> str:
-    """One of pydantic's errors as 'where: found, expected'."""
+    """One of pydantic's errors as "where: found, expected"."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where[:80]}: unknown key; the format's keys are {', '.join(sorted(AdapterConfig.model_fields))}"
+        return f"{where[:80]}: unknown key, expected only {', '.join(sorted(AdapterConfig.model_fields))}"
     if error["type"] == "missing":
         return f"{where}: missing"
     return f"{where}: found {quote(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -1,6 +1,6 @@
-"""Owns the strict reading of a JSON object: what Python's own json is too kind about is a violation.
+"""Owns the strict reading of a JSON object: what Python's own json tolerates is a violation.
 
-Invariant: an object without violations is UTF-8 throughout, has no key twice at any level, no NaN or Infinity.
+Invariant: an object without violations is valid UTF-8, has no duplicate key at any level, no NaN and no Infinity.
 """
 
 import json
@@ -9,26 +9,26 @@ from typing import Any
 
 
 def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The object that `raw` is (None if it is none), and what is wrong with the JSON itself, each naming `where`."""
+    """The object in `raw` (None if there is none), and what is wrong with the JSON itself, each naming `where`."""
     found: list[str] = []
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                found.append(f"{where}: key {quote(key)} stands there more than once")
+                found.append(f"{where}: duplicate key {quote(key)}: keep one of them")
             result[key] = value
         return result
 
     def constant(name: str) -> float:
-        found.append(f"{where}: found {name}, which is no JSON number")
+        found.append(f"{where}: found {name}, which is not a JSON number")
         return float(name)
 
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        return None, [*found, f"{where}: found half of a surrogate pair in a string, which is no character"]
+        return None, [*found, f"{where}: found half of a surrogate pair in a string, which is not a character"]
     except UnicodeDecodeError as error:
         return None, [f"{where}: not UTF-8 ({error.reason} at byte {error.start})"]
     except RecursionError:
@@ -41,7 +41,7 @@ def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[st
 
 
 def quote(value: object) -> str:
-    """A value as it was found, short enough for a line."""
+    """A value as it was found, cut to at most 80 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # an int of more digits than Python prints
@@ -50,5 +50,5 @@ def quote(value: object) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A sentence that can be sent and logged: what does not print is escaped."""
+    """`text` with everything that does not print escaped, so that it can be sent and logged."""
     return text if text.isprintable() else repr(text)[1:-1]

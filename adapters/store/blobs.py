@@ -1,6 +1,6 @@
 """Owns the files of the adapters in an open store: staged, moved in by digest, removed.
 
-Invariant: a folder in blobs/ has both its files, synced, from the moment it appears there to the moment it goes.
+Invariant: a folder in blobs/ has both its files, synced, from the moment it appears to the moment it is removed.
 """
 
 import logging
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from adapters.format.config import parse_config
-from adapters.format.folder import CONFIG_FILE, README_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
+from adapters.identity import canonical_config
 from adapters.store.durable import Disk
 from adapters.store.layout import Layout, blob_bytes, blob_problem
 
@@ -20,9 +20,9 @@ Value = TypeVar("Value")
 
 
 class Blobs:
-    """`sizes`: the bytes of every whole blob. `problems`: why the others that are wanted are not whole.
+    """sizes: of every whole blob, in bytes. problems: by digest, why a blob that a record names is not whole.
 
-    Both tables are replaced, never changed: readers need no lock.
+    Both dicts are replaced, never changed, so readers need no lock.
     """
 
     def __init__(self, layout: Layout, disk: Disk, sizes: dict[str, int], problems: dict[str, str]) -> None:
@@ -36,13 +36,13 @@ class Blobs:
         return path
 
     def discard(self, staged: Path) -> None:
-        """Remove what lies in staging/, if it is still there."""
+        """Remove a folder in staging/, if it still exists."""
         assert self._layout.staging in staged.parents, staged
         if staged.exists():
             self._remove(staged)
 
     def sync(self, folder: Path) -> None:
-        """The slow part of an upload, done before anybody else has to wait. A README.md is dropped."""
+        """Sync an upload, which is slow and therefore done before the lock is taken. A README.md is removed."""
         if (folder / README_FILE).exists():
             self._disk.remove_file(folder / README_FILE)
         assert blob_problem(folder) is None, folder
@@ -51,7 +51,7 @@ class Blobs:
         self._disk.sync_folder(folder)
 
     def damage(self, folder: Path, digest: str) -> str | None:
-        """What became of the blob since it was found whole: `folder` has its content. Slow like `sync`, as early."""
+        """What happened to the blob since it was found whole: `folder` has its content. Slow like `sync`."""
         if digest not in self.sizes:
             return None
         blob = self._layout.blob(digest)
@@ -61,9 +61,9 @@ class Blobs:
             return f"cannot be read: {error}"
 
     def place(self, folder: Path, digest: str, damage: str | None) -> None:
-        """Move a synced folder to its blob, unless a whole one is there. On an error the caller calls `drop`."""
+        """Move a synced folder into blobs/, unless a whole blob is there. On an error the caller calls `drop`."""
         if digest in self.sizes and damage is not None:
-            logger.error("store: blobs/%s: %s; the upload of the same content mends it", digest, damage)
+            logger.error("store: blobs/%s: %s; the upload of the same content repairs it", digest, damage)
             self.sizes, self.problems = _without(self.sizes, digest), {**self.problems, digest: damage}
         if digest in self.sizes:
             return
@@ -76,7 +76,7 @@ class Blobs:
         self.problems = _without(self.problems, digest)
 
     def drop(self, digest: str) -> None:
-        """Remove a blob that no record names. What fails here, the next opening of the store does."""
+        """Remove a blob that no record names. If that fails, the next opening of the store does it."""
         self.sizes, self.problems = _without(self.sizes, digest), _without(self.problems, digest)
         blob = self._layout.blob(digest)
         with suppress(OSError):
@@ -84,7 +84,7 @@ class Blobs:
                 self._to_trash(blob)
 
     def _to_trash(self, blob: Path) -> None:
-        """Out of blobs/ in one step: a blob is never seen half removed."""
+        """Move a blob out of blobs/ atomically: it is never seen half removed."""
         trashed = self._layout.trash / uuid4().hex
         self._disk.move(blob, trashed)
         self._remove(trashed)
@@ -93,19 +93,15 @@ class Blobs:
         try:
             self._disk.remove_tree(path)
         except OSError as error:
-            logger.warning("store: %s stays until the store is opened again: %s", path, error)
+            logger.warning("store: %s is removed only when the store is opened again: %s", path, error)
 
 
 def _is_same(folder: Path, blob: Path) -> bool:
-    """Whether two folders have the content of one digest."""
-    return cmp(folder / WEIGHTS_FILE, blob / WEIGHTS_FILE, shallow=False) and _meaning(folder) == _meaning(blob)
-
-
-def _meaning(folder: Path) -> bytes:
-    """What of a configuration the digest depends on."""
-    raw = (folder / CONFIG_FILE).read_bytes()
-    config, violations = parse_config(raw)
-    return raw if config is None or violations else config.canonical_json()
+    """Whether two folders have contents of the same digest."""
+    if not cmp(folder / WEIGHTS_FILE, blob / WEIGHTS_FILE, shallow=False):
+        return False
+    ours, theirs = ((path / CONFIG_FILE).read_bytes() for path in (folder, blob))
+    return ours == theirs or canonical_config(ours) == canonical_config(theirs) is not None
 
 
 def _without(table: dict[str, Value], key: str) -> dict[str, Value]:

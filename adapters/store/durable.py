@@ -1,6 +1,7 @@
-"""Owns every change the store makes to the file system, each announced through `step` before it happens.
+"""Owns every change the store makes to the file system; `step` is called before each.
 
-Invariant: once `write` or `sync_folder` returned, their change survives a loss of power; until then the old is intact.
+Invariant: once `write` or `sync_folder` has returned, their change survives a power failure; until then the old state
+is intact.
 """
 
 import os
@@ -12,7 +13,7 @@ TEMPORARY = ".tmp"
 
 
 class Disk:
-    """The file system, one step at a time. A subclass may watch, fail or stop at any step."""
+    """The file system, one step at a time. A subclass may observe, fail or stop any step."""
 
     def step(self, operation: str, path: Path) -> None:
         """Called before `operation` changes `path`."""
@@ -22,7 +23,7 @@ class Disk:
         path.mkdir()
 
     def write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
-        """Put `data` in place of the file at `path`, durably: it holds either the old bytes or all of the new."""
+        """Replace the file at `path` durably: it holds either the old bytes or all of the new ones."""
         temporary = path.with_name(path.name + TEMPORARY)
         try:
             self.step("create", temporary)
@@ -42,12 +43,12 @@ class Disk:
         _sync(path)
 
     def sync_folder(self, path: Path) -> None:
-        """Make the names in `path` durable: what was created, moved in or removed there."""
+        """Make the entries of `path` durable: what was created, moved in or removed there."""
         self.step("sync_folder", path)
         _sync(path)
 
     def move(self, source: Path, target: Path) -> None:
-        """Rename within the store; a file at `target` is replaced in one step."""
+        """Rename within the store; a file at `target` is replaced atomically."""
         self.step("move", target)
         os.replace(source, target)
 
@@ -56,7 +57,7 @@ class Disk:
         path.unlink()
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a folder (or file) that no record names any more; nothing to do if it is gone."""
+        """Remove a folder (or file) that no record names any more; it may be gone already."""
         self.step("remove_tree", path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

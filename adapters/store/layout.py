@@ -1,24 +1,24 @@
-"""Owns where things lie in a store's folder, and when a blob is whole. It reads and changes nothing else.
+"""Owns the layout of a store's folder, and when a blob is whole. It changes nothing.
 
 STORE.json                        the schema's number and the floor of new names
-lock, secret                      the lock file (store_lock); 32 random bytes of the server
+lock, secret                      the lock file; 32 random bytes of the server
 names/<sha256 of the name>.json   one AdapterRecord
 blobs/<digest>/                   the two files of an adapter
-staging/, trash/                  on the way in, on the way out; emptied by `open`
+staging/, trash/                  uploads under way, blobs being removed; emptied when the store is opened
 """
 
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.store.durable import TEMPORARY
 from adapters.store.records import VersionRecord, record_file
 
 FOLDERS = ("blobs", "names", "staging", "trash")
 FILES = ("STORE.json", "lock", "secret")
 FOREIGN = ("lost+found",)
-"""What a file system's own root has: a store may lie at a mount point."""
+"""What the root of a file system contains: a store may be at a mount point."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Layout:
         return self.names / record_file(name)
 
     def unknown(self) -> list[str]:
-        """What lies at the root and is no part of a store."""
+        """What is at the root and not part of a store."""
         known = {*FOLDERS, *FILES, *FOREIGN, *(name + TEMPORARY for name in FILES)}
         return sorted(path.name for path in self.root.iterdir() if path.name not in known)
 
 
 def blob_problem(folder: Path) -> str | None:
-    """Why the blob in `folder` is not whole, as far as its files' names and kinds tell."""
+    """Why the blob in `folder` is not whole, judging by the names and kinds of its files."""
     if not folder.is_dir() or folder.is_symlink():
         return "missing"
     found = {path.name: path.lstat().st_mode for path in folder.iterdir()}
@@ -78,7 +78,7 @@ def blob_problem(folder: Path) -> str | None:
 
 
 def size_problem(folder: Path, version: VersionRecord) -> str | None:
-    """Why a whole blob is not of the size that `version` remembers."""
+    """Why a whole blob is not of the size that `version` records."""
     found = (folder / WEIGHTS_FILE).stat().st_size
     if found == version.weights_bytes:
         return None
@@ -86,5 +86,5 @@ def size_problem(folder: Path, version: VersionRecord) -> str | None:
 
 
 def blob_bytes(folder: Path) -> int:
-    """The size of both files of a whole blob."""
+    """The size of both files of a whole blob, in bytes."""
     return (folder / CONFIG_FILE).stat().st_size + (folder / WEIGHTS_FILE).stat().st_size

@@ -1,4 +1,4 @@
-"""Owns who may change a store: one open Store at a time, kept apart by a lock the kernel drops with the process."""
+"""Owns the store's lock: one open Store at a time; the kernel releases the lock when its process ends."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ class FolderLock:
             self.release()
             by = f"process {holder}" if holder.isdigit() else "another process"
             raise StoreLockedError(
-                f"the store {path.parent} is open in {by}, expected nobody there: "
+                f"the store {path.parent} is open in {by}, expected no other process: "
                 "stop that server, or give this one a store of its own"
             ) from error
         except OSError:
@@ -44,7 +44,7 @@ class FolderLock:
 
     @staticmethod
     def _write_pid(descriptor: int) -> None:
-        """For the message above alone: a full disk must not keep a store closed in which one could delete."""
+        """For the message above only: a full disk must not keep a store from opening, in which one could delete."""
         try:
             os.pwrite(descriptor, str(os.getpid()).ljust(PID_WIDTH).encode(), 0)
         except OSError:
@@ -52,7 +52,7 @@ class FolderLock:
 
 
 def _let_go(lock: "ref[FolderLock]") -> None:
-    """In a forked child: the lock is the parent's alone, and must not outlive it in an engine that it started."""
+    """In a forked child: the lock belongs to the parent, and must not outlive it in an engine that it started."""
     held = lock()
     if held is not None:
         held.release()

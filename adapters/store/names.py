@@ -1,6 +1,7 @@
-"""Owns the records of an open store: in memory and, the same, one file each on disk.
+"""Owns the records of an open store: in memory, and on disk in one file each.
 
-Invariant: memory holds what the disk durably holds; where a failed change cannot be taken back, changing ends.
+Invariant: memory holds what the disk durably holds; once a failed change cannot be rolled back, the store refuses all
+further ones.
 """
 
 import logging
@@ -15,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class Names:
-    """`records` by name: the table is replaced, never changed, so readers need no lock.
+    """records: by name; the dict is replaced, never changed, so readers need no lock.
 
-    `failure`: what kept a failed change from being taken back; None: all is well.
+    failure: why a failed change could not be rolled back; None if all is well.
     """
 
     def __init__(self, layout: Layout, disk: Disk, floor: int, records: dict[str, AdapterRecord]) -> None:
@@ -30,7 +31,7 @@ class Names:
             raise StoreUnusableError(f"{self.failure}; look at the disk, then start the server again")
 
     def next_number(self, name: str) -> int:
-        """Above every number the name ever had, also before it was deleted."""
+        """The next version number: above every number the name ever had, even before it was deleted."""
         record = self.records.get(name)
         return (self._floor if record is None else record.highest) + 1
 
@@ -38,24 +39,24 @@ class Names:
         return any(version.digest == digest for record in self.records.values() for version in record.versions)
 
     def commit(self, record: AdapterRecord) -> AdapterRecord:
-        """Make `record` the one of its name: on disk, then in memory; after an error in neither."""
+        """Store `record` under its name, on disk and then in memory; after an error in neither."""
         if record != self.records.get(record.name):
             try:
                 self._disk.write(self._layout.record(record.name), record.file_bytes())
             except OSError:
-                self._take_back(record.name)
+                self._roll_back(record.name)
                 raise
             self.records = {**self.records, record.name: record}
         return record
 
     def forget(self, name: str) -> None:
-        """Remove the record of a name. Its numbers stay used: the floor of new names rises first."""
+        """Remove the record of a name. Its version numbers stay used: the floor of new names is raised first."""
         self._raise_floor(self.records[name].highest)
         try:
             self._disk.remove_file(self._layout.record(name))
             self._disk.sync_folder(self._layout.names)
         except OSError:
-            self._take_back(name)
+            self._roll_back(name)
             raise
         self.records = {k: record for k, record in self.records.items() if k != name}
 
@@ -64,8 +65,8 @@ class Names:
             self._disk.write(self._layout.store_file, StoreFile(schema=SCHEMA, floor=highest).file_bytes())
             self._floor = highest
 
-    def _take_back(self, name: str) -> None:
-        """A change failed half-way: bring the disk back to what memory holds."""
+    def _roll_back(self, name: str) -> None:
+        """Roll a change back that failed half-way: restore on disk what memory holds."""
         path, record = self._layout.record(name), self.records.get(name)
         try:
             if record is None:
@@ -75,5 +76,5 @@ class Names:
             elif not path.exists() or read_record(path) != record:
                 self._disk.write(path, record.file_bytes())
         except (OSError, ValueError) as error:
-            self.failure = f"a change of {name!r} could neither be finished nor taken back: {error}"
+            self.failure = f"a change of {name!r} could neither be finished nor rolled back: {error}"
             logger.error("store: %s", self.failure)

@@ -1,4 +1,4 @@
-"""Owns how a folder becomes an open store: made or checked, brought to this schema, freed of what a crash left, read.
+"""Owns the opening of a store: created or checked, migrated to this schema, cleaned of what a crash left, read.
 
 Invariant: nothing in the folder is changed before it is known to be a store (or empty) and the lock is held.
 """
@@ -20,12 +20,12 @@ from adapters.store.records import AdapterRecord, StoreFile, is_digest, parse, r
 SCHEMA = 1
 SECRET_BYTES = 32
 MIGRATIONS: dict[int, Callable[[Layout, Disk], None]] = {}
-"""By schema number, what makes the next one of it. Each must bear to be run again after a crash in its middle."""
+"""By schema number, the migration to the next one. Each must be safe to run again after a crash half-way."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What an open store holds. `blobs`: the bytes of every whole one; `problems`: by digest, why a blob is not."""
+    """What an open store holds. blobs: the size of every whole blob in bytes. problems: by digest, why one is not."""
 
     floor: int
     secret: bytes
@@ -35,7 +35,7 @@ class Contents:
 
 
 def open_folder(layout: Layout, disk: Disk) -> tuple[FolderLock, Contents]:
-    """Lock the store, ready to be changed, and what it holds."""
+    """Lock the store and make it ready for changes; returns the lock and what the store holds."""
     _make_root(layout.root, disk)
     _check_is_store(layout)
     lock = FolderLock(layout.lock)
@@ -53,7 +53,7 @@ def open_folder(layout: Layout, disk: Disk) -> tuple[FolderLock, Contents]:
 
 
 def read_store_file(layout: Layout) -> StoreFile:
-    """STORE.json. Raises StoreSchemaError for a schema not known here, StoreUnusableError if it is damaged."""
+    """STORE.json. Raises StoreSchemaError for an unknown schema, StoreUnusableError if the file is damaged."""
     raw = layout.store_file.read_bytes()
     try:
         values = json.loads(raw)
@@ -63,13 +63,13 @@ def read_store_file(layout: Layout) -> StoreFile:
         return parse(StoreFile, raw)
     except ValueError as error:
         raise StoreUnusableError(
-            f"{layout.store_file} is damaged: {error}; put it back from a copy, or write "
+            f"{layout.store_file} is damaged: {error}; restore it from a copy, or write "
             f'{{"schema": {SCHEMA}, "floor": N}} with N at least the highest version number ever given'
         ) from error
 
 
 def _schema_problem(found: int) -> str | None:
-    """Why a store of schema `found` cannot be opened here."""
+    """Why a store of schema `found` cannot be opened; None if it can."""
     if found <= SCHEMA and all(number in MIGRATIONS for number in range(found, SCHEMA)):
         return None
     other = "a newer" if found > SCHEMA else "an older"
@@ -84,21 +84,21 @@ def _make_root(root: Path, disk: Disk) -> None:
 
 
 def _check_is_store(layout: Layout) -> None:
-    """Refuse a folder that holds other things, or a store that lost a part without which it would lose the rest."""
+    """Refuse a folder with other contents, or a store without names/, which would lose its blobs too."""
     if not layout.root.is_dir():
-        raise StoreUnusableError(f"{layout.root}: found no folder, expected one that is empty or a store")
+        raise StoreUnusableError(f"{layout.root}: found no folder, expected an empty one or a store")
     if not layout.store_file.exists():
         if (found := _first_foreign(layout)) is not None:
             raise StoreUnusableError(
                 f"{layout.root}: found {found} and no STORE.json, expected an empty folder or a store; name another "
-                "folder, or put STORE.json back from a copy"
+                "folder, or restore STORE.json from a copy"
             )
     elif not layout.names.is_dir() and layout.blobs.is_dir() and any(layout.blobs.iterdir()):
-        raise StoreUnusableError(f"{layout.names}: missing, while there are blobs; put it back from a copy")
+        raise StoreUnusableError(f"{layout.names}: missing, while there are blobs; restore it from a copy")
 
 
 def _first_foreign(layout: Layout) -> str | None:
-    """Something that an empty folder, or a store not yet made to its end, does not have."""
+    """Something that an empty folder, or a store whose creation was interrupted, does not have."""
     if unknown := layout.unknown():
         return unknown[0]
     inside = (path for name in FOLDERS if (layout.root / name).is_dir() for path in (layout.root / name).iterdir())
@@ -106,7 +106,7 @@ def _first_foreign(layout: Layout) -> str | None:
 
 
 def _make_what_is_missing(layout: Layout, disk: Disk) -> None:
-    """STORE.json comes last: with it the store is one."""
+    """Create the parts of a store; STORE.json comes last, and makes the folder a store."""
     missing = [layout.root / name for name in FOLDERS if not (layout.root / name).exists()]
     for path in missing:
         disk.make_folder(path)
@@ -119,7 +119,7 @@ def _make_what_is_missing(layout: Layout, disk: Disk) -> None:
 
 
 def _to_this_schema(layout: Layout, disk: Disk) -> int:
-    """Migrate step by step; the floor."""
+    """Migrate step by step; returns the floor."""
     store = read_store_file(layout)
     for number in range(store.number, SCHEMA):
         MIGRATIONS[number](layout, disk)
@@ -135,7 +135,7 @@ def _read_records(layout: Layout) -> dict[str, AdapterRecord]:
             record = read_record(path)
         except ValueError as error:
             raise StoreUnusableError(
-                f"the record {path} is damaged: {error}; put it back from a copy, or move it out of the store to go on "
+                f"the record {path} is damaged: {error}; restore it from a copy, or move it out of the store to go on "
                 "without that adapter (its blobs are then removed at the next start: copy blobs/ first; and raise "
                 '"floor" in STORE.json to at least the highest version number ever given, or numbers are given again)'
             ) from error
@@ -144,7 +144,7 @@ def _read_records(layout: Layout) -> dict[str, AdapterRecord]:
 
 
 def _remove_leftovers(layout: Layout, disk: Disk, wanted: set[str]) -> None:
-    """What changes that never returned have left."""
+    """Remove the leftovers of changes that a crash interrupted."""
     leftovers = [*layout.root.glob("*" + TEMPORARY), *layout.names.glob("*" + TEMPORARY)]
     leftovers += [path for folder in (layout.staging, layout.trash) for path in folder.iterdir()]
     leftovers += [path for path in layout.blobs.iterdir() if is_digest(path.name) and path.name not in wanted]
@@ -154,7 +154,7 @@ def _remove_leftovers(layout: Layout, disk: Disk, wanted: set[str]) -> None:
 
 
 def _measure(layout: Layout, records: dict[str, AdapterRecord]) -> tuple[dict[str, int], dict[str, str]]:
-    """The bytes of every whole blob, and what is wrong with the others."""
+    """The size of every whole blob in bytes, and what is wrong with the others."""
     blobs: dict[str, int] = {}
     problems: dict[str, str] = {}
     for version in (v for record in records.values() for v in record.versions):
@@ -170,7 +170,7 @@ def _read_secret(layout: Layout) -> bytes:
     secret = layout.secret.read_bytes()
     if len(secret) != SECRET_BYTES:
         raise StoreUnusableError(
-            f"{layout.secret}: found {len(secret)} bytes, expected {SECRET_BYTES}; remove the file, a new one is made"
+            f"{layout.secret}: found {len(secret)} bytes, expected {SECRET_BYTES}; remove the file: a new one is made"
         )
     if layout.secret.stat().st_mode & 0o077:
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Owns what the store remembers of a name and its versions, and the file of each.
+"""Owns what the store records of a name and its versions, and the file of each name.
 
-Invariant: a record that exists is consistent: ascending versions up to `highest`, the active one among the ready ones.
+Invariant: every record is consistent: ascending versions up to `highest`, the active one among the ready ones.
 """
 
 import re
@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class StoreFile(BaseModel):
-    """STORE.json. Numbers of names that are gone are at most `floor`: a new name starts above it."""
+    """STORE.json. Version numbers of deleted names are at most `floor`: a new name starts above it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -31,7 +31,10 @@ class StoreFile(BaseModel):
 
 
 class VersionRecord(BaseModel):
-    """One version of a name. `config` is the text uploaded: one content may be described in several ways."""
+    """One version of a name.
+
+    config: the text uploaded (one content may be described in several ways). created: in unix seconds.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -53,7 +56,7 @@ class VersionRecord(BaseModel):
 
 
 class AdapterRecord(BaseModel):
-    """A name. `highest` is the last number given, also to a version that is gone; a name without versions is none."""
+    """A name and its versions, at least one. highest: the last number given, even if it was deleted since."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -77,19 +80,19 @@ class AdapterRecord(BaseModel):
         return self
 
     def version(self, number: int) -> VersionRecord:
-        """Raises KeyError for a number the name does not have."""
+        """Raises KeyError for a version that the name does not have."""
         for version in self.versions:
             if version.version == number:
                 return version
         raise KeyError(f"{self.name}@{number}")
 
     def with_digest(self, digest: str) -> VersionRecord | None:
-        """The ready version of that content, if there is one."""
+        """The ready version with that content, if there is one."""
         return next((v for v in self.versions if v.digest == digest and v.state == "ready"), None)
 
     @property
     def is_going(self) -> bool:
-        """Whether nothing of it stays: the name goes with the last version that drains."""
+        """Whether every version is being deleted, and the name with the last of them."""
         return all(version.state == "draining" for version in self.versions)
 
     def changed(self, **changes: Any) -> "AdapterRecord":
@@ -105,7 +108,7 @@ def is_digest(text: str) -> bool:
 
 
 def record_file(name: str) -> str:
-    """The file of a name: a client's text never becomes part of a path."""
+    """The name of a record's file: a client's text never becomes part of a path."""
     return sha256(name.encode()).hexdigest() + ".json"
 
 

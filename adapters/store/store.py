@@ -1,6 +1,6 @@
 """Owns the adapters on disk: names, their versions, which is active, and the files of each by digest.
 
-Invariant: what a method returned is durable, what raised did not happen; a crash at any point leaves one or the other.
+Invariant: a change that returned is durable, one that raised did not happen; a crash leaves one or the other.
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.errors import store_errors
-from adapters.format.folder import CONFIG_FILE
+from adapters.format.files import CONFIG_FILE
 from adapters.ref import Kind
 from adapters.store.blobs import Blobs
 from adapters.store.durable import Disk
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unchanged(Enum):
-    """What `update` takes for a field that stays: None is a value of its own."""
+    """What `update` takes for a field that stays the same, since None is a value."""
 
     UNCHANGED = "unchanged"
 
@@ -36,16 +36,16 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 class Store:
-    """An open store; made by `open`. An unknown name or version is a KeyError, what the disk refuses a StoreError.
+    """An open store, from `open`. Methods raise KeyError for an unknown name or version, StoreError if the disk fails.
 
-    Reading never waits: records are immutable. One lock orders the changes.
-    A version whose blob is not whole stays listed, so that it can be deleted: `problem` says what is wrong with
-    it, and adding the same content again, under any name, mends it.
+    Reads never block, because records are immutable; a lock serialises the changes.
+    A version whose blob is not whole stays listed, so that it can be deleted: `problem` says what is wrong with it,
+    and adding the same content again, under any name, repairs it.
     """
 
     @classmethod
     def open(cls, folder: Path, disk: Disk | None = None) -> "Store":
-        """Open the store at `folder`, made if there is none; what a crash left behind is removed."""
+        """Open the store at `folder`, creating it if there is none; leftovers of a crash are removed."""
         layout, used = Layout(folder.absolute()), disk or Disk()
         with store_errors(layout.root, "opening"):
             lock, contents = open_folder(layout, used)
@@ -61,7 +61,7 @@ class Store:
             logger.error("store: %s", problem)
 
     def close(self) -> None:
-        """Let another process have the folder, once a change under way has returned."""
+        """Release the folder to other processes, once a change under way has returned."""
         with self._writing:
             self._lock.release()
 
@@ -73,12 +73,12 @@ class Store:
         return self._names.records.get(name)
 
     def folder(self, digest: str) -> Path:
-        """Where the two files of a content lie."""
+        """Where the two files of a content are."""
         assert is_digest(digest), digest
         return self._layout.blob(digest)
 
     def bytes_used(self) -> int:
-        """Of all blobs; a content that several versions share counts once."""
+        """The size of all blobs; a content that several versions share counts once."""
         return sum(self._blobs.sizes.values())
 
     def problem(self, digest: str) -> str | None:
@@ -89,7 +89,7 @@ class Store:
     def problems(self) -> list[str]:
         """One sentence for every version whose blob cannot be used."""
         return [
-            f"{record.name}@{version.version}: blobs/{version.digest}: {problem}; put it back from a copy, upload the "
+            f"{record.name}@{version.version}: blobs/{version.digest}: {problem}; restore it from a copy, upload the "
             "same adapter again, or delete the version"
             for record in self.adapters()
             for version in record.versions
@@ -102,15 +102,15 @@ class Store:
             return self._blobs.stage()
 
     def discard(self, staged: Path) -> None:
-        """Remove what `stage` gave, if it is still there."""
+        """Remove a folder from `stage`, if it still exists."""
         self._blobs.discard(staged)
 
     def add(
         self, name: str, folder: Path, digest: str, kind: Kind, *, activate: bool
     ) -> tuple[AdapterRecord, VersionRecord, bool]:
-        """The checked adapter in `folder`, which lies in staging/ and is consumed, becomes the next version of `name`.
+        """Make the checked adapter in `folder`, which came from `stage` and is consumed, the next version of `name`.
 
-        The content of a ready version of that name gives no new one: (its record, that version, False).
+        Returns the record, the version, and whether it is new: a ready version with the same content is reused.
         """
         assert is_digest(digest), digest
         try:
@@ -159,7 +159,7 @@ class Store:
         allowed_keys: Sequence[str] | Unchanged | None = UNCHANGED,
         pinned: bool | Unchanged = UNCHANGED,
     ) -> AdapterRecord:
-        """Change what is given, all of it or nothing. Raises ValueError for an active version that is being deleted."""
+        """Change the given fields, all or none. Raises ValueError if `active` names a version that is being deleted."""
         with self._change(f"changing {name!r}"):
             record = self._names.records[name]
             changes: dict[str, object] = {}
@@ -173,9 +173,9 @@ class Store:
             return self._names.commit(record.changed(**changes))
 
     def start_delete(self, name: str, version: int | None) -> AdapterRecord:
-        """Mark a version as draining, or all there are (None: then the name goes with the last of them).
+        """Mark a version as draining, or all versions (None), after which the name is removed with the last of them.
 
-        The name lives on if something is added to it meanwhile; if none of its versions stayed, it inherits nothing.
+        The name survives if a version is added meanwhile, but keeps no settings if all its versions were draining.
         """
         with self._change(f"deleting versions of {name!r}"):
             record = self._names.records[name]
@@ -186,12 +186,12 @@ class Store:
             return self._names.commit(record.changed(active=active, versions=versions))
 
     def finish_delete(self, name: str, version: int) -> AdapterRecord | None:
-        """Remove a draining version, and its blob if nothing else needs it; None if the name went with it."""
+        """Remove a draining version, and its blob if no other needs it. Returns None if the name is gone too."""
         with self._change(f"deleting {name}@{version}"):
             record = self._names.records[name]
             removed = record.version(version)
             if removed.state != "draining":
-                raise ValueError(f"{name}@{version} is {removed.state}, expected draining: start_delete comes first")
+                raise ValueError(f"{name}@{version} is {removed.state}, expected draining: call start_delete first")
             rest = tuple(v for v in record.versions if v is not removed)
             if rest:
                 self._names.commit(record.changed(versions=rest))
@@ -206,7 +206,7 @@ class Store:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One change at a time, in a store that is open and sound."""
+        """Hold the lock for one change, in a store that is open and usable."""
         with self._writing:
             assert self._lock.held, "the store is closed"
             self._names.check_usable()

@@ -1,7 +1,7 @@
 """Owns the offline check of a store: every record, every blob, every digest computed again. It changes nothing.
 
-It takes no lock. What a crash leaves and the next opening removes (staging/, trash/, temporary files, blobs that no
-record names) is no problem: nobody can see it.
+It takes no lock. Leftovers of a crash that the next opening removes (staging/, trash/, temporary files, blobs that no
+record names) are not reported.
 """
 
 from collections import defaultdict
@@ -10,20 +10,19 @@ from functools import partial
 from pathlib import Path
 
 from adapters.errors import StoreError
-from adapters.format.config import parse_config
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, lora_digest
-from adapters.ref import Kind
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.identity import canonical_config, digest_of, file_hash, peft_type_of
 from adapters.store.durable import TEMPORARY
 from adapters.store.layout import FOREIGN, Layout, blob_problem, size_problem
 from adapters.store.opening import SECRET_BYTES, read_store_file
 from adapters.store.records import AdapterRecord, VersionRecord, is_digest, read_record
 
 ATTEMPTS = 5
-"""A server may be changing the store while it is looked at: problems count once nothing changed meanwhile."""
+"""A server may change the store during the check: problems count only if nothing changed meanwhile."""
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """One sentence for every problem found in the store at `folder`; none: it is sound."""
+    """One sentence for every problem found in the store at `folder`; empty if it is sound."""
     layout = Layout(folder)
     for _ in range(ATTEMPTS):
         before = _state(layout)
@@ -35,12 +34,12 @@ def verify_folder(folder: Path) -> list[str]:
 
 def _problems(layout: Layout) -> list[str]:
     if not layout.store_file.exists():
-        return [f"{layout.root}: no store: STORE.json is missing"]
+        return [f"{layout.root}: not a store: STORE.json is missing"]
     try:
         read_store_file(layout)
     except (StoreError, OSError) as error:
         return [str(error)]
-    found = [f"{name}: no part of a store: remove it" for name in layout.unknown()]
+    found = [f"{name}: not part of a store: remove it" for name in layout.unknown()]
     found += [f"{path.name}/: missing" for path in (layout.names, layout.blobs) if not path.is_dir()]
     found += _checked("secret", partial(_secret_problems, layout.secret))
     records, record_problems = _read_names(layout)
@@ -60,7 +59,7 @@ def _read_names(layout: Layout) -> tuple[list[AdapterRecord], list[str]]:
     found: list[str] = []
     for path in _entries(layout.names):
         if path.suffix != ".json":
-            found.append(f"names/{path.name}: no part of a store: remove it")
+            found.append(f"names/{path.name}: not part of a store: remove it")
             continue
         try:
             records.append(read_record(path))
@@ -71,7 +70,7 @@ def _read_names(layout: Layout) -> tuple[list[AdapterRecord], list[str]]:
 
 def _blob_folder_problems(layout: Layout) -> list[str]:
     unknown = [path.name for path in _entries(layout.blobs) if not is_digest(path.name)]
-    return [f"blobs/{name}: no part of a store: remove it" for name in unknown]
+    return [f"blobs/{name}: not part of a store: remove it" for name in unknown]
 
 
 def _content_problems(layout: Layout, records: list[AdapterRecord]) -> list[str]:
@@ -91,37 +90,21 @@ def _blob_problems(blob: Path, digest: str, users: list[tuple[str, VersionRecord
     if problem := blob_problem(blob):
         yield problem
         return
-    kind = users[0][1].kind
     raw = (blob / CONFIG_FILE).read_bytes()
-    meaning = _meaning(kind, raw)
+    meaning = canonical_config(raw)
     if meaning is None:
-        yield f"{CONFIG_FILE} is no valid configuration of kind {kind}"
-    elif (computed := _identity(kind, raw, blob)) != digest:
+        yield f"{CONFIG_FILE} is not a valid configuration"
+    elif (computed := digest_of(meaning, file_hash(blob / WEIGHTS_FILE))) != digest:
         yield f"the files' digest is {computed}"
     for name, version in users:
         if problem := size_problem(blob, version):
             yield f"{name}: {problem}"
-        if version.kind != kind or _meaning(version.kind, version.config.encode()) != meaning:
+        if peft_type_of(raw) != version.kind or canonical_config(version.config.encode()) != meaning:
             yield f"{name}: the record's configuration is not that of the blob"
 
 
-def _meaning(kind: Kind, raw: bytes) -> bytes | None:
-    """What of a configuration the digest depends on; None for one that is no PERFT configuration."""
-    if kind == "LORA":
-        return raw
-    config, violations = parse_config(raw)
-    return None if config is None or violations else config.canonical_json()
-
-
-def _identity(kind: Kind, raw: bytes, blob: Path) -> str:
-    config, _ = parse_config(raw)
-    if kind == "LORA" or config is None:
-        return lora_digest(blob)
-    return digest_of(config, blob / WEIGHTS_FILE)
-
-
 def _checked(where: str, check: Callable[[], Iterable[str]]) -> list[str]:
-    """The problems that `check` finds `where`; not being able to look is one."""
+    """The problems that `check` finds `where`; a file that cannot be read is one."""
     found: list[str] = []
     try:
         for problem in check():
@@ -138,7 +121,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _state(layout: Layout) -> dict[str, bytes]:
-    """What a server changes: the records' bytes and the names of the blobs."""
+    """What a running server changes: the records' bytes and the names of the blobs."""
     state = {path.name: b"" for path in _entries(layout.blobs)}
     for path in _entries(layout.names):
         try:

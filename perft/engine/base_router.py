@@ -1,4 +1,8 @@
-"""Owns what PERFT asks of vLLM's router at one layer: logits and applied weights, and when those cannot be known."""
+"""Owns what PERFT reads from vLLM's router at one layer: the logits, and the weight that each base expert gets.
+
+Invariant: reading changes nothing in the router. Where the base's weights cannot be known, `embedded_problem` says so
+and PERFT-E is refused.
+"""
 
 import torch
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
@@ -9,7 +13,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 class VllmBaseRouter:
     """The base router of one MoE layer for the tokens of one step (see `perft.routing.BaseRouter`).
 
-    Everything is computed for all T tokens, as the base does, so that the same kernels round the same way.
+    All T tokens are computed, as in the base, so that the same kernels round the same way.
     """
 
     def __init__(
@@ -25,7 +29,7 @@ class VllmBaseRouter:
         self._weights: torch.Tensor | None = None
 
     def logits(self) -> torch.Tensor:
-        """Raw logits [T, N]. Where the runner owns the gate, what it is handed as logits is the hidden states."""
+        """Raw logits [T, N]. A runner that owns its gate gets the hidden states in place of logits."""
         if self._logits is None:
             gate = self._runner.gate
             self._logits = self._router_logits if gate is None else gate(self._hidden_states)[0]
@@ -44,7 +48,7 @@ class VllmBaseRouter:
 
 
 def embedded_problem(runner: MoERunner) -> str | None:
-    """Why PERFT-E cannot be served on this layer: the base's final weight per expert is not known. None: it is."""
+    """Why PERFT-E cannot be served on this layer: the base's final weight per expert is not known. None if it is."""
     if runner.is_monolithic:
         kernel = type(runner.routed_experts.quant_method).__name__
         return f"{runner.layer_name} runs a monolithic expert kernel ({kernel}) that hides the base's top-k"
@@ -56,7 +60,7 @@ def embedded_problem(runner: MoERunner) -> str | None:
         and router.scoring_func == "softmax"
     )
     if not plain:
-        return f"{runner.layer_name} routes by {type(router).__name__} in a way that scales or groups experts"
+        return f"{runner.layer_name} routes by {type(router).__name__}, which scales or groups experts"
     if runner.routed_scaling_factor != 1.0 or runner.routed_experts.apply_router_weight_on_input:
-        return f"{runner.layer_name} does not weigh its experts' outputs by the router alone"
+        return f"{runner.layer_name} does not weight its experts' outputs by the router alone"
     return None

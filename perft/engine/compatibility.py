@@ -1,4 +1,7 @@
-"""Owns which modes of vLLM are refused: those PERFT's layer is not tested in yet, each by its name."""
+"""Owns the modes and switches of vLLM that are refused, each with the reason.
+
+Invariant: a worker serves adapters only in modes that PERFT's layer is tested in.
+"""
 
 import os
 from collections.abc import Mapping
@@ -7,22 +10,22 @@ from typing import Any
 UNSAFE_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "it answers unknown adapter names with the base model",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens vLLM's own adapter routes, some of them without a key",
-    "VLLM_RAISE_ON_LOGIT_NANS": "it ends the whole engine where one request should end",
-    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "two requests that chose one id would be taken for one another",
+    "VLLM_RAISE_ON_LOGIT_NANS": "it stops the whole engine where one request should fail",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "two requests with the same client-chosen id would be confused",
 }
-"""Switches that endanger answers: every worker refuses them, also under plain `vllm serve`."""
+"""Switches that can cause wrong answers: every worker refuses them, also under plain `vllm serve`."""
 
 FORBIDDEN_ENVIRONMENT = UNSAFE_ENVIRONMENT | {
-    "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or empty the engine",
-    "VLLM_ENABLE_RESPONSES_API_STORE": "it keeps answers that every key can read and continue",
-    "VLLM_API_KEY": "keys are given with --api-key LABEL=KEY (PERFT_API_KEYS)",
-    "PROMETHEUS_MULTIPROC_DIR": "metrics of adapters that are gone could not be removed",
+    "VLLM_SERVER_DEV_MODE": "it opens vLLM's development routes, which can change or reset the engine",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "it stores responses that every key can read and continue",
+    "VLLM_API_KEY": "API keys are set with --api-key LABEL=KEY (PERFT_API_KEYS)",
+    "PROMETHEUS_MULTIPROC_DIR": "metrics of deleted adapters could not be removed",
 }
-"""What our own server refuses at its start: those, and what breaks its own promises about keys and metrics."""
+"""Switches that our server refuses at startup: the unsafe ones, and those that break its keys or its metrics."""
 
 
 class UnsupportedModeError(ValueError):
-    """The engine was asked for a mode in which adapters are not known to be answered right."""
+    """The engine runs in a mode in which the answers of adapters are not tested."""
 
     def __init__(self, problems: list[str]) -> None:
         listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -32,7 +35,7 @@ class UnsupportedModeError(ValueError):
 def environment_problems(
     environment: Mapping[str, str] = os.environ, forbidden: Mapping[str, str] = FORBIDDEN_ENVIRONMENT
 ) -> list[str]:
-    """Every forbidden switch that is set, with the reason; never its value, which may be a secret."""
+    """Every forbidden switch that is set, with the reason, and without its value, which may be a secret."""
     return [
         f"{name}: {why}; unset it"
         for name, why in forbidden.items()
@@ -68,7 +71,7 @@ def check_supported(vllm_config: Any) -> None:
 
 
 def _is_compiled(vllm_config: Any) -> bool:
-    """Whether the model would run compiled or as captured graphs, where a plan made in Python cannot follow."""
+    """Whether the model runs compiled or as captured graphs, which would freeze the first step's plan."""
     from vllm.config import CompilationMode, CUDAGraphMode
 
     compilation = vllm_config.compilation_config

@@ -1,8 +1,9 @@
 """Owns a worker's adapters below the device: host copies, and the threads that move adapters between the tiers.
 
-One reads, hashes, checks and packs, another copies to the device, so that a long read holds up no copy (both as
-`perft.threads` says); the engine's thread only starts a move, asks how it went, and gives rows back. Invariant: rows
-that are being written belong to no plan, because an adapter is placed only once its rows are complete.
+One thread reads, hashes and packs, another copies to the device, so that a long read delays no copy (see
+`perft.threads` for both); the engine's thread only starts a move, asks for its outcome, and frees rows.
+
+Invariant: rows that are being written belong to no plan, because an adapter is placed only once its rows are complete.
 """
 
 import threading
@@ -14,30 +15,34 @@ from typing import Literal
 
 import torch
 
-from adapters import Limits, read_folder
-from perft.base_model import BaseShape
+from adapters.errors import InvalidAdapterError
+from adapters.format.files import WEIGHTS_FILE, Limits, file_violations
+from adapters.format.load import load_layers
+from adapters.identity import config_bytes, content_digest, file_hash
+from perft.base_model import BaseShape, fit_violations
+from perft.config import AdapterConfig
 from perft.engine.pool import PackedAdapter, RowPool, pack
 from perft.threads import compute_alone
 
 READ_WAIT_S, COPY_WAIT_S = 0.001, 0.005
-"""How long starting a move waits for its end: what is quick needs no second question, for which the server would wait
-until the step after next. A copy is quick (4 MB: 2 ms), a read is not, unless it is done already."""
+"""How long `start` waits for the move's end: the server asks again only at the step after next, which a quick move
+need not wait for. A copy is quick (4 MB: 2 ms), a read is not, unless it is done already."""
 
 
 class OtherContentsError(ValueError):
-    """The files are not those that were accepted: they changed after they were checked."""
+    """The files are not the ones that were accepted: they changed after the upload."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a move went. told: its end was told before, or there was none."""
+    """How a move went. told: its end was reported before, or there was no such move."""
 
     state: Literal["running", "done", "failed", "told"]
     reason: str | None = None
 
 
 class Mover:
-    """One background thread, and how each of its jobs went. A job is known by its key until its end was told."""
+    """One background thread, and how each of its jobs went. A job keeps its key until its end was reported."""
 
     def __init__(self, brief_wait_s: float) -> None:
         self._brief_wait_s = brief_wait_s
@@ -45,14 +50,14 @@ class Mover:
         self._jobs: dict[str, Future[None]] = {}
 
     def start(self, key: str, job: Callable[[], None]) -> Outcome:
-        """Queue a job (nothing if one of that key is under way) and tell how it stands."""
+        """Queue a job, unless one of that key is under way, and return its state."""
         self.forget(key)
         if key not in self._jobs:
             self._jobs[key] = self._thread.submit(torch.inference_mode()(job))
         return self.outcome(key, self._brief_wait_s)
 
     def outcome(self, key: str, wait_s: float = 0.0) -> Outcome:
-        """How the job stands; its end is told once, after which the key is free."""
+        """The job's state; its end is reported once, after which the key is free."""
         if key not in self._jobs:
             return Outcome("told")
         if not wait([self._jobs[key]], wait_s).done:
@@ -60,8 +65,12 @@ class Mover:
         error = self._jobs.pop(key).exception()
         return Outcome("done") if error is None else Outcome("failed", f"{type(error).__name__}: {error}")
 
+    def running(self) -> list[str]:
+        """The keys of the jobs under way."""
+        return [key for key, job in self._jobs.items() if not job.done()]
+
     def forget(self, key: str) -> None:
-        """Free the key of a job that ended and whose end was never told: what it did is undone, or done again."""
+        """Free the key of a job whose end was never reported: what it did is undone, or done again."""
         if key in self._jobs and self._jobs[key].done():
             del self._jobs[key]
 
@@ -69,7 +78,7 @@ class Mover:
 class HostCache:
     """PERFT adapters by digest: on the host (packed), and in the pool's rows.
 
-    What is held and where it came from change together, under a lock: one thread reads, another gives up.
+    What is held and where it came from change together, under a lock: one thread reads while another drops.
     """
 
     def __init__(self, pool: RowPool, base: BaseShape, limits: Limits) -> None:
@@ -81,26 +90,42 @@ class HostCache:
         self._lock = threading.Lock()
 
     def read(self, digest: str, folder: Path) -> None:
-        """Disk to host. Raises InvalidAdapterError or OtherContentsError."""
+        """Disk to host. A digest that matches proves that the files passed the format check when they were uploaded.
+
+        Raises OtherContentsError if it does not match, InvalidAdapterError if this base cannot serve the adapter.
+        """
         if digest in self._host:
             return
-        checked = read_folder(folder, self._base, self._limits)
-        if checked.digest != digest:
-            raise OtherContentsError(f"found digest {checked.digest}, expected {digest}: the files were changed")
-        packed = pack(checked.config, checked.layer_weights(self._base))
+        packed = self._packed(digest, folder)
         ready = packed.pinned() if self._pool.tensor_RD.is_cuda else packed
         with self._lock:
             self._host[digest] = ready
             self._by_folder[str(folder)] = digest
             self._folders.setdefault(digest, set()).add(str(folder))
 
+    def _packed(self, digest: str, folder: Path) -> PackedAdapter:
+        """The adapter's rows. What depends on the base is checked here: another one may have been served before."""
+        if violations := file_violations(folder, self._limits):
+            raise InvalidAdapterError(str(folder), violations)
+        raw = config_bytes(folder)
+        found = content_digest(raw, file_hash(folder / WEIGHTS_FILE))
+        if found != digest:
+            raise OtherContentsError(f"found digest {found}, expected {digest}: the files in {folder} were changed")
+        config = AdapterConfig.model_validate_json(raw)
+        if violations := fit_violations(config, self._base, self._limits.allow_other_base):
+            raise InvalidAdapterError(str(folder), violations)
+        packed = pack(config, load_layers(folder, config, self._base))
+        if violations := packed.overflow_violations():
+            raise InvalidAdapterError(str(folder), violations)
+        return packed
+
     def place(self, digest: str) -> None:
-        """Host to device. Raises KeyError if it is not on the host, PoolFullError if its rows are not free."""
+        """Host to device. Raises KeyError if it is not on the host, PoolFullError if there are too few free rows."""
         self._pool.put(digest, self._host[digest])
         self._placed.add(digest)
 
     def evict(self, digest: str) -> None:
-        """Free its rows. No request may use them any more."""
+        """Free the adapter's rows. No running request may use them."""
         if self._pool.get(digest) is not None:
             self._pool.remove(digest)
         with self._lock:
@@ -108,7 +133,7 @@ class HostCache:
             self._forget_unheld(digest)
 
     def drop(self, digest: str) -> None:
-        """Free the host's copy."""
+        """Free the host copy."""
         with self._lock:
             self._host.pop(digest, None)
             self._forget_unheld(digest)
@@ -116,6 +141,11 @@ class HostCache:
     def digest_of(self, folder: str) -> str | None:
         """The digest of a folder that was read through here and is still held, None for any other."""
         return self._by_folder.get(folder)
+
+    def digests(self) -> list[str]:
+        """Every adapter on the host, whether or not it is on the device too."""
+        with self._lock:
+            return list(self._host)
 
     def holds(self, digest: str) -> bool:
         """Whether it is on the host or was placed from there."""

@@ -1,4 +1,7 @@
-"""Owns finding the MoE layers of a vLLM model, and the base's shape as the engine itself knows it."""
+"""Owns finding the MoE layers of a loaded vLLM model, and the shape of the base that adapters must fit.
+
+Invariant: either every MoE layer of the model has our class, or the model is refused.
+"""
 
 from pathlib import Path
 
@@ -15,11 +18,11 @@ logger = init_logger(__name__)
 
 
 class UnsupportedModelError(ValueError):
-    """The model's MoE layers are not ours, so an adapter could have no effect, or a wrong one."""
+    """PERFT does not carry every MoE layer of this model: an adapter could have no effect, or a wrong one."""
 
 
 def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
-    """The MoE layers of `model` by decoder layer. Raises UnsupportedModelError if any is not of our classes."""
+    """The MoE layers of `model` by decoder layer. Raises UnsupportedModelError if one is not of our classes."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, MoERunner)}
     if not found:
         raise UnsupportedModelError(
@@ -46,7 +49,7 @@ def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
 
 
 def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> BaseShape:
-    """What an adapter has to fit, read off the loaded model."""
+    """The shape that an adapter must fit, read off the loaded model."""
     model_config = vllm_config.model_config
     moe_config = next(iter(runners.values())).moe_config
     problems = (embedded_problem(runner) for runner in runners.values())
@@ -63,7 +66,7 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
 
 
 def _fingerprint(vllm_config: VllmConfig) -> str | None:
-    """FORMAT.md's base_fingerprint of the served checkpoint; None (with a warning) where it cannot be read."""
+    """FORMAT.md's base_fingerprint of the served checkpoint; None, with a warning, if the files cannot be read."""
     from huggingface_hub import snapshot_download
 
     model_config = vllm_config.model_config
@@ -79,8 +82,8 @@ def _fingerprint(vllm_config: VllmConfig) -> str | None:
             folder = Path(cached)
         fingerprint = checkpoint_fingerprint(folder)
     except (OSError, ValueError) as error:
-        logger.warning("PERFT: the checkpoint could not be read again (%s)", error)
+        logger.warning("PERFT: the checkpoint's files cannot be read (%s)", error)
         fingerprint = None
     if fingerprint is None:
-        logger.warning("PERFT: no router weights found in %s: base_fingerprint is not checked", model_config.model)
+        logger.warning("PERFT: found no router weights in %s; base_fingerprint is not checked", model_config.model)
     return fingerprint

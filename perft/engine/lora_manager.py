@@ -1,9 +1,9 @@
-"""Owns PEFT LoRA on attention beside PERFT, where the operator asked for it (vLLM's `--lora-target-modules`).
+"""Owns PEFT LoRA on attention beside PERFT, where the operator opened modules to it (vLLM's `--lora-target-modules`).
 
-vLLM's own manager does the LoRA part, untouched; each of the two sees the other's tokens as the base's.
+vLLM's own manager applies LoRA, untouched. Invariant: an id belongs to one of the two managers for as long as it is
+known, and each manager sees the other's tokens as the base's.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,38 +12,29 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-from adapters import InvalidAdapterError, lora_digest
-from adapters.format.folder import CONFIG_FILE
-from adapters.ref import AdapterRef
-from perft.engine.host_cache import OtherContentsError, Outcome
-from perft.engine.manager import AdapterManager, folder_bytes
-from perft.engine.peft_lora import peft_lora_violations
+from adapters.identity import config_bytes, peft_type_of
+from perft.engine.lora_loader import LoRALoader
+from perft.engine.manager import AdapterManager
 
 
 class AdapterManagerWithLoRA(AdapterManager):
-    """AdapterManager that hands PEFT LoRA adapters to vLLM's own manager.
-
-    A LoRA adapter under order is read on the background thread into vLLM's own form, and joins vLLM's tables and a slot
-    between two steps. Eviction is by order too: at most `lora_slots` are in those tables, so vLLM never evicts.
-    """
+    """AdapterManager that passes PEFT LoRA adapters to vLLM's own manager."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, embedding_modules: dict[str, str]) -> None:
         super().__init__(vllm_config, device, embedding_modules)
-        self._vllm_config = vllm_config
         self._lora = LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules)
+        self._lora_loader = LoRALoader(self._lora, self._movers, vllm_config, self._settings.limits)
         self._kinds: dict[int, bool] = {}  # whether an id is PEFT LoRA, decided once
-        self._loaded: dict[int, LoRAModel] = {}
         self.lora_slots = min(vllm_config.lora_config.max_loras, vllm_config.lora_config.max_cpu_loras)
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
-        """Take the MoE layers in care, then let vLLM wrap the target modules."""
-        wrapped: torch.nn.Module = self._lora.create_lora_manager(
-            super().create_lora_manager(model, vllm_config), vllm_config
-        )
+        """Attach the operator to the MoE layers, then let vLLM wrap the target modules."""
+        model = super().create_lora_manager(model, vllm_config)
+        self.ordered_loading.add_loader("LORA", self._lora_loader)
+        wrapped: torch.nn.Module = self._lora.create_lora_manager(model, vllm_config)
         return wrapped
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
@@ -58,6 +49,11 @@ class AdapterManagerWithLoRA(AdapterManager):
             self._count_reads({request})
             return bool(self._lora.add_adapter(request))
         return super().add_adapter(request)
+
+    def forget(self, engine_id: int) -> None:
+        super().forget(engine_id)
+        self._lora_loader.forget(engine_id)
+        self._kinds.pop(engine_id, None)
 
     def remove_adapter(self, adapter_id: int) -> bool:
         return super().remove_adapter(adapter_id) or bool(self._lora.remove_adapter(adapter_id))
@@ -84,58 +80,20 @@ class AdapterManagerWithLoRA(AdapterManager):
         super().add_dummy_lora(request, rank)
         return bool(self._lora.add_dummy_lora(request, rank))
 
-    def prepare(self, order: AdapterRef) -> Outcome:
-        if order.kind != "LORA":
-            return super().prepare(order)
-        return self._moves["prepare"].start(order.key, lambda: self._read_lora(order))
-
-    def place(self, order: AdapterRef) -> Outcome:
-        if order.kind != "LORA":
-            return super().place(order)
-        if order.engine_id not in self._lora.list_adapters():
-            self._lora._adapter_manager.add_adapter(self._loaded[order.engine_id])
-            self._lora._adapter_manager.activate_adapter(order.engine_id)
-        return Outcome("done")
-
-    def evict(self, order: AdapterRef) -> None:
-        if order.kind != "LORA":
-            return super().evict(order)
-        self._lora.remove_adapter(order.engine_id)
-
-    def drop(self, order: AdapterRef) -> None:
-        if order.kind != "LORA":
-            return super().drop(order)
-        self._moves["prepare"].forget(order.key)
-        self._loaded.pop(order.engine_id, None)
-
-    def forget(self, engine_id: int) -> None:
-        super().forget(engine_id)
-        self._kinds.pop(engine_id, None)
-        self._loaded.pop(engine_id, None)
-
     def _count_reads(self, requests: set[LoRARequest]) -> None:
-        """Count what vLLM's manager is about to read on the engine's thread."""
+        """Count the folders that vLLM's manager is about to read inside the step."""
         present = self._lora.list_adapters()
         for request in requests:
             if request.lora_int_id not in present and not self._is_warm_up(request):
-                self.step_load_bytes += folder_bytes(Path(request.lora_path))
-
-    def _read_lora(self, order: AdapterRef) -> None:
-        """Read a PEFT LoRA folder into vLLM's own form; on the background thread."""
-        if (found := lora_digest(order.folder)) != order.digest:
-            raise OtherContentsError(f"found digest {found}, expected {order.digest}: the files were changed")
-        if violations := peft_lora_violations(order.folder, self._vllm_config, self._settings.limits):
-            raise InvalidAdapterError(order.name, violations)  # it was accepted by another server than this one is now
-        model = self._lora._load_adapter(LoRARequest(order.name, order.engine_id, str(order.folder)))
-        self._lora._adapter_manager._create_merged_loras_inplace(model)
-        self._kinds[order.engine_id] = True
-        self._loaded[order.engine_id] = model
+                self.step_loader.count(Path(request.lora_path))
 
     def _is_lora(self, request: LoRARequest) -> bool:
-        kind = self._kinds.get(request.lora_int_id)
+        number, path = request.lora_int_id, request.lora_path
+        kind = self._kinds.get(number)
         if kind is None:
-            is_perft = self.tiers.digest_of(request.lora_path) is not None
-            kind = self._kinds[request.lora_int_id] = not is_perft and is_peft_lora(request)
+            is_perft = self.host_cache.digest_of(path) is not None
+            kind = self._lora_loader.has_read(number) or (not is_perft and is_peft_lora(request))
+            self._kinds[number] = kind
         return kind
 
     def _is_planned(self, adapter_id: int) -> bool:
@@ -143,12 +101,11 @@ class AdapterManagerWithLoRA(AdapterManager):
 
 
 def is_peft_lora(request: LoRARequest) -> bool:
-    """Whether a request's folder holds a PEFT LoRA adapter. Anything else is PERFT's to judge."""
+    """Whether a request's folder holds a PEFT LoRA adapter. Any other folder is checked as a PERFT adapter."""
     try:
-        values = json.loads((Path(request.lora_path) / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        return peft_type_of(config_bytes(Path(request.lora_path))) == "LORA"
+    except OSError:
         return False
-    return isinstance(values, dict) and values.get("peft_type") == "LORA"
 
 
 def _only(mapping: Any, ids: set[int]) -> Any:

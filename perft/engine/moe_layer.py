@@ -1,7 +1,7 @@
-"""THE MoE LAYER: vLLM's MoE runner, plus the PERFT delta of the adapters in the step.
+"""Owns THE MoE LAYER: vLLM's MoE runner, plus the PERFT delta of the adapters in the step.
 
-Invariant: without a plan for this layer `forward` IS the base's forward; with one, rows of tokens that belong to
-no adapter are left exactly as the base gave them.
+Invariant: without a plan for this layer `forward` IS the base's forward; with one, the rows of tokens without an
+adapter are exactly the base's.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from perft.operator.base import BatchPlan
 
 @dataclass
 class StepState:
-    """What every MoE layer of a worker shares: the pool, the back end, and the plan of the running step."""
+    """State that all MoE layers of a worker share. pool_RD: the row pool. plan: the step's (None: the base only)."""
 
     pool_RD: torch.Tensor
     operator: Operator
@@ -26,7 +26,7 @@ class StepState:
 
 
 class PerftMoERunner(MoERunner):
-    """MoERunner with the term of PERFT. `perft` is None until a manager takes the layer in its care."""
+    """MoERunner that adds the PERFT delta. `perft` is None until a manager attaches its state."""
 
     perft: StepState | None = None
 
@@ -37,10 +37,12 @@ class PerftMoERunner(MoERunner):
         input_ids: torch.Tensor | None = None,
         shared_experts_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The block's output [T, D], reduced over ranks, plus each planned token's delta.
+        """The block's output [T, D], reduced over ranks, plus the delta of each planned token.
 
-        The delta is computed first, because the expert kernels may overwrite `hidden_states`; it is added last,
-        after the reduction, so that every rank adds the whole of it once.
+        hidden_states: [T, D]. router_logits: [T, N], or the hidden states if the runner owns the gate.
+
+        The delta is computed first, because the expert kernels may overwrite `hidden_states`, and added last, after
+        the reduction, so that every rank adds all of it once.
         """
         state = self.perft
         plan = None if state is None or state.plan is None else state.plan.at(self.layer_id)
@@ -55,7 +57,7 @@ class PerftMoERunner(MoERunner):
 
 
 class PerftRoutedExperts(RoutedExperts):
-    """RoutedExperts that picks its kernels as if LoRA were off: PERFT never touches the inside of a base expert."""
+    """RoutedExperts that picks its kernels as if LoRA were off: PERFT never changes the inside of a base expert."""
 
     def __init__(self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any) -> None:
         moe_config.is_lora_enabled = False
@@ -63,7 +65,7 @@ class PerftRoutedExperts(RoutedExperts):
 
 
 def install_moe_runner() -> None:
-    """Register both classes in vLLM's table of replaced layers (once per process)."""
+    """Register both classes in vLLM's table of replaced layers, once per process."""
     from vllm.model_executor.custom_op import op_registry_oot
 
     for name, layer_class in (("MoERunner", PerftMoERunner), ("RoutedExperts", PerftRoutedExperts)):

@@ -1,8 +1,9 @@
 """Owns the check of a PEFT LoRA adapter before it is accepted: all that vLLM would refuse, or get wrong, later.
 
-vLLM reads an adapter inside the engine's step, where an error ends the engine; it copies a tensor that is too small
-without a word and drops tensors of modules that it did not wrap. Invariant: an adapter without violations loads,
-activates and takes effect with every one of its tensors. Runs wherever the VllmConfig is, without the model.
+vLLM reads an adapter inside the engine's step, where an error ends the engine; it silently copies a tensor that is too
+small and drops tensors of modules that it did not wrap. The check needs the VllmConfig, not the model.
+
+Invariant: an adapter without violations loads, activates and takes effect with every one of its tensors.
 """
 
 from collections.abc import Iterator
@@ -11,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import is_in_target_modules
 
-from adapters import lora_digest
-from adapters.format.config import MAX_CONFIG_BYTES
-from adapters.format.folder import CONFIG_FILE, DEFAULT_LIMITS, WEIGHTS_FILE, Limits, file_violations, is_plain_file
-from adapters.format.header import header_problems
-from adapters.format.strict_json import on_one_line
-from adapters.format.weights import DTYPES, metadata_violations, unreadable, value_violations
+from adapters.format.files import (
+    CONFIG_FILE,
+    DEFAULT_LIMITS,
+    MAX_CONFIG_BYTES,
+    WEIGHTS_FILE,
+    Limits,
+    file_violations,
+    is_plain_file,
+)
+from adapters.format.header import TensorEntry, UnreadableWeightsError, opened
+from adapters.format.strict_json import on_one_line, quote
+from adapters.format.values import DTYPES, read_values
+from adapters.format.weights import metadata_violations
+from adapters.identity import lora_digest
 from perft.engine.peft_lora_config import parse_peft_config
 
 __all__ = ["LoRATarget", "lora_digest", "lora_problem", "peft_lora_violations"]
@@ -31,7 +39,7 @@ KNOWN_MODELS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 """Models whose decoder layers all have q_proj, k_proj, v_proj (packed in vLLM) and o_proj, of the shapes below."""
 
 MAX_LISTED = 100
-"""How many tensors that do not belong are named one by one."""
+"""How many unexpected tensors are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class LoRATarget:
 
     @classmethod
     def of(cls, vllm_config: Any) -> "LoRATarget":
-        """Read off a VllmConfig of one of KNOWN_MODELS with LoRA on."""
+        """The target of a VllmConfig of one of KNOWN_MODELS with LoRA on."""
         model, lora = vllm_config.model_config, vllm_config.lora_config
         text = model.hf_text_config
         hidden, head = text.hidden_size, model.get_head_size()
@@ -66,7 +74,7 @@ class LoRATarget:
 
 
 def lora_problem(vllm_config: Any) -> str | None:
-    """Why this server takes no PEFT LoRA adapters at all; None if it does."""
+    """Why this server accepts no PEFT LoRA adapters at all; None if it does."""
     lora = vllm_config.lora_config
     if lora is None or not lora.target_modules:
         return (
@@ -77,7 +85,7 @@ def lora_problem(vllm_config: Any) -> str | None:
     if model_type not in KNOWN_MODELS:
         return (
             f'peft_type: found "LORA", which is not served on the model type {model_type} yet '
-            f"(only on {', '.join(KNOWN_MODELS)}): the sizes of its modules are not known here"
+            f"(only on {', '.join(KNOWN_MODELS)}): the sizes of its modules are unknown"
         )
     if not LoRATarget.of(vllm_config).features:
         return (
@@ -92,7 +100,7 @@ def peft_lora_violations(
 ) -> list[str]:
     """Every reason not to accept the PEFT LoRA adapter in `folder`; empty: it can be served.
 
-    Without `values` only the headers of the files are looked at.
+    Without `values` only the header of the weights is read.
     """
     if problem := lora_problem(vllm_config):
         return [problem]
@@ -113,7 +121,7 @@ def peft_lora_violations(
 
 
 def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
-    """A list of module names is held against what is opened; a string (PEFT's own pattern) is told by the tensors."""
+    """Compare a list of module names with what is opened; a string (PEFT's own pattern) is judged by the tensors."""
     named = [] if isinstance(helper.target_modules, str) else helper.target_modules
     return [
         f"target_modules: found {name[:80]!r}, expected only {', '.join(target.modules)}: the others are not opened "
@@ -125,21 +133,21 @@ def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
 
 def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarget, values: bool) -> list[str]:
     try:
-        if problems := header_problems(path):
-            return [unreadable(problems)]
-        with safe_open(path, framework="pt") as file:
-            names: list[str] = list(file.keys())
+        with opened(path) as (file, header):
+            names = [tensor.name for tensor in header.tensors]
             placed = {name: place for name in names if (place := _place(name, target)) is not None}
-            found = metadata_violations(file.metadata())
+            found = metadata_violations(header)
             found += _name_violations(names, placed, target)
-            for name, (module, factor) in placed.items():
-                found += _tensor_violations(file, name, _expected_shape(module, factor, helper, target), target)
-                if values and file.get_slice(name).get_dtype() in DTYPES:
-                    scale = _scaling(module, factor, helper)
-                    found += value_violations(name, file.get_tensor(name), target.dtype, scale)
+            for tensor in header.tensors:
+                if tensor.name in placed:
+                    expected = _expected_shape(*placed[tensor.name], helper, target)
+                    found += _tensor_violations(tensor, expected)
+            if values:
+                scales = {name: _scaling(module, factor, helper) for name, (module, factor) in placed.items()}
+                found += read_values(file, header, scales, target.dtype)[0]
             return found
-    except (SafetensorError, OSError, ValueError) as error:
-        return [unreadable([str(error)])]
+    except UnreadableWeightsError as error:
+        return [str(error)]
 
 
 def _place(name: str, target: LoRATarget) -> tuple[str, str] | None:
@@ -156,7 +164,7 @@ def _tensor_name(module: str, factor: str) -> str:
 
 
 def _name_violations(names: list[str], placed: dict[str, tuple[str, str]], target: LoRATarget) -> list[str]:
-    """Tensors that do not belong, factors without their other half, and an adapter without any."""
+    """Unexpected tensors, factors without their other half, and an adapter without tensors."""
     unknown = sorted(set(names) - placed.keys())
     found = [
         f"{name[:160]}: this tensor has no place here; expected base_model.model.model.layers.N.self_attn.MODULE."
@@ -176,24 +184,22 @@ def _name_violations(names: list[str], placed: dict[str, tuple[str, str]], targe
 def _expected_shape(
     module: str, factor: str, helper: PEFTHelper | None, target: LoRATarget
 ) -> tuple[int | None, int | None]:
-    """A: [rank, in]; B: [out, rank]. The rank is None where the configuration does not tell it."""
+    """A: [rank, in]; B: [out, rank]. The rank is None if the configuration is not valid."""
     rank = helper.get_rank_and_scaling(module)[0] if helper is not None else None
     features_in, features_out = target.features[module]
     return (rank, features_in) if factor == "A" else (features_out, rank)
 
 
-def _tensor_violations(
-    file: Any, name: str, expected: tuple[int | None, int | None], target: LoRATarget
-) -> Iterator[str]:
-    """Shape and dtype of one tensor, read off the header."""
-    view = file.get_slice(name)
-    shape = tuple(view.get_shape())
+def _tensor_violations(tensor: TensorEntry, expected: tuple[int | None, int | None]) -> Iterator[str]:
+    """Shape and dtype of one tensor."""
+    shape = tensor.shape
     is_fitting = len(shape) == 2 and all(want in (None, size) for want, size in zip(expected, shape, strict=True))
     if not is_fitting:
         wanted = ["rank" if size is None else size for size in expected]
-        yield f"{name}: found shape {list(shape)}, expected {wanted}: r of the configuration and the base's sizes"
-    if view.get_dtype() not in DTYPES:
-        yield f"{name}: found dtype {view.get_dtype()}, expected one of {', '.join(DTYPES)}"
+        found = quote(list(shape))
+        yield f"{tensor.name}: found shape {found}, expected {wanted}: r of the configuration and the base's sizes"
+    if tensor.dtype not in DTYPES:
+        yield f"{tensor.name}: found dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}"
 
 
 def _scaling(module: str, factor: str, helper: PEFTHelper | None) -> float:

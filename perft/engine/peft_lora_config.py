@@ -1,7 +1,8 @@
-"""Owns `adapter_config.json` of a PEFT LoRA adapter: which keys are looked at, and what each may say.
+"""Owns the check of a PEFT LoRA adapter's `adapter_config.json`: which keys are read, and what each may be.
 
-PEFT writes about forty keys and adds some with every release; vLLM reads a dozen and drops the rest unseen. Invariant:
-a key that changes what the adapter computes is either understood by vLLM or a violation, known to us or not.
+PEFT writes about forty keys and adds some with every release; vLLM reads a dozen and ignores the rest.
+
+Invariant: a key that changes what the adapter computes is either understood by vLLM or a violation, known to us or not.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any
 from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 
-from adapters.format.folder import CONFIG_FILE
+from adapters.format.files import CONFIG_FILE
 from adapters.format.strict_json import parse_object, quote
 
 MAX_ALPHA = 65536
@@ -23,7 +24,7 @@ _PLAIN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,256}")
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key has to be. expected: in words, with what to do about it."""
+    """What the value of one key has to be. expected: the same in words."""
 
     is_kept: Callable[[Any], bool]
     expected: str
@@ -46,7 +47,7 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_pattern(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """PEFT's patterns are regular expressions: only plain names are taken, since matching others can take hours."""
+    """PEFT's patterns are regular expressions: only plain names are accepted, since matching others can take hours."""
 
     def is_kept(pattern: Any) -> bool:
         if not isinstance(pattern, dict):
@@ -69,10 +70,10 @@ RULES: dict[str, Rule] = {
     "rank_pattern": Rule(_is_pattern(_is_int), f"{_PATTERN} with whole numbers from 1"),
     "alpha_pattern": Rule(_is_pattern(_is_alpha), f"{_PATTERN} with numbers above 0 and at most {MAX_ALPHA}"),
 }
-"""The keys that we read ourselves, or that decide rank and scale."""
+"""The keys that are read here, or that determine rank and scale."""
 
 VLLM_JUDGES = frozenset(field.name for field in fields(PEFTHelper)) - {*RULES, "modules_to_save"}
-"""The keys that vLLM reads in order to refuse what it does not implement."""
+"""The keys that vLLM reads only to refuse what it does not implement."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -81,11 +82,11 @@ WITHOUT_EFFECT = frozenset(
         *("exclude_modules", "layers_pattern", "layers_to_transform", "megatron_core", "qalora_group_size"),
     }
 )
-"""The keys that steer training only, or which tensors there are (the weights file tells that)."""
+"""The keys that affect only training, or which tensors there are (the weights file shows that)."""
 
 
 def parse_peft_config(raw: bytes, lora_config: LoRAConfig) -> tuple[PEFTHelper | None, list[str]]:
-    """vLLM's view of the configuration (None if rank and scale are not sound), and every violation found."""
+    """vLLM's view of the configuration (None if rank or scale are invalid), and every violation found."""
     values, violations = parse_object(raw, CONFIG_FILE)
     if values is None:
         return None, violations
@@ -114,17 +115,17 @@ def _is_lacking(key: str, values: dict[str, Any]) -> bool:
 
 
 def _meaning_violations(values: dict[str, Any]) -> list[str]:
-    """Keys in use that vLLM would drop unseen, though they change what the adapter computes (or may)."""
+    """Keys in use that vLLM would ignore, though they change what the adapter computes, or may."""
     ignored = values.keys() - RULES.keys() - VLLM_JUDGES - WITHOUT_EFFECT
     return [
-        f"{key[:80]}: found {quote(values[key])}, which vLLM does not carry out; expected it absent, null or false"
+        f"{key[:80]}: found {quote(values[key])}, which vLLM does not implement; expected it absent, null or false"
         for key in sorted(ignored)
         if values[key]
     ]
 
 
 def _vllm_violations(judged: dict[str, Any], lora_config: LoRAConfig) -> list[str]:
-    """What vLLM itself refuses, asked key by key so that each has its own line."""
+    """What vLLM itself refuses, key by key so that each has its own line."""
     found: list[str] = []
     for key, value in sorted(judged.items()):
         if refusal := _refusal({"r": 1, "lora_alpha": 1, "target_modules": [], key: value}, lora_config):

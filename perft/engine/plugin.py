@@ -1,7 +1,8 @@
-"""Entry point of `vllm.general_plugins`: runs in the API process, the engine core and every worker.
+"""Owns the entry point of `vllm.general_plugins`: it runs in the API process, the engine core and every worker.
 
-vLLM logs and swallows an exception raised while this module is IMPORTED, and then serves without us; one raised by
-`register()` stops the process. So this module imports the standard library only, and all work is in `register()`.
+vLLM logs and swallows an exception raised while this module is IMPORTED, and then serves without PERFT; one raised
+by `register()` stops the process. Invariant: this module imports the standard library only; all work is in
+`register()`.
 """
 
 import os
@@ -10,21 +11,25 @@ KILL_SWITCH = "PERFT_DISABLED"
 
 
 def is_switched_off() -> bool:
+    """Whether the environment disables PERFT."""
     return os.environ.get(KILL_SWITCH, "0").lower() not in ("", "0", "false")
 
 
 def register() -> None:
-    """Check every seam, then put our classes in their places. A second call in one process does nothing.
+    """Check every seam, then register our classes with vLLM. A second call in one process changes nothing.
 
-    Raises SeamError if this vLLM is not the supported one. With PERFT_DISABLED=1 nothing at all is touched.
+    Raises SeamError if this vLLM is not the supported one, ForeignPackageError if another package has the name of one
+    of ours. With PERFT_DISABLED=1 vLLM is left untouched.
     """
     if is_switched_off():
         return
+    from perft.command import check_packages
     from perft.engine.seams import check_seams
 
+    check_packages()
     check_seams()
 
-    from perft.engine.manager import install_manager
+    from perft.engine.make_manager import install_manager
     from perft.engine.moe_layer import install_moe_runner
 
     install_moe_runner()

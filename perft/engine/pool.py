@@ -1,8 +1,8 @@
 """Owns the row pool: one [R, D] tensor that holds every resident adapter's rows, of all layers and ranks alike.
 
 Invariant: every row is either free or belongs to exactly one adapter (`check_integrity`). An adapter is charged the
-rows it really has; they lie in one run where there is room for one, else in several, so a pool never fragments.
-Rows may be filled on one thread while a step reads others on another: what is free is kept under a lock.
+rows it really has; they form one run where there is room for one, else several, so fragmentation wastes no row.
+One thread may fill rows while a step reads others on another thread: a lock guards what is free.
 """
 
 import threading
@@ -37,8 +37,25 @@ class PackedAdapter:
     def rows(self) -> int:
         return sum(block.shape[0] for block in self.blocks.values())
 
+    def overflow_violations(self) -> list[str]:
+        """Each tensor with values that are not finite in the dtype it is served in.
+
+        The store may have accepted the adapter for a model of another dtype.
+        """
+        gate_rows, half = self.config.router_rows, self.config.num_experts * self.config.bottleneck
+        parts = {"router": gate_rows, "down_proj": half, "up_proj": half}
+        found: list[str] = []
+        for layer, block in self.blocks.items():
+            for name, rows in zip(parts, torch.split(block, list(parts.values())), strict=True):
+                if rows.numel() and not all(torch.isfinite(end) for end in torch.aminmax(rows)):
+                    found.append(
+                        f"layers.{layer}.{name}: found values that overflow {block.dtype}, the dtype of the served "
+                        "model: serve it in a wider one (--dtype), or upload an adapter with smaller values"
+                    )
+        return found
+
     def pinned(self) -> "PackedAdapter":
-        """The same in page-locked memory, from which a device copies without the processor."""
+        """The same in page-locked memory, from which a device copies without the CPU."""
         return PackedAdapter(self.config, {layer: block.pin_memory() for layer, block in self.blocks.items()})
 
 
@@ -57,7 +74,7 @@ class RowPool:
 
     def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._free: list[range] = [range(rows)]
         self._taken: dict[str, list[range]] = {}
@@ -69,7 +86,14 @@ class RowPool:
 
     @property
     def used(self) -> int:
-        return self.total - sum(map(len, self._free))
+        """Rows that are taken, those of a copy under way included."""
+        with self._lock:
+            return self.total - sum(map(len, self._free))
+
+    def digests(self) -> list[str]:
+        """Every adapter that is whole in the pool."""
+        with self._lock:
+            return list(self._placed)
 
     def get(self, digest: str) -> PlacedAdapter | None:
         return self._placed.get(digest)
@@ -103,7 +127,7 @@ class RowPool:
         return self._placed[digest]
 
     def remove(self, digest: str) -> None:
-        """Give an adapter's rows back; a later write waits for the steps that still read them.
+        """Free an adapter's rows; a later write waits for the steps that still read them.
 
         Raises KeyError if it is not here.
         """
@@ -150,8 +174,7 @@ class RowPool:
         for run in runs:
             self.tensor_RD[run.start : run.stop].copy_(block[start : start + len(run)], non_blocking=True)
             start += len(run)
-        gate_rows = config.num_experts if config.is_routed else 0
-        half = config.num_experts * config.bottleneck
+        gate_rows, half = config.router_rows, config.num_experts * config.bottleneck
         return LayerRows(
             router=self._rows(runs, 0, gate_rows) if gate_rows else None,
             down=self._rows(runs, gate_rows, gate_rows + half),

@@ -1,361 +1,287 @@
-"""Owns what we depend on inside vLLM: the one supported version, and a table of every name we subclass, replace
-or call in private, and why.
+"""Owns what we depend on inside vLLM: the one supported version, and every name we subclass, replace, call or read.
 
-`check_seams` runs at start in every process and says what moved; tests/engine/test_seams.py breaks each once.
+Invariant: a process that passed `check_seams` runs the supported vLLM, in which every seam holds. It runs when the
+plugin registers, in every process; tests/engine/test_seams.py breaks each seam once.
 """
 
-import dis
-import inspect
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from perft.engine.seam_check import Seam, SeamError, SeamGroup
 
 SUPPORTED_VLLM = "0.32.0"
 
-
-class SeamError(RuntimeError):
-    """This vLLM is not the one we know: serving with it could answer an adapter's request with the base model."""
-
-
-@dataclass(frozen=True)
-class Seam:
-    """One name of vLLM we subclass, replace or call.
-
-    `parameters` are the names of its parameters that we rely on, in order, without self (None: any); `sets` are the
-    attributes that it gives its object and that we read there.
-    """
-
-    module: str
-    name: str
-    parameters: tuple[str, ...] | None
-    why: str
-    breaks: str
-    gone_when: str
-    sets: tuple[str, ...] = ()
-
-    def resolve(self) -> Any:
-        """The object itself. Raises SeamError if it is not there."""
-        try:
-            target: Any = import_module(self.module)
-            for part in self.name.split("."):
-                target = getattr(target, part)
-        except (ImportError, AttributeError) as error:
-            raise SeamError(f"{self.module}.{self.name} is not there ({error}). {self.breaks}") from error
-        return target
-
-    def check(self) -> None:
-        """Raises SeamError if the name, its parameters or what it sets are not what we know."""
-        target = self.resolve()
-        if absent := [name for name in self.sets if name not in _attributes_set(target)]:
-            raise SeamError(f"{self.module}.{self.name} sets no attribute {absent}. {self.breaks}")
-        if self.parameters is None:
-            return
-        found = tuple(name for name in inspect.signature(target).parameters if name != "self")
-        if found[: len(self.parameters)] != self.parameters:
-            raise SeamError(
-                f"{self.module}.{self.name} takes {found}, expected it to begin with {self.parameters}. {self.breaks}"
-            )
-
-
-def _attributes_set(function: Any) -> set[str]:
-    """The attributes that a function's own code assigns."""
-    return {step.argval for step in dis.get_instructions(inspect.unwrap(function)) if step.opname == "STORE_ATTR"}
-
-
-_FUSED_MOE = "vllm.model_executor.layers.fused_moe"
-_LORA_MIXIN = "vllm.v1.worker.lora_model_runner_mixin"
-_POISON = "Values of a request that went to NaN could reach another request's attention."
-_POISON_GONE = "vLLM ends a request whose logits are no numbers, and zeroes its blocks"
-_LORA_ORDERS = "PEFT LoRA adapters could not be read beside the engine's steps."
-_LORA_CHECKS = "PEFT LoRA adapters could be accepted that vLLM refuses inside a step, which ends the engine."
-
-SEAMS = (
-    Seam(
-        f"{_FUSED_MOE}.routed_experts",
-        "RoutedExperts.__init__",
-        ("layer_name", "params_dtype", "moe_config"),
-        "subclassed by register_oot: builds the base's experts as if LoRA were off, so their kernels are picked freely",
-        "Without it the LoRA flag forces slower expert kernels (on the CPU: ones that cannot run).",
-        "vLLM picks expert kernels by the modules LoRA really wraps",
+SEAM_GROUPS = (
+    SeamGroup(
+        breaks="No adapter would have any effect.",
+        gone_when="vLLM has a hook on the output of an MoE block",
+        seams=(
+            Seam(
+                module="vllm.model_executor.layers.fused_moe.runner.moe_runner",
+                name="MoERunner.forward",
+                parameters=("hidden_states", "router_logits", "input_ids", "shared_experts_input"),
+                use="overridden in a subclass (register_oot): adds the delta to the block's reduced output",
+            ),
+        ),
     ),
-    Seam(
-        f"{_FUSED_MOE}.runner.moe_runner",
-        "MoERunner.forward",
-        ("hidden_states", "router_logits", "input_ids", "shared_experts_input"),
-        "subclassed by register_oot: the delta is added to the block's reduced output",
-        "Without it no adapter has any effect.",
-        "vLLM has a hook on the output of an MoE block",
+    SeamGroup(
+        breaks="The LoRA flag would force slower expert kernels (on the CPU: kernels that cannot run).",
+        gone_when="vLLM picks expert kernels by the modules that LoRA really wraps",
+        seams=(
+            Seam(
+                module="vllm.model_executor.layers.fused_moe.routed_experts",
+                name="RoutedExperts.__init__",
+                parameters=("layer_name", "params_dtype", "moe_config"),
+                use="overridden in a subclass (register_oot): builds the base's experts as if LoRA were off",
+            ),
+        ),
     ),
-    Seam(
-        f"{_FUSED_MOE}.router.base_router",
-        "BaseRouter._compute_routing",
-        ("hidden_states", "router_logits", "indices_type", "input_ids"),
-        "called (private): the base's weights and logical expert ids, without recording load or capture",
-        "PERFT-E would weigh its experts wrongly.",
-        "the router has a public, pure method",
+    SeamGroup(
+        breaks="Our layer classes could not be registered, or would be registered twice, which vLLM refuses.",
+        gone_when="stays: this is vLLM's own way to replace a layer class; its table goes once a method reads it",
+        seams=(
+            Seam(
+                module="vllm.model_executor.custom_op",
+                name="PluggableLayer.register_oot",
+                use="called: registers our subclass in place of vLLM's layer class",
+            ),
+            Seam(
+                module="vllm.model_executor.custom_op",
+                name="op_registry_oot",
+                use="read: whether this process registered our layer classes already",
+            ),
+        ),
     ),
-    Seam(
-        _LORA_MIXIN,
-        "LRUCacheWorkerLoRAManager",
-        ("vllm_config", "device", "embedding_modules"),
-        "the one replaced name (private): our manager loads adapters and maps tokens to them",
-        "PERFT folders would be read as PEFT LoRA and refused, or not at all.",
-        "vLLM lets a plugin name the worker's LoRA manager",
+    SeamGroup(
+        breaks="PERFT-E would weight its experts wrongly.",
+        gone_when="the router has a public, pure method",
+        seams=(
+            Seam(
+                module="vllm.model_executor.layers.fused_moe.router.base_router",
+                name="BaseRouter._compute_routing",
+                parameters=("hidden_states", "router_logits", "indices_type", "input_ids"),
+                use="called (private): the base's weights and logical expert ids, without recording load or capture",
+            ),
+        ),
     ),
-    Seam(
-        _LORA_MIXIN,
-        "LoRAModelRunnerMixin._set_active_loras",
-        ("prompt_lora_mapping", "token_lora_mapping", "lora_requests", "mapping_type"),
-        "the caller of our manager in every step: the adapter id of every token",
-        "Tokens would not be mapped to their adapters.",
-        "see the manager's seam",
+    SeamGroup(
+        breaks="vLLM would read PERFT folders as PEFT LoRA, or tokens would not be mapped to their adapters.",
+        gone_when="vLLM lets a plugin name the worker's LoRA manager",
+        seams=(
+            Seam(
+                module="vllm.v1.worker.lora_model_runner_mixin",
+                name="LRUCacheWorkerLoRAManager",
+                parameters=("vllm_config", "device", "embedding_modules"),
+                use="replaced (private, the only replaced name): our manager loads adapters and maps tokens to them",
+            ),
+            Seam(
+                module="vllm.v1.worker.lora_model_runner_mixin",
+                name="LoRAModelRunnerMixin.load_lora_model",
+                parameters=("model", "vllm_config", "device"),
+                use="calls our manager once the model is loaded: it finds and counts the MoE layers",
+            ),
+            Seam(
+                module="vllm.v1.worker.lora_model_runner_mixin",
+                name="LoRAModelRunnerMixin._set_active_loras",
+                parameters=("prompt_lora_mapping", "token_lora_mapping", "lora_requests", "mapping_type"),
+                use="calls our manager before every step with the adapter id of every token",
+            ),
+        ),
     ),
-    Seam(
-        _LORA_MIXIN,
-        "LoRAModelRunnerMixin.load_lora_model",
-        ("model", "vllm_config", "device"),
-        "the caller of our manager at start, once the model is there",
-        "The MoE layers would not be found and counted.",
-        "see the manager's seam",
+    SeamGroup(
+        breaks="Several API servers, each with its own table of adapters, would not be refused.",
+        gone_when="the number of API servers is public",
+        seams=(
+            Seam(
+                module="vllm.config",
+                name="ParallelConfig._api_process_count",
+                use="read (private): the number of API servers; more than one is refused",
+            ),
+        ),
     ),
-    Seam(
-        "vllm.config",
-        "ParallelConfig._api_process_count",
-        None,
-        "read (private): how many API servers there are; more than one is refused",
-        "Several API servers, each with its own table of adapters, would not be refused.",
-        "the count is public",
+    SeamGroup(
+        breaks="NaN values of one request could reach another request's attention.",
+        gone_when="vLLM ends a request whose logits are NaN, and zeroes its blocks",
+        seams=(
+            Seam(
+                module="vllm.v1.core.sched.async_scheduler",
+                name="AsyncScheduler",
+                use="subclassed through `scheduler_cls`, where scheduling is asynchronous",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.scheduler",
+                name="Scheduler.__init__",
+                sets=("requests", "kv_cache_manager"),
+                use="read: the requests by id, and the KV cache manager",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.scheduler",
+                name="Scheduler.schedule",
+                use="overridden through `scheduler_cls`: adds blocks to zero to the step's output",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.scheduler",
+                name="Scheduler.update_from_output",
+                parameters=("scheduler_output", "model_runner_output"),
+                use="overridden through `scheduler_cls`: ends requests with NaN logits before their output is used",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.scheduler",
+                name="Scheduler._free_request_blocks",
+                parameters=("request",),
+                use="overridden (private) through `scheduler_cls`: remembers the blocks of a request whose steps "
+                "are still in flight",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.scheduler",
+                name="Scheduler.finish_requests",
+                parameters=("request_ids", "finished_status"),
+                use="called: ends a request with an error",
+            ),
+            Seam(
+                module="vllm.v1.request",
+                name="Request.__init__",
+                sets=("num_in_flight_tokens",),
+                use="read: tokens of steps whose results have not arrived",
+            ),
+            Seam(
+                module="vllm.v1.core.kv_cache_manager",
+                name="KVCacheManager.evict_blocks",
+                parameters=("block_ids",),
+                use="called: takes blocks out of the prefix cache",
+            ),
+            Seam(
+                module="vllm.v1.core.kv_cache_manager",
+                name="KVCacheManager.get_block_ids",
+                parameters=("request_id",),
+                use="called: the blocks of a request",
+            ),
+            Seam(
+                module="vllm.v1.core.kv_cache_manager",
+                name="KVCacheManager.__init__",
+                sets=("block_pool",),
+                use="read: the pool of all cache blocks",
+            ),
+            Seam(
+                module="vllm.v1.core.block_pool",
+                name="BlockPool.__init__",
+                sets=("blocks",),
+                use="read: every block by its id",
+            ),
+            Seam(
+                module="vllm.v1.core.kv_cache_utils",
+                name="KVCacheBlock.ref_cnt",
+                use="read: a poisoned block is zeroed once no request uses it (0)",
+            ),
+            Seam(
+                module="vllm.v1.core.sched.output",
+                name="SchedulerOutput.new_block_ids_to_zero",
+                use="set: blocks that the worker zeroes before it runs the step",
+            ),
+            Seam(
+                module="vllm.v1.outputs",
+                name="ModelRunnerOutput.num_nans_in_logits",
+                use="read: the number of NaNs in each request's logits (VLLM_COMPUTE_NANS_IN_LOGITS)",
+            ),
+            Seam(
+                module="vllm.v1.worker.gpu_model_runner",
+                name="GPUModelRunner._init_kv_zero_meta",
+                parameters=(),
+                sets=("_kv_block_zeroer",),
+                use="called on accelerators (private): lets the runner zero blocks of every model; its attribute "
+                "shows whether it ran",
+            ),
+            Seam(
+                module="vllm.v1.worker.gpu.model_runner",
+                name="GPUModelRunner._init_kv_zero_meta",
+                parameters=(),
+                sets=("kv_block_zeroer",),
+                use="called on accelerators (private): the same in vLLM's second model runner",
+            ),
+        ),
     ),
-    Seam(
-        "vllm.v1.core.sched.scheduler",
-        "Scheduler.__init__",
-        None,
-        "what the methods we override find: the requests by id, the cache's manager",
-        _POISON,
-        _POISON_GONE,
-        sets=("requests", "kv_cache_manager"),
+    SeamGroup(
+        breaks="PEFT LoRA adapters could not be loaded beside the engine's steps.",
+        gone_when="vLLM reads adapters beside its steps",
+        seams=(
+            Seam(
+                module="vllm.lora.worker_manager",
+                name="LRUCacheWorkerLoRAManager.create_lora_manager",
+                parameters=("model", "vllm_config"),
+                sets=("_adapter_manager",),
+                use="read (private): vLLM's tables of PEFT LoRA adapters",
+            ),
+            Seam(
+                module="vllm.lora.worker_manager",
+                name="LRUCacheWorkerLoRAManager._load_adapter",
+                parameters=("lora_request",),
+                use="called on a background thread (private): reads a PEFT LoRA folder into vLLM's own form",
+            ),
+            Seam(
+                module="vllm.lora.model_manager",
+                name="LRUCacheLoRAModelManager._create_merged_loras_inplace",
+                parameters=("lora_model",),
+                use="called on a background thread (private): packs q, k and v",
+            ),
+            Seam(
+                module="vllm.lora.model_manager",
+                name="LRUCacheLoRAModelManager.add_adapter",
+                parameters=("lora",),
+                use="called between steps: puts a PEFT LoRA adapter into vLLM's tables",
+            ),
+            Seam(
+                module="vllm.lora.model_manager",
+                name="LRUCacheLoRAModelManager.activate_adapter",
+                parameters=("lora_id",),
+                use="called between steps: copies a PEFT LoRA adapter into a slot",
+            ),
+        ),
     ),
-    Seam(
-        "vllm.v1.core.sched.scheduler",
-        "Scheduler._free_request_blocks",
-        ("request",),
-        "overridden (private) through `scheduler_cls`: what a request leaves behind whose steps are not all told",
-        _POISON,
-        _POISON_GONE,
+    SeamGroup(
+        breaks="The server could accept PEFT LoRA adapters that vLLM refuses inside a step, which ends the engine.",
+        gone_when="vLLM has a public check of an adapter's folder",
+        seams=(
+            Seam(
+                module="vllm.lora.peft_helper",
+                name="PEFTHelper.from_dict",
+                parameters=("config_dict",),
+                use="called: vLLM's own reading of a PEFT configuration",
+            ),
+            Seam(
+                module="vllm.lora.peft_helper",
+                name="PEFTHelper.validate_legal",
+                parameters=("lora_config",),
+                use="called: vLLM's own check of a PEFT configuration",
+            ),
+            Seam(
+                module="vllm.lora.utils",
+                name="is_in_target_modules",
+                parameters=("module_name", "target_modules"),
+                use="called: the modules that the operator opened to LoRA",
+            ),
+        ),
     ),
-    Seam(
-        "vllm.v1.request",
-        "Request.__init__",
-        None,
-        "read: tokens of steps whose results are still to come",
-        _POISON,
-        _POISON_GONE,
-        sets=("num_in_flight_tokens",),
+    SeamGroup(
+        breaks="A request could reach the engine before its adapter is on the device.",
+        gone_when="EngineClient has a hook around generate",
+        seams=(
+            Seam(
+                module="vllm.v1.engine.async_llm",
+                name="AsyncLLM.generate",
+                parameters=("prompt", "sampling_params", "request_id"),
+                use="wrapped on the server's one EngineClient (server/inference/): waits for a place on the device, "
+                "measures the request",
+            ),
+        ),
     ),
-    Seam(
-        "vllm.v1.core.sched.scheduler",
-        "Scheduler.update_from_output",
-        ("scheduler_output", "model_runner_output"),
-        "subclassed through `scheduler_cls`: requests with NaN logits end before their output is used",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.sched.scheduler",
-        "Scheduler.schedule",
-        None,
-        "subclassed through `scheduler_cls`: adds blocks to zero to the step's output",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.sched.scheduler",
-        "Scheduler.finish_requests",
-        ("request_ids", "finished_status"),
-        "called: ends a request with an error",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.sched.async_scheduler",
-        "AsyncScheduler",
-        None,
-        "subclassed through `scheduler_cls`, where scheduling is asynchronous",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.kv_cache_manager",
-        "KVCacheManager.evict_blocks",
-        ("block_ids",),
-        "called: takes blocks out of the prefix cache",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.kv_cache_manager",
-        "KVCacheManager.get_block_ids",
-        ("request_id",),
-        "called: the blocks of a request",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.kv_cache_manager",
-        "KVCacheManager.__init__",
-        None,
-        "read: the pool of all cache blocks",
-        _POISON,
-        _POISON_GONE,
-        sets=("block_pool",),
-    ),
-    Seam(
-        "vllm.v1.core.block_pool",
-        "BlockPool.__init__",
-        None,
-        "read: every block by its id",
-        _POISON,
-        _POISON_GONE,
-        sets=("blocks",),
-    ),
-    Seam(
-        "vllm.v1.core.kv_cache_utils",
-        "KVCacheBlock.ref_cnt",
-        None,
-        "read: a poisoned block is zeroed once nobody has it (0)",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.core.sched.output",
-        "SchedulerOutput.new_block_ids_to_zero",
-        None,
-        "set: blocks that the worker zeroes before it runs the step",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.outputs",
-        "ModelRunnerOutput.num_nans_in_logits",
-        None,
-        "read: NaNs in each request's logits (VLLM_COMPUTE_NANS_IN_LOGITS)",
-        _POISON,
-        _POISON_GONE,
-    ),
-    Seam(
-        "vllm.v1.worker.gpu_model_runner",
-        "GPUModelRunner._init_kv_zero_meta",
-        (),
-        "called on accelerators (private): lets the runner zero blocks of every model; what it sets says it was",
-        _POISON,
-        _POISON_GONE,
-        sets=("_kv_block_zeroer",),
-    ),
-    Seam(
-        "vllm.v1.worker.gpu.model_runner",
-        "GPUModelRunner._init_kv_zero_meta",
-        (),
-        "the same of vLLM's second model runner (private)",
-        _POISON,
-        _POISON_GONE,
-        sets=("kv_block_zeroer",),
-    ),
-    Seam(
-        "vllm.lora.worker_manager",
-        "LRUCacheWorkerLoRAManager.create_lora_manager",
-        ("model", "vllm_config"),
-        "read (private): vLLM's tables of PEFT LoRA adapters",
-        _LORA_ORDERS,
-        "vLLM reads adapters beside its steps",
-        sets=("_adapter_manager",),
-    ),
-    Seam(
-        "vllm.lora.worker_manager",
-        "LRUCacheWorkerLoRAManager._load_adapter",
-        ("lora_request",),
-        "called on the background thread (private): a PEFT LoRA folder in vLLM's own form",
-        _LORA_ORDERS,
-        "vLLM reads adapters beside its steps",
-    ),
-    Seam(
-        "vllm.lora.model_manager",
-        "LRUCacheLoRAModelManager._create_merged_loras_inplace",
-        ("lora_model",),
-        "called on the background thread (private): packs q, k and v",
-        _LORA_ORDERS,
-        "vLLM reads adapters beside its steps",
-    ),
-    Seam(
-        "vllm.lora.model_manager",
-        "LRUCacheLoRAModelManager.add_adapter",
-        ("lora",),
-        "called between steps: puts a PEFT LoRA adapter into vLLM's tables",
-        _LORA_ORDERS,
-        "vLLM reads adapters beside its steps",
-    ),
-    Seam(
-        "vllm.lora.model_manager",
-        "LRUCacheLoRAModelManager.activate_adapter",
-        ("lora_id",),
-        "called between steps: copies a PEFT LoRA adapter into a slot",
-        _LORA_ORDERS,
-        "vLLM reads adapters beside its steps",
-    ),
-    Seam(
-        "vllm.lora.peft_helper",
-        "PEFTHelper.from_dict",
-        ("config_dict",),
-        "called: vLLM's own reading of a PEFT configuration",
-        _LORA_CHECKS,
-        "vLLM has a public check of an adapter's folder",
-    ),
-    Seam(
-        "vllm.lora.peft_helper",
-        "PEFTHelper.validate_legal",
-        ("lora_config",),
-        "called: vLLM's own check of a PEFT configuration",
-        _LORA_CHECKS,
-        "vLLM has a public check of an adapter's folder",
-    ),
-    Seam(
-        "vllm.lora.utils",
-        "is_in_target_modules",
-        ("module_name", "target_modules"),
-        "called: which modules the operator opened",
-        _LORA_CHECKS,
-        "vLLM has a public check of an adapter's folder",
-    ),
-    Seam(
-        "vllm.v1.engine.async_llm",
-        "AsyncLLM.generate",
-        ("prompt", "sampling_params", "request_id"),
-        "put ours before it on the server's one EngineClient (server/inference.py): places on the device, measures",
-        "Adapters could be asked for before they are on the device.",
-        "EngineClient has a hook around generate",
-    ),
-    Seam(
-        "vllm.entrypoints.openai.models.serving",
-        "OpenAIServingModels.resolve_lora",
-        ("lora_name",),
-        "stands beside `lora_requests`, the table of names we fill (server/runtime.py): never reached",
-        "vLLM's handlers would not find an adapter by NAME@version.",
-        "a public call adds a LoRARequest under a name",
-    ),
-    Seam(
-        "vllm.model_executor.custom_op",
-        "PluggableLayer.register_oot",
-        None,
-        "vLLM's own way to replace a layer class by a subclass",
-        "Our layer classes could not be registered.",
-        "stays",
-    ),
-    Seam(
-        "vllm.model_executor.custom_op",
-        "op_registry_oot",
-        None,
-        "read: whether our layer classes are registered in this process",
-        "Our layer classes could be registered twice, which vLLM refuses.",
-        "vLLM says which class stands in for a layer",
+    SeamGroup(
+        breaks="vLLM's handlers would not find an adapter by NAME@version.",
+        gone_when="a public call adds a LoRARequest under a name",
+        seams=(
+            Seam(
+                module="vllm.entrypoints.openai.models.serving",
+                name="OpenAIServingModels.resolve_lora",
+                parameters=("lora_name",),
+                use="never called: the server fills `lora_requests`, the table that vLLM searches before it",
+            ),
+        ),
     ),
 )
 
@@ -370,9 +296,9 @@ def check_version(found: str) -> None:
 
 
 def check_seams() -> None:
-    """Check the version, then every seam. Raises SeamError with the first that does not hold."""
+    """Check the version, then every seam. Raises SeamError for the first that does not hold."""
     from vllm.version import __version__
 
     check_version(__version__)
-    for seam in SEAMS:
-        seam.check()
+    for group in SEAM_GROUPS:
+        group.check()

@@ -1,17 +1,17 @@
-"""Owns the engine side's settings, which travel to every rank in vLLM's `additional_config["perft"]`."""
+"""Owns the engine's settings, which reach every rank in vLLM's `additional_config["perft"]`."""
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from adapters import Limits
+from adapters.format.files import Limits
 from perft.base_model import BaseShape
 from perft.memory import memory_bytes
 
 SETTINGS_KEY = "perft"
 DEFAULT_POOL_FRACTION = 0.05
-"""Share of the device's memory that the row pool takes where no size is given."""
+"""Share of the device's memory that the row pool takes if no size is given."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EngineSettings:
 
     @classmethod
     def of(cls, vllm_config: Any) -> "EngineSettings":
-        """The settings in a VllmConfig. Raises ValueError for a key that is not one."""
+        """The settings in a VllmConfig. Raises ValueError for an unknown key."""
         given = dict((vllm_config.additional_config or {}).get(SETTINGS_KEY, {}))
         known = {field.name for field in fields(cls)}
         if given.keys() - known:
@@ -40,7 +40,7 @@ class EngineSettings:
         return Limits(self.max_weights_bytes, self.allow_other_base)
 
     def rows(self, base: BaseShape, device: torch.device) -> int:
-        """Rows of the pool: as set, else by the device's memory (all of it, so that equal ranks agree)."""
+        """Rows of the pool: as set, else by the device's total memory, so that equal ranks agree."""
         if self.pool_rows is not None:
             return self.pool_rows
         total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()

@@ -1,7 +1,7 @@
-"""Owns what other processes may ask a worker (vLLM's `worker_extension_cls`, reached through `collective_rpc`).
+"""Owns the calls that other processes make on a worker (vLLM's `worker_extension_cls`, through `collective_rpc`).
 
-Every call returns at once: what takes time is started, and asked for again with `perft_outcome`. Values that travel
-are plain dicts.
+Invariant: every call returns at once and waits for neither disk nor device; a long one is started, and
+`perft_outcome` reports its end. Arguments and answers are plain values; `adapter` is `AdapterRef.to_wire()`.
 """
 
 from dataclasses import asdict
@@ -10,17 +10,19 @@ from typing import Any
 from adapters.ref import AdapterRef
 from perft.engine.manager import AdapterManager
 from perft.engine.moe_layer import PerftMoERunner
+from perft.engine.ordered_loading import Move
 
 
 class PerftWorkerExtension:
-    """Mixed into vLLM's worker; every method begins with `perft_`."""
+    """Mixed into vLLM's worker. Every method's name begins with `perft_`."""
 
     model_runner: Any
 
     def perft_status(self) -> dict[str, Any]:
-        """How many MoE layers carry the operator on this rank, the base's shape, and the pool.
+        """How many MoE layers carry the operator on this rank, the base's shape, the row pool and the LoRA slots.
 
-        moe_layers is 0 where our manager or our layers did not take effect: such a server must not serve.
+        moe_layers is 0, with a `problem`, where our manager or our layers did not take effect: such a server must not
+        serve.
         """
         manager = getattr(self.model_runner, "lora_manager", None)
         if not isinstance(manager, AdapterManager):
@@ -36,40 +38,61 @@ class PerftWorkerExtension:
             "lora_slots": manager.lora_slots,
         }
 
-    def perft_prepare(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Start bringing an adapter from disk to the host."""
-        return asdict(self._manager.prepare(AdapterRef.from_wire(order)))
+    def perft_inventory(self) -> dict[str, Any]:
+        """What this rank really holds, for the server to compare with its plan.
 
-    def perft_place(self, order: dict[str, Any], evict: list[dict[str, Any]]) -> dict[str, Any]:
-        """Free the rows of `evict`, then start bringing an adapter from the host to rows that are free."""
+        host, device, moving: sorted keys (`AdapterRef.key`) of both kinds. A key is in `host` or `device` once all
+        of its adapter is there; while a move is under way it is in `moving`. A PEFT LoRA adapter that was loaded
+        inside a step has the key "unknown/ENGINE_ID". rows_used: rows of the pool that are taken, those of a copy
+        under way included.
+        """
+        inventory = asdict(self._manager.ordered_loading.inventory())
+        return {**inventory, "rows_used": self._manager.pool.used}
+
+    def perft_prepare(self, adapter: dict[str, Any]) -> dict[str, Any]:
+        """Start loading an adapter from disk to the host; returns an `Outcome`."""
+        return asdict(self._manager.ordered_loading.prepare(AdapterRef.from_wire(adapter)))
+
+    def perft_place(self, adapter: dict[str, Any], evict: list[dict[str, Any]]) -> dict[str, Any]:
+        """Evict adapters, then start copying another from the host to the device; returns an `Outcome`."""
         for leaving in evict:
-            self._manager.evict(AdapterRef.from_wire(leaving))
-        return asdict(self._manager.place(AdapterRef.from_wire(order)))
+            self.perft_evict(leaving)
+        return asdict(self._manager.ordered_loading.place(AdapterRef.from_wire(adapter)))
 
-    def perft_outcome(self, move: str, order: dict[str, Any]) -> dict[str, Any]:
-        """How a started move ("prepare" or "place") stands; its end is told once."""
-        return asdict(self._manager.outcome(move, AdapterRef.from_wire(order)))
+    def perft_outcome(self, move: Move, adapter: dict[str, Any]) -> dict[str, Any]:
+        """The `Outcome` of a move that was started; its end is reported once."""
+        return asdict(self._manager.ordered_loading.outcome(move, AdapterRef.from_wire(adapter)))
 
-    def perft_evict(self, order: dict[str, Any]) -> None:
-        """Free an adapter's device rows."""
-        self._manager.evict(AdapterRef.from_wire(order))
+    def perft_evict(self, adapter: dict[str, Any]) -> None:
+        """Free an adapter's memory on the device. No running request may use it."""
+        self.perft_evict_key(AdapterRef.from_wire(adapter).key)
 
-    def perft_drop(self, order: dict[str, Any]) -> None:
+    def perft_evict_key(self, key: str) -> None:
+        """`perft_evict` by a key of the inventory. Does nothing for a key that is not on the device (yet)."""
+        self._manager.ordered_loading.evict(key)
+
+    def perft_drop(self, adapter: dict[str, Any]) -> None:
         """Free the host's copy of an adapter."""
-        self._manager.drop(AdapterRef.from_wire(order))
+        self.perft_drop_key(AdapterRef.from_wire(adapter).key)
+
+    def perft_drop_key(self, key: str) -> None:
+        """`perft_drop` by a key of the inventory. Does nothing for a key that is not on the host (yet)."""
+        self._manager.ordered_loading.drop(key)
 
     def perft_forget(self, engine_id: int) -> None:
-        """Forget a version for ever."""
+        """Remove all state of a version that was deleted for good."""
         self._manager.forget(engine_id)
 
     def perft_counters(self) -> dict[str, Any]:
-        """Bytes read inside steps, and tokens per expert by version id."""
+        """Bytes read inside steps, and tokens per PEFT expert by engine id."""
         manager = self._manager
-        return {"step_load_bytes": manager.step_load_bytes, "expert_tokens": manager.expert_counts.read()}
+        return {"step_load_bytes": manager.step_loader.bytes_read, "expert_tokens": manager.expert_counts.read()}
 
     def _prepare_zeroing(self) -> None:
-        """Let an accelerator's runner zero cache blocks when the scheduler says so; vLLM prepares it for some models
-        only. (The CPU's needs nothing.)"""
+        """Let an accelerator's model runner zero cache blocks when the scheduler asks for it.
+
+        vLLM prepares this for some models only; the CPU's runner needs no preparation.
+        """
         runner = self.model_runner
         has_zeroer = getattr(runner, "_kv_block_zeroer", None) or getattr(runner, "kv_block_zeroer", None)
         if runner.device.type != "cpu" and not has_zeroer:

@@ -1,22 +1,23 @@
-"""Owns how our routes refuse: every error leaves as OpenAI's error object with a code of API.md.
+"""Owns what an error becomes on the wire: OpenAI's error object with a status, a code and a `param` of API.md.
 
-Invariant: it happens inside the route itself, so no exception handler of the app it hangs in (vLLM registers some for
-HTTPException, RequestValidationError and Exception) can answer in another form.
+Invariant: every error leaves our routes through `as_api_error`, inside the route itself, so that no exception handler
+of the app around it (vLLM registers some) can answer in another form.
 """
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive
 
-from adapters.errors import StorageFullError
-from server.errors import ApiError
+from adapters import errors as adapters
+from server import errors
 
 MAX_JSON_BYTES = 256 * 1024
 PATH_CODES = {"name": "adapter_not_found", "version": "version_not_found", "file": "not_found"}
@@ -24,8 +25,82 @@ PATH_CODES = {"name": "adapter_not_found", "version": "version_not_found", "file
 logger = logging.getLogger(__name__)
 
 
+class ErrorRow(NamedTuple):
+    """One row of the table. param: the caller's field, unless the error names it. retry_after_s: likewise."""
+
+    status: int
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
+ERROR_TABLE: dict[type[Exception], ErrorRow] = {
+    errors.InvalidRequestError: ErrorRow(400),
+    errors.EngineUnavailableError: ErrorRow(503),
+    errors.InvalidKeyError: ErrorRow(401),
+    errors.ForbiddenError: ErrorRow(403),
+    errors.RateLimitedError: ErrorRow(429),
+    errors.ModelNotFoundError: ErrorRow(404, "model"),
+    errors.AdapterNotFoundError: ErrorRow(404, "name"),
+    errors.VersionNotFoundError: ErrorRow(404, "version"),
+    errors.InvalidNameError: ErrorRow(400, "name"),
+    errors.NameConflictError: ErrorRow(409, "name"),
+    errors.ActiveChangedError: ErrorRow(409, "if_active"),
+    errors.VersionActiveError: ErrorRow(409, "version"),
+    errors.QuotaExceededError: ErrorRow(429, retry_after_s=60),
+    errors.AuditLogError: ErrorRow(507),
+    errors.AdapterUnavailableError: ErrorRow(503),
+    errors.AdapterDeletedError: ErrorRow(410, "model"),
+    errors.AdapterOutputInvalidError: ErrorRow(500, "model"),
+    errors.DeviceFullError: ErrorRow(409),
+    errors.MalformedUploadError: ErrorRow(400),
+    errors.InvalidUploadError: ErrorRow(400),
+    errors.InvalidUploadNameError: ErrorRow(400, "name"),
+    errors.UploadTooLargeError: ErrorRow(413),
+    errors.UploadTimeoutError: ErrorRow(408),
+    errors.UploadStorageFullError: ErrorRow(507),
+    adapters.InvalidAdapterError: ErrorRow(400),
+    adapters.StorageFullError: ErrorRow(507),
+    adapters.StoreError: ErrorRow(503, retry_after_s=60),
+}
+"""Each error carries its `code`; the most specific class of an error counts."""
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """An error as it stands on the wire. violations: every broken rule of the format, for invalid_adapter.
+
+    retry_after_s: seconds. closes: whether the connection is closed, because more of the body may be coming.
+    """
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    violations: Sequence[str] | None = None
+    retry_after_s: int | None = None
+    closes: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        if self.violations is not None:
+            error["violations"] = list(self.violations)
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        """The response itself."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.closes:
+            headers["Connection"] = "close"
+        return JSONResponse(self.body(), self.status, headers)
+
+
 class ContractRoute(APIRoute):
-    """A route whose errors are all ApiErrors on the wire; its JSON body, if it has one, is bounded."""
+    """A route whose errors all leave as ApiErrors; its JSON body, if it has one, is bounded."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -36,15 +111,20 @@ class ContractRoute(APIRoute):
                     request = Request(request.scope, _bounded(request.receive))
                 return await handler(request)
             except Exception as error:
-                return as_api_error(error).response()
+                return as_api_error(error, request.scope.get("state", {}).get("request_id")).response()
 
         return answer
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """What a route answers when its handler raised `error`; an unforeseen one is logged and keeps its words here."""
+def as_api_error(error: Exception, request_id: str | None = None, field: str | None = None) -> ApiError:
+    """What `error` becomes on the wire. An unforeseen one is logged; its words stay in the log.
+
+    field: the caller's field that the request as a whole is about, where neither error nor table names one.
+    """
     if isinstance(error, ApiError):
         return error
+    if (kind := next((kind for kind in type(error).__mro__ if kind in ERROR_TABLE), None)) is not None:
+        return _from_table(error, kind, field)
     if isinstance(error, RequestValidationError):
         return _invalid_request(error.errors())
     if isinstance(error, HTTPException):
@@ -52,20 +132,45 @@ def as_api_error(error: Exception) -> ApiError:
         return cause if isinstance(cause, ApiError) else ApiError(error.status_code, "invalid_request", error.detail)
     if isinstance(error, ClientDisconnect):
         return ApiError(400, "invalid_request", "the client went away before its body was complete")
-    if isinstance(error, StorageFullError):
-        return ApiError(507, "storage_full", str(error))
-    logger.error("a route failed", exc_info=error)
-    return ApiError(500, "internal_error", f"the server failed ({type(error).__name__}); its log says why")
+    logger.error("request %s failed", request_id or "(no ID)", exc_info=error)
+    return internal_error(request_id)
 
 
-def _invalid_request(errors: Sequence[Any]) -> ApiError:
+def internal_error(request_id: str | None) -> ApiError:
+    """500, for an error that nobody foresaw."""
+    where = f" for request ID {request_id}" if request_id else ""
+    return ApiError(500, "internal_error", f"internal error; see the server log{where}")
+
+
+def _from_table(error: Exception, kind: type[Exception], field: str | None) -> ApiError:
+    row = ERROR_TABLE[kind]
+    violations: Sequence[str] | None = getattr(error, "violations", None)
+    retry_after_s: int | None = getattr(error, "retry_after_s", None)
+    return ApiError(
+        status=row.status,
+        code=kind.code,  # type: ignore[attr-defined]
+        message=str(error) if violations is None else _format_message(violations),
+        param=getattr(error, "param", None) or row.param or field,
+        violations=violations,
+        retry_after_s=row.retry_after_s if retry_after_s is None else retry_after_s,
+        closes=isinstance(error, errors.UploadError),
+    )
+
+
+def _format_message(violations: Sequence[str]) -> str:
+    first = violations[0] if violations else "unreadable"
+    more = f" (and {len(violations) - 1} more; `violations` lists them all)" if len(violations) > 1 else ""
+    return f"the adapter breaks the format: {first}{more}"
+
+
+def _invalid_request(found: Sequence[Any]) -> ApiError:
     """404 for a path that can name nothing, 400 with everything that is wrong otherwise."""
-    for error in errors:
+    for error in found:
         where, *rest = error["loc"]
         if where == "path" and rest and rest[0] in PATH_CODES:
             return ApiError(404, PATH_CODES[rest[0]], f"found {_short(error['input'])} in the path: {error['msg']}")
-    described = [f"{_where(error) or 'body'}: {_problem(error)}" for error in errors[:10]]
-    return ApiError(400, "invalid_request", "; ".join(described), _where(errors[0]))
+    described = [f"{_where(error) or 'body'}: {_problem(error)}" for error in found[:10]]
+    return ApiError(400, "invalid_request", "; ".join(described), _where(found[0]))
 
 
 def _where(error: Any) -> str | None:
@@ -80,7 +185,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     if error["type"] == "extra_forbidden":
-        return "unknown here, remove it"
+        return "unknown here; remove it"
     if error["type"] == "missing":
         return "missing"
     return f"found {_short(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"
@@ -92,7 +197,7 @@ def _short(value: Any) -> str:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """`receive` that refuses a body over MAX_JSON_BYTES while it arrives."""
+    """`receive` that rejects a body over MAX_JSON_BYTES while it arrives."""
     received = 0
 
     async def next_message() -> Message:

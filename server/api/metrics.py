@@ -4,16 +4,18 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from server.api.dependencies import ServicesOf
 from server.api.error_responses import ContractRoute
-from server.api.openapi import refusals
-from server.metrics.exposition import respond
+from server.api.openapi import errors_of
 
 router = APIRouter(route_class=ContractRoute, tags=["server"])
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=refusals(401, 403))
-async def metrics(request: Request) -> Response:
-    """Every metric of vLLM's and of the adapters, in Prometheus' text format."""
-    state = request.app.state
-    await state.perft_runtime.refresh()
-    return await run_in_threadpool(respond, state.perft_page, request)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=errors_of(401, 403))
+async def metrics(request: Request, services: ServicesOf) -> Response:
+    """Every metric of vLLM and of the adapters, in Prometheus' text format."""
+    page = services.metrics_page
+    await page.refresh()
+    names, encoding = request.query_params.getlist("name[]"), request.headers.get("accept-encoding", "")
+    body, headers = await run_in_threadpool(page.render, names, encoding)
+    return Response(body, headers=headers)

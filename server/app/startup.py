@@ -1,63 +1,18 @@
-"""Owns bringing the adapters given at start into the catalog. Any failure refuses the start, with every reason."""
+"""Owns what happens once the engine is up and before the server answers: checks, a warm-up request, the banner."""
 
-import shutil
-from asyncio import to_thread
-from dataclasses import dataclass
-from pathlib import Path
+import shlex
+from argparse import Namespace
+from typing import Any
+from uuid import uuid4
 
-from adapters import InvalidAdapterError, Limits, check_folder
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
-from perft.base_model import BaseShape
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import VLLMError
+from vllm.sampling_params import SamplingParams
+
+from server.api.dependencies import Services
 from server.auth.keys import Caller
 from server.engine.protocol import EngineStatus
-from server.errors import ApiError, StartError
-from server.registry.names import name_problem
-from server.registry.service import AdapterService
-from server.uploads.validate import peft_type
-
-AT_START = Caller("--adapter", True)
-
-
-@dataclass(frozen=True)
-class NamedFolder:
-    """`--adapter NAME=PATH`."""
-
-    name: str
-    folder: Path
-
-
-def parse_named_folders(given: list[str], base_names: list[str]) -> list[NamedFolder]:
-    """The `--adapter` flags. Raises StartError with everything wrong about them."""
-    folders: list[NamedFolder] = []
-    problems: list[str] = []
-    for item in given:
-        name, equals, path = item.partition("=")
-        if not equals or not path:
-            problems.append(f"--adapter {item}: expected NAME=PATH")
-        elif problem := name_problem(name, base_names):
-            problems.append(f"--adapter {item}: {problem}")
-        elif name in (named.name for named in folders):
-            problems.append(f"--adapter {item}: the name {name!r} is given twice")
-        else:
-            folders.append(NamedFolder(name, Path(path).absolute()))
-    if problems:
-        raise StartError("\n".join(problems))
-    return folders
-
-
-def check_folders(folders: list[NamedFolder], base: BaseShape | None, limits: Limits) -> None:
-    """Check every PERFT folder as far as `base` is known. Raises StartError with every violation of every adapter.
-
-    PEFT LoRA adapters are checked once the engine's own settings are known.
-    """
-    problems: list[str] = []
-    for named in folders:
-        is_lora = peft_type(named.folder) == "LORA"
-        _, violations = (None, []) if is_lora else check_folder(named.folder, base, limits)
-        if violations:
-            problems.append(f"--adapter {named.name}: {InvalidAdapterError(str(named.folder), violations)}")
-    if problems:
-        raise StartError("\n".join(problems))
+from server.errors import StartError
 
 
 def check_status(status: EngineStatus) -> None:
@@ -66,32 +21,35 @@ def check_status(status: EngineStatus) -> None:
         raise StartError(f"the engine carries PERFT's operator on no MoE layer: {status.problem}")
 
 
-async def serve_at_start(catalog: AdapterService, folders: list[NamedFolder]) -> None:
-    """Put every folder into the store as a version of its name; of a name that was there, the active one stays.
+async def warm_up(client: EngineClient) -> None:
+    """Generate one token of the base: what vLLM compiles on first use would stop every stream later.
 
-    Raises StartError with everything that is wrong.
+    With log-probabilities, whose ranking vLLM may compile (seconds), unless --max-logprobs 0 allows none. Raises
+    StartError if the engine refuses it.
     """
-    problems: list[str] = []
-    known = {name for name in catalog.names() if any(v.record.state == "ready" for v in catalog.versions(name))}
-    for named in folders:
-        try:
-            await _bring_in(catalog, named, named.name not in known)
-        except (OSError, ApiError) as error:
-            listed = "".join(f"\n  - {violation}" for violation in getattr(error, "violations", None) or ())
-            problems.append(f"--adapter {named.name}={named.folder}: {error}{listed}")
-    if problems:
-        raise StartError("\n".join(problems))
-
-
-async def _bring_in(catalog: AdapterService, named: NamedFolder, activate: bool) -> None:
-    staged = await to_thread(catalog.stage)
+    prompt: Any = {"prompt_token_ids": [1]}
+    params = SamplingParams(max_tokens=1, logprobs=None if client.model_config.max_logprobs == 0 else 1)
     try:
-        await to_thread(_copy, named.folder, staged)
-        await catalog.upload(named.name, staged, activate, AT_START)
-    finally:
-        await to_thread(catalog.discard, staged)
+        async for _ in client.generate(prompt, params, f"warm-up-{uuid4().hex}"):
+            pass
+    except (ValueError, VLLMError) as error:
+        raise StartError(f"the engine refused the server's own warm-up request: {error!r}") from error
 
 
-def _copy(folder: Path, staged: Path) -> None:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(folder / name, staged / name)
+def banner(args: Namespace, services: Services) -> str:
+    """What the server prints once it answers: the names served, and a request to paste."""
+    scheme = "https" if args.ssl_certfile else "http"
+    host = args.host or "127.0.0.1"
+    where = url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{args.port}/v1"
+    if args.uds:
+        where, url = args.uds, f"--unix-socket {shlex.quote(args.uds)} {scheme}://localhost/v1"
+    base = services.base_names[0]
+    names = [name for name, _ in services.registry.servable(Caller(None, is_admin=True))]
+    shown = (": " if names else "") + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    key = " -H 'Authorization: Bearer KEY'" if services.keys.needs_key else ""
+    return (
+        f"\nPERFT is serving at {where}: base {base!r} and {len(names)} adapters{shown}. Try:\n\n"
+        f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"model": "{names[0] if names else base}", '
+        f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n'
+    )

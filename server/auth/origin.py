@@ -1,4 +1,4 @@
-"""Owns from where a request without a key may come: this machine alone, and no web page in somebody's browser.
+"""Owns from where a request without a key may come: from this machine alone, and never from a web page in a browser.
 
 Invariant: without an admin key nothing that changes adapters answers beyond loopback (or a unix socket).
 """
@@ -6,10 +6,12 @@ Invariant: without an admin key nothing that changes adapters answers beyond loo
 import ipaddress
 import re
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+Headers = Mapping[str, Sequence[str]]
+"""A request's headers: every value of each name, which is in lower case."""
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -45,7 +47,7 @@ def bind_problem(host: str | None, has_admin: bool, uds: str | None = None) -> s
         return None
     return (
         f"--host {host or '(every interface)'}: found no admin key on a bind that is not this machine's own, where "
-        "anybody could change adapters; set --admin-key (PERFT_ADMIN_KEY), or bind to 127.0.0.1"
+        "anyone could change adapters; set --admin-key (PERFT_ADMIN_KEY), or bind to 127.0.0.1"
     )
 
 
@@ -59,7 +61,7 @@ class OriginPolicy:
         """Why a request that needs no key is refused on a local bind: a name that a web page made point here."""
         if not self.is_local:
             return None
-        found = headers.getlist("host")
+        found = headers.get("host", ())
         if len(found) == 1 and (host := _HOST.fullmatch(found[0])) and is_loopback(host["name"]):
             return None
         return f"found the Host {_shown(found)}, expected localhost or 127.0.0.1 while the server has no keys"
@@ -70,9 +72,9 @@ class OriginPolicy:
             return "found no admin key on a bind that is not this machine's own; set --admin-key"
         if problem := self.page_problem(headers):
             return problem
-        if foreign := [origin for origin in headers.getlist("origin") if not _is_local_origin(origin)]:
+        if foreign := [origin for origin in headers.get("origin", ()) if not _is_local_origin(origin)]:
             return f"found the Origin {_shown(foreign)}, expected none or this machine's; set --admin-key and send it"
-        if headers.get("sec-fetch-site", "").strip().lower() == "cross-site":
+        if "cross-site" in (site.strip().lower() for site in headers.get("sec-fetch-site", ())):
             return "found a request of another web page (Sec-Fetch-Site); set --admin-key and send it"
         if forwarded := [name for name in _FORWARDED if name in headers]:
             return f"found a request through a proxy ({forwarded[0]}), expected none; set --admin-key and send it"
@@ -94,5 +96,5 @@ def _is_loopback_address(text: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _shown(values: list[str]) -> str:
+def _shown(values: Sequence[str]) -> str:
     return repr(", ".join(values)[:100]) if values else "(none)"

@@ -1,6 +1,6 @@
-"""Owns what one key may use at once: requests running, and tokens per minute.
+"""Owns what one key may use: requests at once, and tokens per minute.
 
-Invariant: memory is bounded by the labels that run something now or used tokens within the last minute.
+Invariant: memory is bounded by the labels that have a request running or used tokens within the last minute.
 """
 
 import math
@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from server.errors import ApiError
+from server.errors import RateLimitedError
 
 Label = str | None
 MINUTE_S = 60.0
@@ -34,15 +34,11 @@ class RateLimits:
         """When the bucket was or will be at zero; a bucket at zero a minute ago is full."""
 
     def check(self, label: Label) -> None:
-        """Raises ApiError 429 while the label's tokens are used up; its Retry-After is when they are not."""
-        wait = self._empty_until.get(label, -math.inf) - self._clock()
-        if self._tokens_per_minute is not None and wait >= 0:
-            raise ApiError(
-                429,
-                "rate_limited",
-                f"found the {self._tokens_per_minute} tokens per minute of this key used up; ask again later",
-                retry_after=math.floor(wait) + 1,
-            )
+        """Raises RateLimitedError while the label's tokens are used up; retry_after_s is when they no longer are."""
+        wait_s = self._empty_until.get(label, -math.inf) - self._clock()
+        if self._tokens_per_minute is not None and wait_s >= 0:
+            message = f"rate limit reached: {self._tokens_per_minute} tokens per minute for this key"
+            raise RateLimitedError(message, retry_after_s=math.floor(wait_s) + 1)
 
     def charge(self, label: Label, tokens: int) -> None:
         """Book tokens that were used (prompt and generated)."""
@@ -56,15 +52,11 @@ class RateLimits:
             self._empty_until = {k: at for k, at in self._empty_until.items() if at > now - MINUTE_S}
 
     def enter(self, label: Label) -> None:
-        """Count a request in; `leave` follows once its response has ended. Raises ApiError 429."""
+        """Count a request in; `leave` follows once its response has ended. Raises RateLimitedError."""
         self.check(label)
         if self._max_requests is not None and self._running[label] >= self._max_requests:
-            raise ApiError(
-                429,
-                "rate_limited",
-                f"found {self._max_requests} requests of this key running, which is its limit; ask again when one ends",
-                retry_after=1,
-            )
+            message = f"rate limit reached: {self._max_requests} requests at once for this key"
+            raise RateLimitedError(message, retry_after_s=1)
         self._running[label] += 1
 
     def leave(self, label: Label) -> None:
@@ -75,5 +67,5 @@ class RateLimits:
             del self._running[label]
 
     def running(self, label: Label) -> int:
-        """Requests of the label that run now."""
+        """Requests of the label that are running."""
         return self._running.get(label, 0)

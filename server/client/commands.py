@@ -220,7 +220,7 @@ def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 
 
 def _verify_store(folder: Path) -> int:
-    from adapters.store.verify import verify_folder  # torch comes with it
+    from adapters.store import verify_folder  # torch comes with it
 
     problems = verify_folder(folder)
     for problem in problems:

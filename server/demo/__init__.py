@@ -1,1 +1,2 @@
-"""Owns the demo of `make serve`: a base model made on the spot, adapters for it, and questions to ask of it."""
+"""Owns the demo of `make serve`: a base model built locally (base/), adapters for it (adapters/, made by training/),
+and the score of a running server (evaluate.py)."""

@@ -1,4 +1,4 @@
-"""`python -m server.demo`: builds the demo base once, then serves it with the demo adapters (`make serve`)."""
+"""`python -m server.demo`: builds the demo base once, then serves it with the demo's adapters (`make serve`)."""
 
 import argparse
 import os
@@ -7,12 +7,12 @@ import socket
 import sys
 from pathlib import Path
 
-from server.demo.base import build, cache_folder, default_folder
+from server.demo.base.build import build, cache_folder, default_folder
 from server.demo.errors import DemoError
 
 ADAPTERS = Path(__file__).parent / "adapters"
 BASE_NAME = "demo-base"
-# Both cores compute, 1 GiB of KV cache, and only what a newcomer has to read.
+# Every core computes, the KV cache takes 1 GiB, and only what a newcomer must read is printed.
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -23,8 +23,8 @@ ENVIRONMENT = {
 }
 
 IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""The worker in the engine's process. With vLLM's default for CPUs the engine waits for it spinning, on a core that
-should compute."""
+"""Runs the worker in the engine's process. With vLLM's default for CPUs the engine busy-waits for the worker, on a core
+that should compute."""
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PERFT_ADAPTER_STORE", str(cache_folder() / "demo-store"))
-    print(f"perft: adapters are kept in {os.environ['PERFT_ADAPTER_STORE']}", flush=True)
+    print(f"perft: the adapter store is {os.environ['PERFT_ADAPTER_STORE']}", flush=True)
     make_admin_key()
     print("perft: starting the engine (30 to 60 seconds)", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "server.cli", *serve_arguments(folder, port)])
@@ -56,33 +56,35 @@ def serve_arguments(base: Path, port: int) -> list[str]:
 
 
 def base_arguments(base: Path, port: int) -> list[str]:
-    """The same without adapters."""
+    """The same, without the adapters."""
     arguments = ["serve", str(base), "--served-model-name", BASE_NAME, "--port", str(port)]
     arguments += ["--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.5"]
     return [*arguments, "--distributed-executor-backend", IN_ENGINE]
 
 
 def make_admin_key() -> None:
-    """Unless one is given, make an admin key for this run and say how it is used."""
+    """Unless the environment has an admin key, make one for this run and print how to use it."""
     if "PERFT_ADMIN_KEY" in os.environ or "PERFT_ADMIN_KEY_FILE" in os.environ:
         return
     key = os.environ["PERFT_ADMIN_KEY"] = secrets.token_urlsafe(24)
     print(
-        f"perft: the admin key of this run, for everything that changes adapters and for /metrics:\n\n"
+        f"perft: the admin key of this run, for every change to adapters and for GET /metrics:\n\n"
         f"  export PERFT_ADMIN_KEY={key}\n\n"
-        "perft: with it, in another shell: .venv/bin/perft adapters list | push NAME FOLDER | activate NAME VERSION",
+        "perft: then, in another shell: .venv/bin/perft adapters list | push NAME FOLDER | activate NAME VERSION",
         flush=True,
     )
 
 
 def check_port(port: int) -> None:
-    """Raises DemoError if something listens there already: better now than after minutes of building."""
+    """Raises DemoError if the port is taken: better now than after minutes of building."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise DemoError(f"port {port} is taken: stop what listens there, or run `make serve PORT=...`") from error
+            raise DemoError(
+                f"port {port} is taken: stop the program that listens on it, or run `make serve PORT=...`"
+            ) from error
 
 
 if __name__ == "__main__":

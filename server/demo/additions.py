@@ -1,6 +1,6 @@
-"""Owns the arithmetic exercise: two-digit additions, which of them are held out, and how an answer is read.
+"""Owns the arithmetic task: two-digit additions, which of them are held out, and how an answer is read.
 
-Invariant: no pair that is held out, in either order, is ever trained on.
+Invariant: no held-out pair, in either order, is ever trained on.
 """
 
 import random
@@ -11,7 +11,7 @@ SMALLEST, LARGEST = 10, 99
 HELD_OUT = 200
 HELD_OUT_SEED = 20260
 
-# Long enough for the base, which likes to restate the question before it answers.
+# Long enough for the base, which often restates the question before it answers.
 ANSWER_TOKENS = 64
 
 OTHER_WORDINGS = ("Add {a} and {b}.", "{a} + {b} =", "How much is {a} plus {b}?", "Calculate {a} + {b}.")
@@ -25,7 +25,7 @@ class Addition(NamedTuple):
 
     @property
     def question(self) -> str:
-        """The wording that is asked in every measurement."""
+        """The wording used in every measurement."""
         return f"What is {self.a} + {self.b}?"
 
     @property
@@ -39,12 +39,12 @@ class Addition(NamedTuple):
 def held_out(count: int = HELD_OUT) -> list[Addition]:
     """The first `count` of the held-out additions, always the same ones in the same order."""
     if not 1 <= count <= HELD_OUT:
-        raise ValueError(f"found {count} questions, expected 1 to {HELD_OUT}, which is how many are held out")
+        raise ValueError(f"found {count} questions, expected 1 to {HELD_OUT}: that many are held out")
     return random.Random(HELD_OUT_SEED).sample(every_addition(), HELD_OUT)[:count]
 
 
 def training_additions() -> list[Addition]:
-    """Every addition that is not held out, in neither order of its numbers."""
+    """Every addition that is held out in neither order of its numbers."""
     kept_back = {frozenset(addition) for addition in held_out()}
     return [addition for addition in every_addition() if frozenset(addition) not in kept_back]
 
@@ -55,7 +55,7 @@ def every_addition() -> list[Addition]:
 
 
 def read_answer(text: str) -> int | None:
-    """The number an answer gives: the last one in it (1,234 and 81.0 are read too), or None without a whole number."""
+    """The number that an answer gives: the last one in it (1,234 and 81.0 are read too). None: no whole number."""
     found = re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)
     if not found:
         return None

@@ -1,15 +1,15 @@
-"""Owns how the demo's commands fail: one clear sentence on stderr and exit status 1, never a traceback."""
+"""Owns how the demo's commands fail: one sentence on stderr and exit status 1, never a traceback."""
 
 import sys
 from collections.abc import Callable
 
 
 class DemoError(Exception):
-    """Something the person at the keyboard can mend; its text is the one sentence to show."""
+    """Something that the user can fix; the text is the sentence to show."""
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run `command`; the process's exit status. A DemoError becomes its sentence, Ctrl-C a short word."""
+    """Run `command`; returns the exit status. A DemoError is shown as its sentence, Ctrl-C as one word."""
     try:
         command()
     except DemoError as problem:

@@ -1,6 +1,6 @@
 """Owns the arithmetic score of a running server: `python -m server.demo.evaluate --base-url URL --model NAME ...`.
 
-Asks the held-out additions through the OpenAI client, greedily and several at once, for each named model.
+Asks each named model the held-out additions through the OpenAI client, greedily, several at a time.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NO_KEY = "none"
 
 
 class Score(NamedTuple):
-    """How one model did."""
+    """The result of one model: right answers of those asked, and how long all of them took."""
 
     model: str
     right: int
@@ -60,7 +60,7 @@ async def answer(client: "AsyncOpenAI", model: str, question: str) -> str:
 
 
 async def explained(work: Awaitable[list[Score]], base_url: str) -> list[Score]:
-    """The result of `work`, with the client's errors as a DemoError each."""
+    """The result of `work`. Raises DemoError for each kind of error that the client raises."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     try:
@@ -68,13 +68,13 @@ async def explained(work: Awaitable[list[Score]], base_url: str) -> list[Score]:
     except APITimeoutError:
         raise DemoError(f"the server at {base_url} did not answer within {PATIENCE_SECONDS:.0f} s") from None
     except APIConnectionError:
-        raise DemoError(f"no server answers at {base_url}, so start one first (make serve)") from None
+        raise DemoError(f"no server answers at {base_url}: start one first (make serve)") from None
     except APIStatusError as problem:
         raise DemoError(f"the server at {base_url} answered {problem.status_code}: {problem.message}") from None
 
 
 def table(scores: list[Score]) -> str:
-    """The scores, a line each."""
+    """The scores as text, one line each."""
     widest = max(len("model"), *(len(score.model) for score in scores))
     lines = [f"{'model':<{widest}}  {'right':>9}  {'accuracy':>8}  {'seconds':>7}"]
     for name, right, asked, seconds in scores:
@@ -83,7 +83,7 @@ def table(scores: list[Score]) -> str:
 
 
 async def evaluate(base_url: str, api_key: str, models: list[str], questions: int) -> list[Score]:
-    """The scores of the named models of the server at `base_url`."""
+    """Score the named models of the server at `base_url`."""
     from openai import AsyncOpenAI
 
     async with AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=PATIENCE_SECONDS) as client:
@@ -95,9 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m server.demo.evaluate", description="Ask a running server's models the held-out additions."
     )
     parser.add_argument("--base-url", required=True, help="for example http://127.0.0.1:8000/v1")
-    parser.add_argument("--api-key", default=NO_KEY, help="if the server asks for one")
+    parser.add_argument("--api-key", default=NO_KEY, help="if the server requires one")
     parser.add_argument("--questions", type=int, default=HELD_OUT, help="how many to ask (default: %(default)s)")
-    parser.add_argument("--model", action="append", required=True, help="a served name; may be given several times")
+    parser.add_argument("--model", action="append", required=True, help="a served name; repeatable")
     given = parser.parse_args(arguments)
     if not 1 <= given.questions <= HELD_OUT:
         parser.error(f"--questions: found {given.questions}, expected 1 to {HELD_OUT}")

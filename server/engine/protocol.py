@@ -1,15 +1,18 @@
 """Owns what the server asks of an engine: one small Protocol, so that routes are tested without one.
 
-`server.engine.vllm.VllmEngine` is the real one. Invariant: the engine only carries out what it is told; which
-adapter is where, and who has to leave, is decided in one place (`server.residency.scheduler`).
+`server.engine.vllm.VllmEngine` is the real one. Invariant: the engine only carries out what it is told; which adapter
+is where, and what is evicted, is decided in one place (`server.residency.scheduler`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
+
+LoadedTier = Literal["host", "device"]
+"""A tier that the workers hold."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class EngineCounters:
 
     step_load_bytes: int = 0
     expert_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RankInventory:
+    """What one rank holds: keys (AdapterRef.key) by tier, and the rows of its pool that are in use.
+
+    moving: keys that a thread of the rank is reading or copying right now.
+    """
+
+    host: frozenset[str]
+    device: frozenset[str]
+    rows_used: int
+    moving: frozenset[str] = frozenset()
+
+    def held(self, tier: LoadedTier) -> frozenset[str]:
+        return self.host if tier == "host" else self.device
 
 
 class AdapterLoadError(Exception):
@@ -75,4 +94,12 @@ class Engine(Protocol):
 
     async def counters(self) -> EngineCounters:
         """What the workers counted since they started."""
+        ...
+
+    async def inventory(self) -> list[RankInventory]:
+        """What every rank holds now. Raises if the engine is down."""
+        ...
+
+    async def discard(self, key: str, tier: LoadedTier) -> None:
+        """Free what any rank holds under a key, if it does: something that no version should have there."""
         ...

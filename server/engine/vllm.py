@@ -10,7 +10,7 @@ from vllm.lora.request import LoRARequest
 
 from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
-from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus, LoadedTier, RankInventory
 
 RPC_TIMEOUT_S, PATIENCE_S = 60.0, 5.0
 FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
@@ -71,6 +71,21 @@ class VllmEngine:
         step_load_bytes = sum(rank["step_load_bytes"] for rank in ranks)
         tokens = {int(number): tuple(counts) for number, counts in ranks[0]["expert_tokens"].items()}
         return EngineCounters(step_load_bytes, tokens)
+
+    async def inventory(self) -> list[RankInventory]:
+        ranks = await self._ask("perft_inventory")
+        return [
+            RankInventory(
+                host=frozenset(rank["host"]),
+                device=frozenset(rank["device"]),
+                rows_used=rank["rows_used"],
+                moving=frozenset(rank["moving"]),
+            )
+            for rank in ranks
+        ]
+
+    async def discard(self, key: str, tier: LoadedTier) -> None:
+        await self._ask("perft_evict_key" if tier == "device" else "perft_drop_key", key)
 
     async def _finish(self, move: str, adapter: AdapterRef, outcomes: list[dict[str, Any]]) -> None:
         """Ask until every rank has ended a move. Raises AdapterLoadError if one of them failed."""

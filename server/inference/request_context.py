@@ -1,7 +1,7 @@
-"""Owns what one inference request is while it is answered: who asked, which version answers, what it cost.
+"""Owns what one inference request is while it is answered: its caller, the version that answers, what it used.
 
-The gate makes it, vLLM's handler knows nothing of it, and `server.inference.engine_hook` finds it again through a
-context variable when the handler asks the engine. Invariant: `failure`, once set, is what the client is told.
+`middleware/adapter_routing` makes it, vLLM's handler knows nothing of it, and `inference/engine_hook` finds it again
+through a context variable when the handler calls the engine. Invariant: `failure`, once set, is what the client gets.
 """
 
 from collections.abc import AsyncIterator
@@ -10,44 +10,53 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from server.auth.keys import Caller
-from server.errors import ApiError
-from server.middleware.access_log import RequestFacts
+from server.errors import ServerError
 from server.registry.version import Version
 from server.residency.scheduler import ResidencyScheduler
 
 
+@dataclass
+class RequestFacts:
+    """What the server learns of a request on its way (scope["state"]["facts"]); the access log writes it at the end."""
+
+    adapter: str | None = None
+    version: int | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+
+
 @dataclass(eq=False)
 class RequestContext:
-    """One request. began: time.monotonic() of its arrival. place: the device lease that the gate waited for, given up
-    once the engine's own request holds one. held: its device leases."""
+    """One request. began: its arrival (monotonic seconds). first_lease: the device lease that the middleware waited
+    for, released once the engine's own request holds one. leases: device leases held now."""
 
     caller: Caller
     version: Version | None
     facts: RequestFacts
     began: float
-    place: AsyncExitStack = field(default_factory=AsyncExitStack)
-    held: int = 0
-    failure: ApiError | None = None
+    first_lease: AsyncExitStack = field(default_factory=AsyncExitStack)
+    leases: int = 0
+    failure: ServerError | None = None
 
     @asynccontextmanager
-    async def hold(self, plan: ResidencyScheduler, timeout_s: float) -> AsyncIterator[None]:
-        """Hold the version on the device; who holds it already does not wait for it again."""
+    async def lease(self, scheduler: ResidencyScheduler, timeout_s: float) -> AsyncIterator[None]:
+        """Hold the version on the device; a request that holds it already does not wait again."""
         assert self.version is not None
-        async with plan.lease(self.version.engine, timeout_s, joins=self.held > 0):
-            self.held += 1
+        async with scheduler.lease(self.version.ref, timeout_s, joins=self.leases > 0):
+            self.leases += 1
             try:
                 yield
             finally:
-                self.held -= 1
+                self.leases -= 1
 
-    async def take_place(self, plan: ResidencyScheduler, timeout_s: float) -> None:
-        """Hold the version on the device until `place` is closed."""
-        await self.place.enter_async_context(self.hold(plan, timeout_s))
+    async def acquire(self, scheduler: ResidencyScheduler, timeout_s: float) -> None:
+        """Hold the version on the device until `first_lease` is closed."""
+        await self.first_lease.enter_async_context(self.lease(scheduler, timeout_s))
 
-    def used(self, prompt_tokens: int, generation_tokens: int) -> None:
-        """Count tokens of one engine request into the request's line of the log."""
+    def add_tokens(self, prompt_tokens: int, generation_tokens: int) -> None:
+        """Count the tokens of one engine request into the request's line of the access log."""
         self.facts.prompt_tokens = (self.facts.prompt_tokens or 0) + prompt_tokens
         self.facts.generation_tokens = (self.facts.generation_tokens or 0) + generation_tokens
 
 
-CURRENT: ContextVar[RequestContext | None] = ContextVar("perft_exchange", default=None)
+CURRENT: ContextVar[RequestContext | None] = ContextVar("perft_request", default=None)

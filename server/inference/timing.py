@@ -1,49 +1,60 @@
-"""Owns the measures of one engine request: tokens, time to first token, time between tokens.
+"""Owns the measurements of one engine request: tokens, time to first token, time between tokens.
 
-Where the handler streams, they are what passed here; where it asks for the whole answer at once, vLLM's own stamps.
+Where the handler streams, they are taken as the tokens pass; where it asks for the whole answer at once, from vLLM's
+own timestamps.
 """
 
 import time
-from typing import Any
-
-from server.metrics.counters import EventCounters
+from typing import Any, Protocol
 
 STREAMED, AT_ONCE = "DELTA", "FINAL_ONLY"
 """Names of vLLM's RequestOutputKind."""
 
 
+class RequestMetrics(Protocol):
+    """What counts requests (the metrics). adapter: a bare NAME, None for the base. All durations in seconds."""
+
+    def request_finished(
+        self, adapter: str | None, finish_reason: str, prompt_tokens: int, generation_tokens: int, seconds: float
+    ) -> None: ...
+
+    def first_token(self, adapter: str | None, seconds: float) -> None: ...
+
+    def inter_token(self, adapter: str | None, seconds: float, tokens: int = 1) -> None: ...
+
+
 class RequestTiming:
-    """One request. began: time.monotonic() of its arrival."""
+    """One request. began: its arrival (monotonic seconds)."""
 
     def __init__(self, sampling_params: Any, began: float) -> None:
         self._kind: str = sampling_params.output_kind.name
         self.began = began
         self.prompt_tokens = 0
         self.generation_tokens = 0
-        self.has_seen = self.finished = False
-        self._given_at = time.monotonic()
-        self._given_tokens = 0
+        self.has_output = self.finished = False
+        self._submitted_at = time.monotonic()
+        self._submitted_tokens = 0
         self._first: float | None = None
         self._between: list[tuple[float, int]] = []
         self._last: dict[int, float] = {}
         self._counted: dict[int, int] = {}
 
-    def given(self, prompt: Any) -> None:
+    def submitted(self, prompt: Any) -> None:
         """The engine has the request from now on, as an input of vLLM's: tokens, or what has none."""
-        self._given_at = time.monotonic()
-        self._given_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
+        self._submitted_at = time.monotonic()
+        self._submitted_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
 
-    def left(self) -> None:
-        """Its client is gone. The prompt counts as it was given, also where no output came that says so.
+    def abandoned(self) -> None:
+        """The client is gone. The prompt counts as it was submitted, even where no output came that says so.
 
         What was generated for an answer at once does not: a cancelled `generate` gives no output any more, and vLLM
-        tells nobody else. (Only an abort by id, while somebody still reads, brings out an output with all tokens.)
+        reports it nowhere else. (Only an abort by id, while somebody still reads, brings an output with all tokens.)
         """
-        self.prompt_tokens = self.prompt_tokens or self._given_tokens
+        self.prompt_tokens = self.prompt_tokens or self._submitted_tokens
 
-    def saw(self, output: Any) -> str | None:
-        """Count one output of the engine; the finish reason, if it is the last."""
-        now, self.has_seen = time.monotonic(), True
+    def add_output(self, output: Any) -> str | None:
+        """Count one output of the engine; returns the finish reason if it is the last."""
+        now, self.has_output = time.monotonic(), True
         if output.prompt_token_ids is not None:
             self.prompt_tokens = len(output.prompt_token_ids)
         reason: str | None = None
@@ -53,10 +64,10 @@ class RequestTiming:
         if output.finished:
             self.finished = True
             if self._kind == AT_ONCE and output.metrics is not None:
-                self._take_stamps(output.metrics)
+                self._take_timestamps(output.metrics)
         return reason if output.finished else None
 
-    def tell(self, metrics: EventCounters, adapter: str | None) -> None:
+    def report(self, metrics: RequestMetrics, adapter: str | None) -> None:
         """Pass the latencies on."""
         if self._first is not None:
             metrics.first_token(adapter, self._first)
@@ -80,10 +91,10 @@ class RequestTiming:
             self._between.append((0.0, tokens - 1))
         self._last[index] = now
 
-    def _take_stamps(self, stamps: Any) -> None:
+    def _take_timestamps(self, stamps: Any) -> None:
         """vLLM's own times of a request that was not streamed; of several choices, those of the one that ended last."""
         if stamps.first_token_latency > 0:
-            self._first = self._given_at - self.began + stamps.first_token_latency
+            self._first = self._submitted_at - self.began + stamps.first_token_latency
         gaps = [tokens - 1 for tokens in self._counted.values() if tokens > 1]
         if gaps and stamps.last_token_ts > stamps.first_token_ts > 0:
             each = (stamps.last_token_ts - stamps.first_token_ts) / max(gaps)

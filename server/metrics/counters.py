@@ -30,7 +30,7 @@ FINISH_REASONS = (
 )
 # Of these a series exists from the adapter's first request on: `increase()` misses the step that creates one.
 EXPECTED_FINISH_REASONS = ("stop", "length", "abort", "error", "adapter_deleted", "adapter_output_invalid")
-# 201 and 200, then the codes of uploads that the guard let pass (keys and limits it refuses are vLLM's HTTP metrics').
+# 201 and 200, then the codes of uploads that access control let pass (what it rejects is in vLLM's HTTP metrics).
 UPLOAD_RESULTS = (
     *("created", "existing", "invalid_adapter", "invalid_name", "invalid_request", "name_conflict"),
     *("adapter_too_large", "upload_timeout", "quota_exceeded", "storage_full", "device_full"),
@@ -46,10 +46,10 @@ LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
 
 
 class EventCounters:
-    """What the server tells of what happened. Safe from any thread.
+    """Counts what happened. Safe from any thread.
 
-    base_name: what `adapter` says of requests without an adapter (None), so that base and adapters compare in one
-    graph; it takes no place of the cap. is_known: see AdapterLabels.
+    base_name: the label of requests without an adapter (None), so that base and adapters compare in one graph; it takes
+    no place of the cap. is_known: see AdapterLabels.
     """
 
     def __init__(
@@ -118,6 +118,12 @@ class EventCounters:
             ("tier",),
             registry=registry,
         )
+        self._repairs = Counter(
+            "perft_residency_repairs_total",
+            "Adapters that a worker held, or did not hold, in a tier against the server's belief.",
+            ("tier",),
+            registry=registry,
+        )
         self._uploads = Counter(
             "perft_uploads_total", "Uploads: created, existing, or the refusal's error code.", ("result",),
             registry=registry,
@@ -125,6 +131,7 @@ class EventCounters:
         for tier in LOAD_TIERS:
             self._load_seconds.labels(tier)
             self._evictions.labels(tier)
+            self._repairs.labels(tier)
         for result in LOAD_RESULTS:
             self._loads.labels(result)
         for outcome in UPLOAD_RESULTS:
@@ -192,9 +199,13 @@ class EventCounters:
         """An adapter left a tier to make room for another."""
         self._evictions.labels(tier).inc()
 
-    def upload(self, result: str) -> None:
-        """An upload ended: "created", "existing" or the ApiError's code; an unlisted one counts as "error"."""
+    def upload_finished(self, result: str) -> None:
+        """An upload ended: "created", "existing" or the error's code; an unlisted one counts as "error"."""
         self._uploads.labels(result if result in UPLOAD_RESULTS else UNLISTED).inc()
+
+    def repaired(self, tier: LoadTier) -> None:
+        """A worker held something else in a tier than the server believed, which was mended."""
+        self._repairs.labels(tier).inc()
 
     def adapter_deleted(self, adapter: str) -> None:
         """The name is gone: its series go, and its place is free."""

@@ -1,7 +1,7 @@
-"""Owns the gate in front of every route: what is listed, who may, how much at once; an ASGI middleware.
+"""Owns what stands in front of every route: whether the route exists, who may call it, and how much at once.
 
-Invariant: a request reaches the app only with scope["state"] holding its `caller`, `route`, `request_id` and `facts`,
-and a place it takes among its key's requests is free again before its response's last byte.
+An ASGI middleware, the outermost. Invariant: a request reaches the app only with scope["state"] holding its `caller`,
+`route`, `request_id` and `facts`, and its place among its key's requests is free again before its response's last byte.
 """
 
 import inspect
@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,65 +17,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.dependencies import Services, services_of
+from server.api.error_responses import ApiError, as_api_error, internal_error
 from server.api.route_table import Route, match, routes_at
-from server.auth.keys import ANONYMOUS, Caller, KeyRing
-from server.auth.origin import OriginPolicy
-from server.auth.rate_limits import RateLimits
-from server.errors import ApiError
-from server.middleware.access_log import AccessLog, RequestFacts
+from server.auth.keys import ANONYMOUS, Caller
+from server.errors import EngineUnavailableError, ForbiddenError, InvalidKeyError, ServerError
+from server.inference.request_context import RequestFacts
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 SMALL_BODY_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class AccessPolicy:
-    """What the gate decides by (app.state.perft_guard). serves_metrics: /metrics is not on a listener of its own."""
-
-    keys: KeyRing
-    reach: OriginPolicy
-    limits: RateLimits
-    log: AccessLog
-    serves_metrics: bool = True
-
-    def caller(self, route: Route, headers: Headers) -> Caller:
-        """Who asks. Raises ApiError if the route needs more than the request has."""
-        given = headers.get("authorization"), headers.get("x-api-key")
-        known = self.keys.identify(*given)
-        if route.need == "none":
-            return known or ANONYMOUS
-        if route.need == "metrics" and self.keys.may_read_metrics(*given):
-            return known or ANONYMOUS
-        if known is not None and (known.is_admin or route.need == "inference"):
-            return known
-        if self._needs_key(route, known):
-            raise _refused(route, known, any(given))
-        problem = self.reach.page_problem(headers) if route.need == "inference" else self.reach.local_problem(headers)
-        if problem:
-            raise ApiError(403, "forbidden", f"{route.method} {route.path}: {problem}")
-        return Caller(known.label if known else None, route.need == "admin")
-
-    def _needs_key(self, route: Route, known: Caller | None) -> bool:
-        """Whether a key is missing: the one the route is kept for, or any where the server has some."""
-        if known is None and self.keys.needs_key:
-            return True
-        if route.need == "inference":
-            return False
-        return self.keys.has_admin or (route.need == "metrics" and self.keys.has_metrics_key)
-
-
-def _refused(route: Route, known: Caller | None, is_given: bool) -> ApiError:
-    if known is not None:
-        return ApiError(
-            403, "forbidden", f"found the key {known.label!r}, expected the {route.need} key for {route.path}"
-        )
-    found = "a key that is none of this server's" if is_given else "no key"
-    return ApiError(401, "invalid_api_key", f"found {found}, expected the header `Authorization: Bearer KEY`")
-
-
 class AccessControl:
-    """Answers what must not pass; app.state.perft_guard (an AccessPolicy) says what may."""
+    """Answers what must not pass; the app's services say what may. clock: monotonic seconds."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock = app, clock
@@ -86,19 +41,19 @@ class AccessControl:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            admission: AccessPolicy | None = getattr(scope["app"].state, "perft_guard", None)
-            await self._pass(_Exchange(scope, send, admission, self._clock), receive)
+            await self._pass(_Exchange(scope, send, services_of(scope["app"]), self._clock), receive)
 
     async def _pass(self, exchange: "_Exchange", receive: Receive) -> None:
         try:
-            refusal = exchange.admit()
-            if refusal is None:
+            rejection = exchange.admit()
+            if rejection is None:
                 await self._app(exchange.scope, receive, exchange.send)
             else:
-                await refusal(exchange.scope, receive, exchange.send)
+                await rejection(exchange.scope, receive, exchange.send)
         except Exception as error:
             if not exchange.status:
-                await (await _unexpected(exchange.scope, error))(exchange.scope, receive, exchange.send)
+                response = await _unforeseen(exchange.scope, error, exchange.request_id)
+                await response(exchange.scope, receive, exchange.send)
             raise
         finally:
             exchange.end()
@@ -107,7 +62,7 @@ class AccessControl:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, send: Send, admission: AccessPolicy | None, clock: Callable[[], float]) -> None:
+    def __init__(self, scope: Scope, send: Send, services: Services | None, clock: Callable[[], float]) -> None:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -116,7 +71,7 @@ class _Exchange:
         self.caller = ANONYMOUS
         self.facts = RequestFacts()
         self.status = 0
-        self._headers, self._send, self._admission, self._clock = headers, send, admission, clock
+        self._headers, self._send, self._services, self._clock = headers, send, services, clock
         self._began = clock()
         self._leave: Callable[[], None] | None = None
         self.scope = self._inner_scope(scope)
@@ -133,16 +88,16 @@ class _Exchange:
         }
 
     def admit(self) -> Response | None:
-        """The answer, if the app is not to see the request."""
+        """The response, if the app is not to see the request."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
         self.route = match(self.method, path, root_path)
         try:
             if self.route is None:
                 return _no_route(self.method, path, root_path)
             self._enter(self.route)
-        except ApiError as error:
-            response = error.response()
-            if error.status == 401:
+        except (ServerError, ApiError) as error:
+            response = as_api_error(error).response()
+            if response.status_code == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
             if self._has_large_body():
                 response.headers["Connection"] = "close"
@@ -156,17 +111,18 @@ class _Exchange:
         return "transfer-encoding" in self._headers or not length.isdigit() or int(length) > SMALL_BODY_BYTES
 
     def _enter(self, route: Route) -> None:
-        if self._admission is None:
+        services = self._services
+        if services is None:
             if route.path != "/health":
-                raise ApiError(503, "engine_unavailable", "found the server starting; ask again soon", retry_after=5)
+                raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
             return
-        if route.need == "metrics" and not self._admission.serves_metrics:
+        if route.need == "metrics" and not services.is_metrics_route_open:
             raise _not_found()
         client = (self.scope.get("client") or (None,))[0]
-        caller = self._admission.caller(route, self._headers)
+        caller = caller_of(services, route, self._headers)
         self.caller = replace(caller, client=client, request_id=self.request_id)
         if route.selects_model and not self.caller.is_admin:
-            limits, label = self._admission.limits, self.caller.label
+            limits, label = services.rate_limits, self.caller.label
             limits.enter(label)
             self._leave = lambda: limits.leave(label)
 
@@ -185,16 +141,54 @@ class _Exchange:
     def end(self) -> None:
         """The response has ended, one way or another."""
         self._free()
-        if self._admission is not None:
+        if self._services is not None:
             path = None if self.route is None else self.route.path
             status, seconds = self.status or _CLIENT_LEFT, self._clock() - self._began
             label = self.caller.label
-            self._admission.log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
+            self._services.access_log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
 
     def _free(self) -> None:
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
+
+
+def caller_of(services: Services, route: Route, headers: Headers) -> Caller:
+    """The caller of a request. Raises InvalidKeyError or ForbiddenError if the route needs more than the request
+    has."""
+    keys = services.keys
+    given = headers.get("authorization"), headers.get("x-api-key")
+    known = keys.identify(*given)
+    if route.need == "none":
+        return known or ANONYMOUS
+    if route.need == "metrics" and keys.may_read_metrics(*given):
+        return known or ANONYMOUS
+    if known is not None and (known.is_admin or route.need == "inference"):
+        return known
+    if _needs_key(services, route, known):
+        raise _wrong_key(route, known, any(given))
+    plain = {name: headers.getlist(name) for name in headers}
+    is_inference = route.need == "inference"
+    problem = services.origin.page_problem(plain) if is_inference else services.origin.local_problem(plain)
+    if problem:
+        raise ForbiddenError(f"{route.method} {route.path}: {problem}")
+    return Caller(known.label if known else None, route.need == "admin")
+
+
+def _needs_key(services: Services, route: Route, known: Caller | None) -> bool:
+    """Whether a key is missing: the one the route is kept for, or any where the server has some."""
+    if known is None and services.keys.needs_key:
+        return True
+    if route.need == "inference":
+        return False
+    return services.keys.has_admin or (route.need == "metrics" and services.keys.has_metrics_key)
+
+
+def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerError:
+    if known is not None:
+        return ForbiddenError(f"found the key {known.label!r}, expected the {route.need} key for {route.path}")
+    found = "an unknown key" if is_given else "no key"
+    return InvalidKeyError(f"found {found}, expected the header `Authorization: Bearer KEY` with one of this server's")
 
 
 def _no_route(method: str, path: str, root_path: str) -> Response:
@@ -205,21 +199,21 @@ def _no_route(method: str, path: str, root_path: str) -> Response:
     allow = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))}
     if method == "OPTIONS":
         return Response(status_code=204, headers=allow)
-    refused = ApiError(405, "method_not_allowed", f"found {method[:16]}, expected one of {allow['Allow']}")
-    response = refused.response()
+    error = ApiError(405, "method_not_allowed", f"found {method[:16]}, expected one of {allow['Allow']}")
+    response = error.response()
     response.headers.update(allow)
     return response
 
 
-async def _unexpected(scope: Scope, error: Exception) -> Response:
-    """The app's own answer to an error nobody expected, given here so that it has a request id as well."""
+async def _unforeseen(scope: Scope, error: Exception, request_id: str) -> Response:
+    """The app's own response to an unforeseen error, given here so that it has a request id as well."""
     handler = scope["app"].exception_handlers.get(Exception)
     if handler is None:
-        return ApiError(500, "internal_error", "found an error nobody expected; the server's log has it").response()
+        return internal_error(request_id).response()
     answer = handler(Request(scope), error)
     response: Response = await answer if inspect.isawaitable(answer) else answer
     return response
 
 
 def _not_found() -> ApiError:
-    return ApiError(404, "not_found", "found no such route here; GET /openapi.json lists those there are")
+    return ApiError(404, "not_found", "found no such route; GET /openapi.json lists the routes of this server")

@@ -1,34 +1,26 @@
-"""Owns the access log: one line per request, when its response has ended.
+"""Owns the access log: one line per request, written when its response has ended.
 
-Invariant: never a key, a prompt or an answer, and nothing a client wrote that is not checked: the path is the route's
-template, the adapter the resolved one.
+Invariant: it never holds a key, a prompt or an answer, nor anything a client wrote that was not checked: the path is
+the route's template, the adapter the resolved one.
 """
 
 import logging
 import sys
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-LogFormat = Literal["text", "json"]
+from server.inference.request_context import RequestFacts
+from server.settings.model import LogFormat
+
 ACCESS_LOGGER = "perft.access"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-@dataclass
-class RequestFacts:
-    """What the server finds out about a request on its way (scope["state"]["facts"]); the gate logs it at the end."""
-
-    adapter: str | None = None
-    version: int | None = None
-    prompt_tokens: int | None = None
-    generation_tokens: int | None = None
-
-
 @dataclass(frozen=True)
 class AccessRecord:
-    """One line. path: the route's template (None: no route). status: 499 if the client left before the answer."""
+    """One line. path: the route's template (None: no route). status: 499 if the client left before the response."""
 
     request_id: str
     label: str | None
@@ -77,7 +69,7 @@ class AccessLog:
 
 
 class _TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00+0000 request request_id=... status=200`; what is not known is left out."""
+    """`2026-01-31T12:00:00+0000 request request_id=... status=200`; unknown fields are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
         values = {name: getattr(record, name) for name in AccessRecord.__dataclass_fields__}
@@ -86,7 +78,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(JsonFormatter):
-    """Our fields and no others: what a library adds to every log record of the process stays out."""
+    """Our fields and no others: what a library adds to every log record of the process is left out."""
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         known = {"message", "time", "timestamp", *AccessRecord.__dataclass_fields__}

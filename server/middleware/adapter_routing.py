@@ -1,7 +1,8 @@
 """Owns what happens to an inference request before vLLM sees it: its `model` is resolved ONCE, to a version that is
-then leased and named in the body, its cache salt becomes the tenant's own, and it waits until its adapter is ready.
+then leased and named in the body, its cache salt becomes the tenant's own, and it waits until its adapter is on the
+device.
 
-An ASGI middleware inside the guard. Invariant: vLLM sees either the base's name or NAME@version of a version whose
+An ASGI middleware inside access control. Invariant: vLLM sees either the base's name or NAME@version of a version whose
 lease is held; what a client wrote as `model` decides nothing after this.
 """
 
@@ -11,31 +12,22 @@ import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.dependencies import Services, services_of
+from server.api.error_responses import ApiError, as_api_error
 from server.api.route_table import Route
-from server.errors import ApiError
+from server.auth.keys import Caller
+from server.errors import ServerError
 from server.inference.request_context import CURRENT, RequestContext
-from server.metrics.counters import EventCounters
 from server.middleware.stream_errors import FailureSender
-from server.registry.service import AdapterService
+from server.registry.registry import Registry
 from server.registry.version import Version
 
 MAX_BODY_BYTES = 64 * 1024**2
-
-
-@dataclass(frozen=True)
-class RoutingParts:
-    """What the gate works with (app.state.perft_gate)."""
-
-    catalog: AdapterService
-    metrics: EventCounters
-    salt_secret: bytes
-    load_timeout_s: float
 
 
 class AdapterRouting:
@@ -48,71 +40,71 @@ class AdapterRouting:
         route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
         if route is None or not route.selects_model:
             return await self._app(scope, receive, send)
-        parts: RoutingParts = scope["app"].state.perft_gate
+        services = services_of(scope["app"])
+        assert services is not None, "access control lets nothing pass before there are services"
         state = scope["state"]
         began = time.monotonic()
         try:
             values = _parse(await _read_body(receive))
-            version = _resolve(values, parts.catalog, state["caller"])
+            version = _resolve(values, services.registry, state["caller"])
             if version is not None:
                 state["facts"].adapter, state["facts"].version = version.name, version.number
                 values["model"] = version.id
             if route.generates:
-                _salt(values, parts.salt_secret, state["caller"].label)
-            body = _written(values)
-            exchange = RequestContext(state["caller"], version, state["facts"], began)
-            async with _admitted(exchange, route, receive, parts):
-                await self._answer(exchange, scope, body, receive, FailureSender(exchange, route.path, send))
-        except ApiError as error:
-            await error.response()(scope, receive, send)
+                _salt(values, services.cache_salt_secret, state["caller"].label)
+            body = _serialize(values)
+            context = RequestContext(state["caller"], version, state["facts"], began)
+            async with _admitted(context, route, receive, services):
+                await self._forward(context, scope, body, receive, FailureSender(context, route.path, send))
+        except (ServerError, ApiError) as error:
+            await as_api_error(error, field="model").response()(scope, receive, send)
         except _ClientLeftError:
             pass
 
-    async def _answer(
-        self, exchange: RequestContext, scope: Scope, body: bytes, receive: Receive, answer: FailureSender
+    async def _forward(
+        self, context: RequestContext, scope: Scope, body: bytes, receive: Receive, sender: FailureSender
     ) -> None:
         """Let vLLM answer the rewritten body."""
         MutableHeaders(scope=scope)["content-length"] = str(len(body))
-        token = CURRENT.set(exchange)
+        token = CURRENT.set(context)
         try:
-            await self._app(scope, _replay(body, receive), answer)
+            await self._app(scope, _replay(body, receive), sender)
         except Exception:
-            if not await answer.tell_failure():
+            if not await sender.send_failure():
                 raise
         finally:
             CURRENT.reset(token)
 
 
 class _ClientLeftError(Exception):
-    """Nobody is there any more to be answered."""
+    """The client has gone away."""
 
 
 @asynccontextmanager
-async def _admitted(
-    exchange: RequestContext, route: Route, receive: Receive, parts: RoutingParts
-) -> AsyncIterator[None]:
+async def _admitted(context: RequestContext, route: Route, receive: Receive, services: Services) -> AsyncIterator[None]:
     """Keep the version alive and, where the route generates, wait until it is on the device; the engine's request takes
-    that place over. Raises ApiError, or _ClientLeftError."""
-    version = exchange.version
+    that lease over. Raises ServerError, or _ClientLeftError."""
+    version = context.version
     with ExitStack() as kept:
-        async with exchange.place:
+        async with context.first_lease:
             if version is not None:
                 try:
-                    kept.enter_context(parts.catalog.lease(version))
+                    kept.enter_context(services.registry.lease(version))
                     if route.generates:
-                        await _while_there(receive, exchange.take_place(parts.catalog.plan, parts.load_timeout_s))
-                except (ApiError, _ClientLeftError) as error:
+                        timeout_s = services.settings.load_timeout_s
+                        await _unless_client_leaves(receive, context.acquire(services.scheduler, timeout_s))
+                except (ServerError, _ClientLeftError) as error:
                     if route.generates:
-                        reason = error.code if isinstance(error, ApiError) else "abort"
-                        seconds = time.monotonic() - exchange.began
-                        parts.metrics.request_finished(version.name, reason, 0, 0, seconds)
+                        reason = error.code if isinstance(error, ServerError) else "abort"
+                        seconds = time.monotonic() - context.began
+                        services.metrics.request_finished(version.name, reason, 0, 0, seconds)
                     raise
             yield
 
 
-async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` for a client that waits. Raises _ClientLeftError: uvicorn tells only who asks that it left."""
-    doing, leaving = asyncio.create_task(work), asyncio.create_task(_leave(receive))
+async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` while the client waits. Raises _ClientLeftError; uvicorn reports a disconnect only on `receive`."""
+    doing, leaving = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
@@ -124,16 +116,16 @@ async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
         await asyncio.wait((doing, leaving))
 
 
-async def _leave(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Return when the client goes away; its body was read to the end."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _resolve(values: dict[str, Any], catalog: AdapterService, caller: Any) -> Version | None:
-    """The version that `model` selects; None for the base. What is no text is left for vLLM to refuse."""
+def _resolve(values: dict[str, Any], registry: Registry, caller: Caller) -> Version | None:
+    """The version that `model` selects; None for the base. What is no string is left for vLLM to reject."""
     model = values.get("model")
-    return catalog.resolve(model, caller) if isinstance(model, str) else None
+    return registry.resolve(model, caller) if isinstance(model, str) else None
 
 
 def _salt(values: dict[str, Any], secret: bytes, label: str | None) -> None:
@@ -154,8 +146,8 @@ def _parse(body: bytes) -> dict[str, Any]:
     return values
 
 
-def _written(values: dict[str, Any]) -> bytes:
-    """The body that vLLM reads. Raises ApiError where it is nested a little less than could not even be read."""
+def _serialize(values: dict[str, Any]) -> bytes:
+    """The body that vLLM reads. Raises ApiError where it is nested a little less than could not even be parsed."""
     try:
         return json.dumps(values).encode()
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Owns the end of a running server: SIGTERM admits nothing new, lets what runs finish, then stops.
+"""Owns how a running server ends: after SIGTERM it admits nothing new, lets running responses finish, then stops.
 
 vLLM's own handler ends the engine at once; ours waits first and then hands over to it (as SIGINT). Invariant: a
 response that had begun before the signal is whole, unless the limit passes first.
@@ -11,64 +11,66 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.dependencies import Lifecycle, Services, services_of
+from server.api.error_responses import as_api_error
 from server.api.route_table import Route
-from server.errors import ApiError
+from server.errors import EngineUnavailableError
 
 POLL_S = 0.05
 
 
-class DrainState:
-    """How many responses are under way, and whether new requests are still taken (app.state.perft_drain)."""
+class SignalHandler:
+    """Drains on SIGTERM, for at most `limit_s` seconds."""
 
-    def __init__(self) -> None:
-        self.is_draining = False
-        self.under_way = 0
+    def __init__(self, lifecycle: Lifecycle, limit_s: float) -> None:
+        self._lifecycle, self._limit_s = lifecycle, limit_s
+        self._task: asyncio.Task[None] | None = None
 
-    def take_signal(self, limit_s: float) -> None:
-        """From now on SIGTERM drains for at most `limit_s` seconds, then ends the server. Call it on its loop, once
-        vLLM's own handlers are set."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._start, limit_s)
+    def install(self) -> None:
+        """From now on SIGTERM drains, then ends the server. Call it on its loop, once vLLM's own handlers are set."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._start)
 
-    def _start(self, limit_s: float) -> None:
-        if not self.is_draining:
-            self.is_draining = True
-            self._task = asyncio.get_running_loop().create_task(self._finish(limit_s))
+    def _start(self) -> None:
+        if not self._lifecycle.is_draining:
+            self._lifecycle.is_draining = True
+            self._task = asyncio.get_running_loop().create_task(self._finish())
 
-    async def _finish(self, limit_s: float) -> None:
-        until = time.monotonic() + limit_s
-        while self.under_way and time.monotonic() < until:
+    async def _finish(self) -> None:
+        until = time.monotonic() + self._limit_s
+        while self._lifecycle.responses_running and time.monotonic() < until:
             await asyncio.sleep(POLL_S)
         os.kill(os.getpid(), signal.SIGINT)
 
 
 class DrainMiddleware:
-    """ASGI middleware inside the guard: counts what is under way, refuses what is new while draining."""
+    """ASGI middleware inside access control: counts running responses, rejects new requests while draining."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
-        drain: DrainState | None = getattr(scope["app"].state, "perft_drain", None) if route else None
-        if route is None or drain is None or route.path in ("/health", "/metrics"):
+        services: Services | None = services_of(scope["app"]) if route else None
+        if route is None or services is None or route.path in ("/health", "/metrics"):
             return await self._app(scope, receive, send)
-        if drain.is_draining:
-            refused = ApiError(503, "engine_unavailable", "the server is shutting down: ask another one", retry_after=5)
-            response = refused.response()
+        lifecycle = services.lifecycle
+        if lifecycle.is_draining:
+            error = EngineUnavailableError("the server is shutting down; retry on another one", retry_after_s=5)
+            response = as_api_error(error).response()
             response.headers["Connection"] = "close"
             return await response(scope, receive, send)
-        drain.under_way += 1
+        lifecycle.responses_running += 1
         try:
-            await self._app(scope, receive, self._closing(drain, send))
+            await self._app(scope, receive, self._closing(lifecycle, send))
         finally:
-            drain.under_way -= 1
+            lifecycle.responses_running -= 1
 
     @staticmethod
-    def _closing(drain: DrainState, send: Send) -> Send:
-        """Ask the client for a new connection if the response begins while the server ends."""
+    def _closing(lifecycle: Lifecycle, send: Send) -> Send:
+        """Ask the client for a new connection if the response begins while the server drains."""
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and drain.is_draining:
+            if message["type"] == "http.response.start" and lifecycle.is_draining:
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 

@@ -1,4 +1,4 @@
-"""Owns what a client is told of an exchange that failed: our error in the place of vLLM's words for it.
+"""Owns how a failed inference request ends for its client: with our error in place of vLLM's words for it.
 
 Invariant: bytes are held back only after a failure, and only until the line they belong to is whole.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import Message, Send
 
+from server.api.error_responses import ApiError, as_api_error
 from server.inference.request_context import RequestContext
 
 _ERROR_LINE = re.compile(rb'data: \{("type": ?"error", ?)?"error"')
@@ -16,16 +17,16 @@ _ERROR_LINE = re.compile(rb'data: \{("type": ?"error", ?)?"error"')
 
 
 class FailureSender:
-    """The exchange's `send`. path: the route's, which says how an error looks in a stream."""
+    """The request's `send`. path: the route's, which says how an error looks in a stream."""
 
-    def __init__(self, exchange: RequestContext, path: str, send: Send) -> None:
-        self._exchange, self._path, self._send = exchange, path, send
+    def __init__(self, context: RequestContext, path: str, send: Send) -> None:
+        self._context, self._path, self._send = context, path, send
         self._started = self._replaced = self._is_stream = False
         self._is_within_line = False
         self._held = b""
 
     async def __call__(self, message: Message) -> None:
-        failure = self._exchange.failure
+        failure = self._context.failure
         if message["type"] == "http.response.start":
             if failure is not None and message["status"] >= 400:
                 return await self._replace()
@@ -40,9 +41,9 @@ class FailureSender:
             self._note(message.get("body", b""))
             await self._send(message)
 
-    async def tell_failure(self) -> bool:
-        """The app ended with an exception: say why. False if there is nothing to say, or it is too late."""
-        if self._exchange.failure is None or self._replaced:
+    async def send_failure(self) -> bool:
+        """The app ended with an exception: send why. False if there is nothing to send, or it is too late."""
+        if self._context.failure is None or self._replaced:
             return self._replaced
         if not self._started:
             await self._replace()
@@ -54,10 +55,9 @@ class FailureSender:
         return True
 
     async def _replace(self) -> None:
-        """FailureSender with the failure alone; what vLLM sends goes nowhere."""
-        assert self._exchange.failure is not None
+        """Respond with the failure alone; what vLLM sends is dropped."""
         self._replaced = True
-        response = self._exchange.failure.response()
+        response = self._failure().response()
         await self._send(
             {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         )
@@ -76,9 +76,9 @@ class FailureSender:
         lines = data.splitlines(keepends=True) if not self._is_within_line else []
         if lines and not lines[-1].endswith(b"\n") and message.get("more_body", False):
             self._held = lines.pop()
-        return rest + b"".join(self._told(line) for line in lines)
+        return rest + b"".join(self._replaced_line(line) for line in lines)
 
-    def _told(self, line: bytes) -> bytes:
+    def _replaced_line(self, line: bytes) -> bytes:
         return self._data() + b"\n" if _ERROR_LINE.match(line) else line
 
     def _event(self) -> bytes:
@@ -86,8 +86,7 @@ class FailureSender:
 
     def _data(self) -> bytes:
         """The failure as the data of an event, in the route's dialect."""
-        failure = self._exchange.failure
-        assert failure is not None
+        failure = self._failure()
         body: dict[str, Any] = failure.body()
         if self._path == "/v1/messages":
             body = {"type": "error", **body}
@@ -95,6 +94,10 @@ class FailureSender:
             flat = {"code": failure.code, "message": failure.message, "param": failure.param}
             body = {"type": "error", **flat, **body}
         return b"data: " + json.dumps(body).encode()
+
+    def _failure(self) -> ApiError:
+        assert self._context.failure is not None
+        return as_api_error(self._context.failure, field="model")
 
     def _note(self, body: bytes) -> None:
         if body:

@@ -1,4 +1,4 @@
-"""Owns the audit log: who changed what, when, from where; one JSON object a line.
+"""Owns the audit log: who changed what, when and from where; one JSON object a line.
 
 Invariant: a line is on the disk, whole, when `record` returns; the file only grows.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from server.auth.keys import Caller
-from server.errors import ApiError, StartError
+from server.errors import AuditLogError, StartError
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -39,16 +39,17 @@ class AuditLog:
         except OSError as error:
             raise StartError(
                 f"--audit-log {self._path}: cannot be written ({error.strerror or error}); every change is recorded "
-                "there: free it, or name another file"
+                "there: make it writable, or name another file"
             ) from error
 
-    def record(self, action: str, caller: Caller, client: str | None, **details: Detail) -> None:
-        """Append one line and wait for the disk. Raises ApiError 507: a change that is not on record is not made."""
+    def record(self, action: str, caller: Caller, **details: Detail) -> None:
+        """Append one line and wait for the disk. Raises AuditLogError: a change without a record is not made."""
         entry: dict[str, Detail] = {
             "time": self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "action": action,
             "label": caller.label,
-            "client": client,
+            "client": caller.client,
+            "request_id": caller.request_id,
         }
         assert not entry.keys() & details.keys(), details
         line = json.dumps(entry | details, ensure_ascii=True).encode() + b"\n"
@@ -56,15 +57,11 @@ class AuditLog:
             with self._lock:
                 self._append(line)
         except OSError as error:
-            raise ApiError(
-                507,
-                "storage_full",
-                f"found that the audit log cannot be written ({error.strerror or error}); nothing is "
-                "changed without a record: the operator has to make room for it",
-            ) from error
+            message = f"the audit log cannot be written, so the change was rejected ({error.strerror or error})"
+            raise AuditLogError(message) from error
 
     def close(self) -> None:
-        """Let go of the file; the next record opens it again."""
+        """Close the file; the next record opens it again."""
         with self._lock:
             self._drop()
 

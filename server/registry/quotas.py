@@ -1,15 +1,16 @@
-"""Owns how much the store takes. Invariant: what is there already takes no more room, however often it is sent."""
+"""Owns how much the store takes. Invariant: content that is already there takes no more room, however often it is
+sent."""
 
 from pathlib import Path
 from typing import Protocol
 
-from adapters import AdapterRecord
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
-from server.errors import ApiError
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.store import AdapterRecord
+from server.errors import QuotaExceededError
 
 
 class Quotas(Protocol):
-    """The settings that the catalog goes by."""
+    """The settings that the service goes by. Timeouts in seconds."""
 
     @property
     def max_adapters(self) -> int: ...
@@ -24,18 +25,18 @@ class Quotas(Protocol):
 
 
 def check_quotas(quotas: Quotas, record: AdapterRecord | None, adapters: int, bytes_used: int, bytes_more: int) -> None:
-    """Raises ApiError quota_exceeded if one more version is too much. record: of its name, None for a new one."""
+    """Raises QuotaExceededError if one more version is too much. record: of its name, None for a new one."""
     problem = None
     if record is None and adapters >= quotas.max_adapters:
         problem = f"found {adapters} adapters, which is the limit (max_adapters)"
     elif record is not None and len(record.versions) >= quotas.max_versions:
         problem = f"found {len(record.versions)} versions of {record.name!r}, which is the limit (max_versions)"
     elif quotas.max_store_bytes is not None and bytes_used + bytes_more > quotas.max_store_bytes:
-        problem = f"found {bytes_used} of {quotas.max_store_bytes} bytes taken (max_store_bytes)"
+        problem = f"found {bytes_used} of {quotas.max_store_bytes} bytes in use (max_store_bytes)"
     if problem:
-        raise ApiError(429, "quota_exceeded", f"{problem}: delete some first", retry_after=60)
+        raise QuotaExceededError(f"{problem}; delete some first")
 
 
 def bytes_of(folder: Path) -> int:
-    """What a staged adapter takes."""
+    """Bytes that a staged adapter takes."""
     return sum((folder / file).stat().st_size for file in (CONFIG_FILE, WEIGHTS_FILE))

@@ -1,6 +1,6 @@
-"""Owns what the server knows of names and versions: who may see them, what a request's `model` selects, how they look.
+"""Owns what the server knows of names and versions: what a request's `model` selects, who may use what.
 
-Invariant: what a caller may not use is, for this caller, not there. It is changed by `server.registry.service` alone.
+Invariant: what a caller may not use does not exist for this caller. Only `registry/service` changes it.
 """
 
 from collections.abc import Iterator
@@ -8,74 +8,87 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from adapters import AdapterRecord, Store
-from adapters.format.folder import WEIGHTS_FILE
-from server.api.schemas import AdapterObject, VersionObject
+from adapters.format.files import WEIGHTS_FILE
+from adapters.names import NAME_RULE, is_name
+from adapters.store import AdapterRecord, Store
 from server.auth.keys import Caller
-from server.errors import ApiError, ModelNotFound
-from server.registry.version import Version
+from server.errors import (
+    AdapterNotFoundError,
+    InvalidNameError,
+    ModelNotFoundError,
+    NameConflictError,
+    VersionNotFoundError,
+)
+from server.registry.version import AdapterView, Version, VersionView, unservable
 from server.residency.scheduler import ResidencyScheduler
 
 
 class Registry:
-    """Names and versions in memory, as the store holds them."""
+    """Names and versions in memory, as the store holds them. base_names: the names of the base model."""
 
-    def __init__(self, store: Store, plan: ResidencyScheduler, base_names: list[str]) -> None:
-        self.base_names, self.plan = base_names, plan
-        self._store = store
+    def __init__(self, store: Store, scheduler: ResidencyScheduler, base_names: list[str]) -> None:
+        self.base_names = base_names
+        self._store, self._scheduler = store, scheduler
         self._versions: dict[str, dict[int, Version]] = {}
         self._records: dict[str, AdapterRecord] = {}
         self._by_id: dict[str, Version] = {}
 
-    def names(self) -> list[str]:
-        return sorted(self._records)
+    # What a request selects
 
-    def has(self, name: str) -> bool:
-        return name in self._records
+    def resolve(self, model: str, caller: Caller) -> Version | None:
+        """What `model` selects: NAME's active version, NAME@version, or None for the base.
 
-    def versions(self, name: str) -> list[Version]:
-        return list(self._versions.get(name, {}).values())
+        Raises ModelNotFoundError.
+        """
+        if model in self.base_names:
+            return None
+        name, at, _ = model.partition("@")
+        if name not in self._records or not self._may_use(name, caller):
+            raise ModelNotFoundError(model)
+        version = self._by_id.get(model) if at else self.active(name)
+        if version is None or version.is_draining:
+            raise ModelNotFoundError(model)
+        return version
 
-    def active(self, name: str) -> Version | None:
-        """The active version of a name that exists."""
-        number = self._records[name].active
-        return None if number is None else self._versions[name][number]
+    @contextmanager
+    def lease(self, version: Version) -> Iterator[None]:
+        """Keep a version alive. Raises AdapterUnavailableError if this server cannot serve it."""
+        if version.accepted is None:
+            raise unservable(version)
+        version.lease()
+        try:
+            yield
+        finally:
+            version.release()
 
-    def by_id(self, version_id: str) -> Version | None:
-        """NAME@version -> the version."""
-        return self._by_id.get(version_id)
+    # What a caller may see
 
-    def store_bytes(self) -> int:
-        return self._store.bytes_used()
+    def adapters(self, caller: Caller, after: str = "", limit: int | None = None) -> list[AdapterView]:
+        """The first `limit` adapters after the name `after`, by name. Only these are built."""
+        visible = sorted(name for name in self._records if name > after and self._may_use(name, caller))
+        return [self.view(name) for name in visible[:limit]]
 
-    def look(self) -> list[tuple[AdapterRecord, list[Version]]]:
-        """Every name as it is now, with those of its versions that are there. From any thread: the event loop may take
-        names and versions out meanwhile."""
-        return [(record, self.versions(name)) for name, record in dict(self._records).items()]
+    def adapter(self, name: str, caller: Caller) -> AdapterView:
+        """Raises AdapterNotFoundError."""
+        self.check_visible(name, caller)
+        return self.view(name)
 
-    def adapters(self, caller: Caller, after: str = "", limit: int | None = None) -> list[AdapterObject]:
-        """What `caller` may see, by name: the first `limit` after `after`. Only these are built."""
-        seen = sorted(name for name in self._records if name > after and self._may_use(name, caller))
-        return [self._object(name) for name in seen[:limit]]
+    def version(self, name: str, number: int, caller: Caller) -> Version:
+        """Raises AdapterNotFoundError or VersionNotFoundError."""
+        self.check_visible(name, caller)
+        found = self._versions[name].get(number)
+        if found is None:
+            raise VersionNotFoundError(name, number)
+        return found
 
-    def adapter(self, name: str, caller: Caller) -> AdapterObject:
-        """Raises ApiError adapter_not_found."""
-        self._check_visible(name, caller)
-        return self._object(name)
-
-    def version(self, name: str, version: int, caller: Caller) -> VersionObject:
-        """Raises ApiError adapter_not_found or version_not_found."""
-        return self._version_object(self._find(name, version, caller))
-
-    def file(self, name: str, version: int, which: Literal["config", "weights"], caller: Caller) -> Path | bytes:
-        """The bytes of one of a version's two files, or where they are."""
-        found = self._find(name, version, caller)
+    def file(self, version: Version, which: Literal["config", "weights"]) -> Path | bytes:
+        """The bytes of one of a version's two files, or the path of the file."""
         if which == "config":
-            return found.record.config.encode()
-        return self._store.folder(found.record.digest) / WEIGHTS_FILE
+            return version.record.config.encode()
+        return self._store.folder(version.record.digest) / WEIGHTS_FILE
 
     def servable(self, caller: Caller) -> list[tuple[str, int]]:
-        """Every name that can be asked, and when its active version was made."""
+        """Every name that can be selected, and when its active version was created (unix seconds)."""
         return [
             (name, version.record.created)
             for name in self.names()
@@ -84,47 +97,81 @@ class Registry:
             and version.accepted is not None
         ]
 
-    def resolve(self, model: str, caller: Caller) -> Version | None:
-        """What `model` selects: NAME's active version, NAME@version, or None for the base. Raises ModelNotFound."""
-        if model in self.base_names:
-            return None
-        name, at, _ = model.partition("@")
+    def check_visible(self, name: str, caller: Caller) -> None:
+        """Raises AdapterNotFoundError."""
         if name not in self._records or not self._may_use(name, caller):
-            raise ModelNotFound(model)
-        version = self._by_id.get(model) if at else self.active(name)
-        if version is None or version.record.state == "draining":
-            raise ModelNotFound(model)
-        return version
+            raise AdapterNotFoundError(name)
 
-    @contextmanager
-    def lease(self, version: Version) -> Iterator[None]:
-        """Keep a version alive. Raises ApiError adapter_unavailable if this server cannot serve it."""
-        if version.accepted is None:
-            raise self._unservable(version, "model")
-        version.lease()
-        try:
-            yield
-        finally:
-            version.release()
+    def view(self, name: str) -> AdapterView:
+        """The adapter as it is now."""
+        record = self._records[name]
+        return AdapterView(
+            name=name,
+            active=record.active,
+            allowed_keys=None if record.allowed_keys is None else list(record.allowed_keys),
+            pinned=record.pinned,
+            versions=[self.version_view(self._versions[name][stored.version]) for stored in record.versions],
+        )
 
-    # For the catalog
+    def version_view(self, version: Version) -> VersionView:
+        """One version as it is now."""
+        return version.view(self._scheduler.tier(version.ref), self._scheduler.failure(version.ref))
 
-    def _enter(self, version: Version) -> None:
-        """One more version, or another in the place of one that could not be served."""
+    # What there is, whoever asks
+
+    def names(self) -> list[str]:
+        return sorted(self._records)
+
+    def has(self, name: str) -> bool:
+        return name in self._records
+
+    def record(self, name: str) -> AdapterRecord | None:
+        """What the store holds of a name; None for a name that does not exist."""
+        return self._records.get(name)
+
+    def versions(self, name: str) -> list[Version]:
+        return list(self._versions.get(name, {}).values())
+
+    def all_versions(self) -> list[Version]:
+        return list(self._by_id.values())
+
+    def numbered(self, name: str, number: int) -> Version | None:
+        return self._versions.get(name, {}).get(number)
+
+    def active(self, name: str) -> Version | None:
+        """The active version of a name that exists."""
+        number = self._records[name].active
+        return None if number is None else self._versions[name][number]
+
+    def by_id(self, version_id: str) -> Version | None:
+        """The version with the id NAME@version."""
+        return self._by_id.get(version_id)
+
+    def snapshot(self) -> list[tuple[AdapterRecord, list[Version]]]:
+        """Every name with its versions. Safe from any thread: the event loop may add and remove some meanwhile."""
+        return [(record, self.versions(name)) for name, record in dict(self._records).items()]
+
+    def store_bytes(self) -> int:
+        return self._store.bytes_used()
+
+    # What the service changes
+
+    def put_version(self, version: Version) -> None:
+        """Add a version, or replace one that could not be served."""
         self._versions.setdefault(version.name, {})[version.number] = version
         self._by_id[version.id] = version
 
-    def _take_over(self, record: AdapterRecord) -> None:
-        """What the store holds of a name now; its versions are known."""
+    def put_record(self, record: AdapterRecord) -> None:
+        """Take over what the store holds of a name; its versions are known."""
         self._records[record.name] = record
         for stored in record.versions:
             self._versions[record.name][stored.version].record = stored
 
-    def _take_out(self, version: Version, record: AdapterRecord | None) -> None:
-        """A version is gone. record: what the store holds of its name now, None if that went with it."""
+    def remove_version(self, version: Version, record: AdapterRecord | None) -> None:
+        """Remove a version. record: what the store still holds of its name; None if the name went with it."""
         del self._by_id[version.id], self._versions[version.name][version.number]
         if record is not None:
-            self._take_over(record)
+            self.put_record(record)
         else:
             del self._records[version.name], self._versions[version.name]
 
@@ -132,32 +179,18 @@ class Registry:
         allowed = self._records[name].allowed_keys
         return caller.is_admin or allowed is None or caller.label in allowed
 
-    def _check_visible(self, name: str, caller: Caller) -> None:
-        if name not in self._records or not self._may_use(name, caller):
-            message = f"found no adapter {name[:100]!r}; GET /v1/adapters lists them"
-            raise ApiError(404, "adapter_not_found", message, "name")
 
-    def _find(self, name: str, version: int, caller: Caller) -> Version:
-        self._check_visible(name, caller)
-        found = self._versions[name].get(version)
-        if found is None:
-            raise ApiError(404, "version_not_found", f"found no version {version} of {name!r}", "version")
-        return found
+def name_problem(name: str, base_names: list[str]) -> str | None:
+    """Why `name` cannot be an adapter's name, or None."""
+    if name in base_names:
+        return f"found the name {name!r}, which is the base model's served name; choose another"
+    if not is_name(name):
+        shown = ascii(name) if len(name) <= 100 else ascii(name[:97]) + "..."
+        return f"found the name {shown}, expected {NAME_RULE}"
+    return None
 
-    @staticmethod
-    def _unservable(version: Version, param: str) -> ApiError:
-        message = f"{version.id} cannot be served: {version.failure}"
-        return ApiError(503, "adapter_unavailable", message, param, retry_after=60)
 
-    def _object(self, name: str) -> AdapterObject:
-        record = self._records[name]
-        return AdapterObject(
-            name=name,
-            active=record.active,
-            allowed_keys=None if record.allowed_keys is None else list(record.allowed_keys),
-            pinned=record.pinned,
-            versions=[self._version_object(self._versions[name][v.version]) for v in record.versions],
-        )
-
-    def _version_object(self, version: Version) -> VersionObject:
-        return version.as_object(self.plan.tier(version.engine), self.plan.failure(version.engine))
+def check_name(name: str, base_names: list[str]) -> None:
+    """Raises NameConflictError for the base's name, InvalidNameError for what cannot be a name."""
+    if problem := name_problem(name, base_names):
+        raise NameConflictError(problem) if name in base_names else InvalidNameError(problem)

@@ -1,4 +1,4 @@
-"""Owns one version while the server runs: its record, what the engine knows of it, and who uses it now.
+"""Owns one version while the server runs: its record, what the engine calls it, and who uses it.
 
 Invariant: a version with leases is not removed.
 """
@@ -6,24 +6,28 @@ Invariant: a version with leases is not removed.
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
-from adapters import VersionRecord
-from adapters.ref import AdapterRef
-from server.api.schemas import Residency, VersionObject, VersionState
-from server.errors import ApiError
+from adapters.ref import AdapterRef, Kind
+from adapters.store import VersionRecord
+from server.errors import AdapterDeletedError, AdapterUnavailableError
+from server.residency.state import Tier
 from server.uploads.validate import ValidatedAdapter
+
+VersionState = Literal["ready", "draining", "failed"]
 
 
 @dataclass(eq=False)
 class Version:
     """One version of `name`. accepted is None where this server cannot serve what the store holds: `failure` says why.
 
-    leases: requests from their admission to the last byte of their answer. running: engine request ids.
+    leases: requests from their admission to the last byte of their response. running: engine request ids.
+    last_used: unix seconds.
     """
 
     name: str
     record: VersionRecord
-    engine: AdapterRef
+    ref: AdapterRef
     accepted: ValidatedAdapter | None
     failure: str | None = None
     leases: int = 0
@@ -37,11 +41,16 @@ class Version:
 
     @property
     def id(self) -> str:
-        return self.engine.name
+        """NAME@version."""
+        return self.ref.name
 
     @property
     def number(self) -> int:
         return self.record.version
+
+    @property
+    def is_draining(self) -> bool:
+        return self.record.state == "draining"
 
     def lease(self) -> None:
         """One more request uses it."""
@@ -50,19 +59,19 @@ class Version:
         self.idle.clear()
 
     def release(self) -> None:
-        """A request ended."""
+        """A request has ended."""
         assert self.leases > 0, self.id
         self.leases -= 1
         self.last_used = int(time.time())
         if not self.leases:
             self.idle.set()
 
-    def as_object(self, resident: Residency, failure: str | None) -> VersionObject:
-        """The version on the wire. failure: why its last load failed."""
+    def view(self, tier: Tier, load_failure: str | None) -> "VersionView":
+        """The version as it is now. load_failure: why its last load failed."""
         config = None if self.accepted is None else self.accepted.config
-        reason = self.failure or failure
-        state: VersionState = "draining" if self.record.state == "draining" else "failed" if reason else "ready"
-        return VersionObject(
+        reason = self.failure or load_failure
+        state: VersionState = "draining" if self.is_draining else "failed" if reason else "ready"
+        return VersionView(
             version=self.number,
             id=self.id,
             digest=self.record.digest,
@@ -77,13 +86,53 @@ class Version:
             size_bytes=self.record.size_bytes,
             rows=0 if self.accepted is None else self.accepted.need.rows,
             created=self.record.created,
-            resident=resident,
+            resident=tier,
             requests_running=len(self.running),
             last_used=self.last_used,
             description=None if config is None else config.description,
         )
 
 
-def adapter_deleted(version: Version) -> ApiError:
-    """What ends a request that outlived its version's deadline."""
-    return ApiError(410, "adapter_deleted", f"{version.id} was deleted while the request ran", "model")
+@dataclass(frozen=True)
+class VersionView:
+    """One version as a caller sees it (API.md, "The object"). created and last_used: unix seconds."""
+
+    version: int
+    id: str
+    digest: str
+    state: VersionState
+    reason: str | None
+    peft_type: Kind
+    variant: str | None
+    expert_type: str | None
+    num_experts: int | None
+    top_k: int | None
+    bottleneck: int | None
+    size_bytes: int
+    rows: int
+    created: int
+    resident: Tier
+    requests_running: int
+    last_used: int | None
+    description: str | None
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """An adapter as a caller sees it: its name, its versions, and which of them is active."""
+
+    name: str
+    active: int | None
+    allowed_keys: list[str] | None
+    pinned: bool
+    versions: list[VersionView]
+
+
+def adapter_deleted(version: Version) -> AdapterDeletedError:
+    """What ends a request that outlived its version's drain timeout."""
+    return AdapterDeletedError(f"{version.id} was deleted while the request ran")
+
+
+def unservable(version: Version, param: str | None = None) -> AdapterUnavailableError:
+    """What a request for a version gets that this server cannot serve."""
+    return AdapterUnavailableError(f"{version.id} cannot be served: {version.failure}", param=param, retry_after_s=60)

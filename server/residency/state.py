@@ -1,29 +1,31 @@
-"""Owns what is known of one content: whose it is, where it is, who uses it, and how it is on its way.
+"""Owns what is known now: of each content its versions, where it is and its move; who waits; what runs.
 
-Invariant: a content holds its place on the device (rows, or a slot) from the start of its way there until the engine
-was told to free it; what can be used there (`on_device`) holds its place.
+Invariant: a content holds its room on the device (rows, or a LoRA slot) from the start of its way there until the
+engine was told to free it; what can be used there (`on_device`) holds its room.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from adapters.ref import AdapterRef
-from server.api.schemas import Residency as Tier
 
 GRACE_S = 0.1
-"""How long a content keeps its place after its last request: the engine may still be told to abort that one."""
+"""Seconds that a content stays on the device after its last request: the engine may still be aborting that one."""
 
+Tier = Literal["device", "host", "disk"]
 Pool = Literal["rows", "lora_slots"]
 POOLS: tuple[Pool, ...] = ("rows", "lora_slots")
-Move = Literal["reading", "placing", "leaving", "dropping", "freeing"]
-"""leaving: the place is promised to another one already. freeing: nobody owns it any more."""
+Move = Literal["reading", "placing", "evicting", "dropping", "freeing", "repairing"]
+"""evicting: its room is promised to another content already. freeing: no version has the content any more."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is: rows of the device pool, slots for PEFT LoRA, bytes for host copies, and how many adapters
-    may take part in one engine step."""
+    """What there is: rows of the device pool, slots for PEFT LoRA, bytes for host copies, and how many adapters can
+    take part in one engine step (`running`)."""
 
     rows: int
     lora_slots: int
@@ -56,7 +58,7 @@ class Need:
 
 
 class Failure(NamedTuple):
-    """Why a move failed, and when."""
+    """Why a move failed, and when (monotonic seconds)."""
 
     reason: str
     at: float
@@ -67,7 +69,7 @@ class Resident:
     """One content. Versions with the same content share it.
 
     owners: the versions, by engine id. running: leases by engine id. pinned_by: engine ids. removals: versions that
-    are being removed. last_used and idle_since are times of the plan's clock.
+    are being removed. moves: how many moves began so far. last_used and idle_since: monotonic seconds.
     """
 
     need: Need
@@ -76,8 +78,9 @@ class Resident:
     pinned_by: set[int] = field(default_factory=set)
     on_host: bool = False
     on_device: bool = False
-    holds_place: bool = False
+    holds_room: bool = False
     move: Move | None = None
+    moves: int = 0
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     removals: int = 0
     last_used: float = float("-inf")
@@ -94,17 +97,18 @@ class Resident:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the engine is at work on it, or about to be: no other move may start."""
+        """Whether the engine is moving it, or about to: no other move may start."""
         return self.move is not None or self.removals > 0
 
     @property
-    def can_be_closed(self) -> bool:
-        """Whether it leaves the device if nobody is let in any more."""
+    def is_evictable(self) -> bool:
+        """Whether it can be evicted once no request uses it."""
         return self.on_device and not self.pinned_by and not self.is_busy
 
     def start(self, move: Move) -> None:
         assert self.move is None, (self.move, move)
         self.move = move
+        self.moves += 1
         self.settled.clear()
 
     def settle(self) -> None:
@@ -115,9 +119,9 @@ class Resident:
 
 @dataclass(eq=False)
 class Waiter:
-    """Who waits for an adapter: an activation (until it is on the host), a pin (on the device), or a request (a lease).
+    """What waits for an adapter: an activation (until it is on the host), a pin (on the device), a request (a lease).
 
-    ready: ends the wait. is_granted: the lease is counted.
+    since: monotonic seconds. ready: ends the wait. is_granted: the lease is counted.
     """
 
     resident: Resident
@@ -126,3 +130,101 @@ class Waiter:
     since: float
     ready: asyncio.Future[None]
     is_granted: bool = False
+
+
+class WaitQueue:
+    """The line of waiters, in the order they came; `requests` counts exactly the requests in it."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[Waiter, None] = {}
+        self._requests: Counter[int] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiters)
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        return waiter in self._waiters
+
+    def pending(self) -> list[Waiter]:
+        """Those still to be answered, in the order they came (a cancelled one leaves the line a moment later)."""
+        return [waiter for waiter in self._waiters if not waiter.ready.done()]
+
+    def of(self, engine_id: int) -> list[Waiter]:
+        """Those that wait for one version."""
+        return [waiter for waiter in self._waiters if waiter.adapter.engine_id == engine_id]
+
+    def residents(self) -> set[Resident]:
+        """What is waited for."""
+        return {waiter.resident for waiter in self._waiters}
+
+    def requests(self, engine_id: int) -> int:
+        """How many requests wait for one version."""
+        return self._requests[engine_id]
+
+    def add(self, waiter: Waiter) -> None:
+        self._waiters[waiter] = None
+        if waiter.wants == "lease":
+            self._requests[waiter.adapter.engine_id] += 1
+
+    def remove(self, waiter: Waiter) -> None:
+        del self._waiters[waiter]
+        if waiter.wants == "lease":
+            self._requests[waiter.adapter.engine_id] -= 1
+            if not self._requests[waiter.adapter.engine_id]:
+                del self._requests[waiter.adapter.engine_id]
+
+    def answer(self, waiter: Waiter, error: Exception | None = None) -> None:
+        """End a wait; `error` is raised there."""
+        self.remove(waiter)
+        if waiter.ready.done():
+            return
+        if error is None:
+            waiter.ready.set_result(None)
+        else:
+            waiter.ready.set_exception(error)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless the count of requests is right."""
+        assert self._requests == Counter(w.adapter.engine_id for w in self._waiters if w.wants == "lease")
+
+
+class Leases:
+    """The requests that run, by engine id, the id least recently admitted first. total: adapters that one step serves.
+
+    clock: monotonic seconds.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+        self.total, self._clock = total, clock
+        self.running: dict[int, int] = {}
+
+    def has_slot(self, engine_id: int) -> bool:
+        """Whether a request of that id fits into the engine's step."""
+        return engine_id in self.running or len(self.running) < self.total
+
+    def admit(self, resident: Resident, engine_id: int) -> None:
+        """Count a request in."""
+        resident.running[engine_id] = resident.running.get(engine_id, 0) + 1
+        self.running[engine_id] = self.running.pop(engine_id, 0) + 1  # now the last one admitted
+        resident.last_used = self._clock()
+
+    def release(self, resident: Resident, engine_id: int) -> bool:
+        """Count a request out, unless its version was removed meanwhile. True if it was the id's last one."""
+        if engine_id not in resident.running:
+            return False
+        if resident.running[engine_id] == 1:
+            self.end(resident, engine_id)
+            return True
+        resident.running[engine_id] -= 1
+        self.running[engine_id] -= 1
+        return False
+
+    def end(self, resident: Resident, engine_id: int) -> None:
+        """Count all requests of an id out."""
+        del resident.running[engine_id], self.running[engine_id]
+        resident.last_used = resident.idle_since = self._clock()
+
+    def check_integrity(self, residents: Iterable[Resident]) -> None:
+        """Raises AssertionError unless what runs is what the residents say."""
+        running = {number: count for resident in residents for number, count in resident.running.items()}
+        assert running == self.running and len(running) <= self.total, (running, self.running)

@@ -1,7 +1,7 @@
 """Owns what the engine is told: every move of a content between disk, host and device, from its start to its end.
 
-Invariant: a resident makes one move at a time, and every move settles, whatever the engine raises. A place that was
-promised is given back only once the engine was told to free it.
+Invariant: a resident makes one move at a time, and every move settles, whatever the engine raises. Promised room is
+given back only once the engine was told to free it.
 """
 
 import asyncio
@@ -11,28 +11,34 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from adapters.ref import AdapterRef
-from server.engine.protocol import AdapterLoadError, Engine
+from server.engine.protocol import AdapterLoadError, Engine, LoadedTier
 from server.residency.state import GRACE_S, Failure, Resident
 
 logger = logging.getLogger(__name__)
-Loaded = Literal["host", "device"]
 
 
-class Events(Protocol):
-    """Who is told of loads and evictions (the metrics)."""
+class TransferEvents(Protocol):
+    """What counts loads, evictions and repairs (the metrics). seconds: how long a load took."""
 
-    def load_finished(self, tier: Loaded, seconds: float, result: Literal["ok", "failed"]) -> None: ...
+    def load_finished(self, tier: LoadedTier, seconds: float, result: Literal["ok", "failed"]) -> None: ...
 
-    def evicted(self, tier: Loaded) -> None: ...
+    def evicted(self, tier: LoadedTier) -> None: ...
+
+    def repaired(self, tier: LoadedTier) -> None: ...
 
 
 class Transfers:
-    """Starts moves on background tasks; `settled` is called after each, with the resident that was read to the host."""
+    """Starts moves on background tasks; `on_settled` is called after each, with the resident that was read to the
+    host."""
 
     def __init__(
-        self, engine: Engine, events: Events, clock: Callable[[], float], settled: Callable[[Resident | None], None]
+        self,
+        engine: Engine,
+        events: TransferEvents,
+        clock: Callable[[], float],
+        on_settled: Callable[[Resident | None], None],
     ) -> None:
-        self._engine, self._events, self._clock, self._settled = engine, events, clock, settled
+        self._engine, self._events, self._clock, self._on_settled = engine, events, clock, on_settled
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, resident: Resident) -> None:
@@ -40,62 +46,80 @@ class Transfers:
         resident.start("reading")
         self.spawn(self._load(resident, "host", partial(self._engine.prepare, resident.any_owner)))
 
-    def place(self, resident: Resident, leaving: Sequence[Resident]) -> None:
-        """Host to device, into the place of those that leave; theirs is promised from now on."""
+    def place(self, resident: Resident, evicted: Sequence[Resident]) -> None:
+        """Host to device, into the room of the `evicted`, which is promised from now on."""
         resident.start("placing")
-        resident.holds_place = True
-        for other in leaving:
-            other.start("leaving")
-            other.on_device = other.holds_place = False
+        resident.holds_room = True
+        for other in evicted:
+            other.start("evicting")
+            other.on_device = other.holds_room = False
             self._events.evicted("device")
-        evict = [other.any_owner for other in leaving]
-        self.spawn(self._load(resident, "device", partial(self._place, resident.any_owner, evict), leaving))
+        evict = [other.any_owner for other in evicted]
+        self.spawn(self._load(resident, "device", partial(self._place, resident.any_owner, evict), evicted))
 
     def drop(self, resident: Resident) -> None:
-        """Give the host's copy up."""
+        """Drop the host's copy."""
         resident.start("dropping")
         resident.on_host = False
         self._events.evicted("host")
         self.spawn(self._drop(resident, resident.any_owner))
 
     async def free(self, resident: Resident, last_owner: AdapterRef) -> None:
-        """Take what nobody owns any more off the device and the host. If it has an owner when that begins (another
-        version, or the same content came again), it stays where it is."""
+        """Take a content without a version off the device and the host. If it has one again when that begins (the same
+        content was uploaded once more), it stays."""
         resident.start("freeing")
         try:
-            while not resident.owners and (grace := resident.idle_since + GRACE_S - self._clock()) > 0:
-                await asyncio.sleep(max(grace, 0.001))
+            while not resident.owners and (grace_s := resident.idle_since + GRACE_S - self._clock()) > 0:
+                await asyncio.sleep(max(grace_s, 0.001))
             if resident.owners:
                 return
             resident.on_device = False
-            if resident.holds_place:
+            if resident.holds_room:
                 await self.tell(self._engine.evict(last_owner))
             if resident.on_host:
                 await self.tell(self._engine.drop(last_owner))
-            resident.holds_place = resident.on_host = False
+            resident.holds_room = resident.on_host = False
         finally:
             resident.settle()
 
     async def forget(self, adapter: AdapterRef) -> None:
-        """The version is gone for ever."""
+        """The version is gone for good."""
         await self.tell(self._engine.forget(adapter))
 
+    def repair(self, resident: Resident, lost: Collection[LoadedTier]) -> None:
+        """The engine lost what it should hold: free the rest of it there. While requests run on it, load it again."""
+        resident.start("repairing")
+        if "device" in lost and not resident.running:
+            resident.on_device = False
+        for tier in lost:
+            self._events.repaired(tier)
+        self.spawn(self._repair(resident, resident.any_owner, lost))
+
+    def discard(self, key: str, tier: LoadedTier) -> None:
+        """The engine holds what it should not: have it freed."""
+        self._events.repaired(tier)
+        self.spawn(self.tell(self._engine.discard(key, tier)))
+
     async def tell(self, order: Awaitable[None]) -> None:
-        """Have something freed. An engine that fails at that is down, and holds nothing that would be missed."""
+        """Have something freed. An engine that fails at that is down, and holds nothing that matters."""
         try:
             await order
         except Exception:
             logger.exception("the engine failed to free an adapter")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run on a task of its own: who waits for it may go away."""
+        """Run on a task of its own: the caller that waits for it may go away."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _load(
-        self, resident: Resident, tier: Loaded, order: Callable[[], Awaitable[None]], leaving: Collection[Resident] = ()
+        self,
+        resident: Resident,
+        tier: LoadedTier,
+        order: Callable[[], Awaitable[None]],
+        evicted: Collection[Resident] = (),
     ) -> None:
         """Carry out a move upwards; a failure is kept for those who wait."""
         began = self._clock()
@@ -103,7 +127,7 @@ class Transfers:
             await order()
         except BaseException as error:
             resident.failed = Failure(_reason(error), self._clock())
-            resident.holds_place = False
+            resident.holds_room = False
             if not isinstance(error, Exception):
                 raise
         else:
@@ -113,10 +137,10 @@ class Transfers:
             else:
                 resident.on_device = True
         finally:
-            for moved in (resident, *leaving):
+            for moved in (resident, *evicted):
                 moved.settle()
             self._events.load_finished(tier, self._clock() - began, "failed" if resident.failed else "ok")
-            self._settled(resident if tier == "host" else None)
+            self._on_settled(resident if tier == "host" else None)
 
     async def _place(self, adapter: AdapterRef, evict: Sequence[AdapterRef]) -> None:
         try:
@@ -124,7 +148,7 @@ class Transfers:
         except AdapterLoadError:
             raise
         except Exception:
-            await self.tell(self._engine.evict(adapter))  # nobody knows how far it got
+            await self.tell(self._engine.evict(adapter))  # how far it got is not known
             raise
 
     async def _drop(self, resident: Resident, owner: AdapterRef) -> None:
@@ -132,9 +156,27 @@ class Transfers:
             await self.tell(self._engine.drop(owner))
         finally:
             resident.settle()
-            self._settled(None)
+            self._on_settled(None)
+
+    async def _repair(self, resident: Resident, owner: AdapterRef, lost: Collection[LoadedTier]) -> None:
+        try:
+            if resident.on_device and "device" in lost:
+                await self._engine.prepare(owner)
+                await self._engine.place(owner)
+                resident.on_host = True
+            elif "device" in lost:
+                await self.tell(self._engine.discard(owner.key, "device"))
+                resident.holds_room = False
+            if "host" in lost and not (resident.on_device and "device" in lost):
+                await self.tell(self._engine.discard(owner.key, "host"))
+                resident.on_host = False
+        except Exception:
+            logger.exception("%s is lost on the engine and could not be loaded again", owner.name)
+        finally:
+            resident.settle()
+            self._on_settled(None)
 
 
 def _reason(error: BaseException) -> str:
-    """What a user is told of a failed move."""
+    """What a caller is told of a failed move."""
     return str(error) if isinstance(error, AdapterLoadError) else f"the engine failed ({type(error).__name__})"

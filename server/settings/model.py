@@ -8,7 +8,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -20,11 +20,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from adapters import Limits
+from adapters.format.files import Limits
 from server.auth.keys import KeyRing, key_problem, labelled_keys
-from server.middleware.access_log import LogFormat
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
 
+LogFormat = Literal["text", "json"]
 ENVIRONMENT_PREFIX = "PERFT_"
 FILE_ARGUMENT = "perft_config"
 """The argument of Settings that is no setting: the TOML file."""
@@ -230,6 +230,11 @@ class Settings(BaseSettings):
     def audit_path(self) -> Path:
         """Where the audit log is: beside the store if nobody says."""
         return self.audit_log or self.adapter_store.with_name(f"{self.adapter_store.name}.audit.jsonl")
+
+    @property
+    def adapter_limits(self) -> Limits:
+        """What the operator allows of an adapter."""
+        return Limits(self.max_adapter_bytes, self.allow_other_base)
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:

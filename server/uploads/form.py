@@ -1,6 +1,6 @@
 """Owns a multipart/form-data body as a form of known parts, parsed block by block as it arrives.
 
-Invariant: a part that `rules` does not name, or that is over its bound, is refused before any more of it is kept;
+Invariant: a part that `rules` does not name, or that is over its bound, is rejected before any more of it is kept;
 files go straight to files of names chosen here, and after `close` none is open.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.errors import ApiError
+from server.errors import MalformedUploadError, UploadError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -30,20 +30,13 @@ class PartRule:
     """What one part may be. too_large: the error for more than `max_bytes`. file_name: None for a text field."""
 
     max_bytes: int
-    too_large: Callable[[], ApiError]
+    too_large: Callable[[], UploadError]
     file_name: str | None = None
 
 
-class UploadRefusedError(ApiError):
-    """Refused while the body was still arriving: the connection is closed, or the rest would keep coming."""
-
-    def headers(self) -> dict[str, str]:
-        return super().headers() | {"Connection": "close"}
-
-
-def malformed(message: str, param: str | None = None) -> UploadRefusedError:
-    """400 for a body that is not the form it should be."""
-    return UploadRefusedError(400, "invalid_request", message, param)
+def malformed(message: str, param: str | None = None) -> MalformedUploadError:
+    """For a body that is not the form it must be."""
+    return MalformedUploadError(message, param=param)
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -89,7 +82,7 @@ class MultipartForm:
         )
 
     def feed(self, block: bytes) -> None:
-        """Take the next bytes of the body. Raises ApiError, or OSError where writing fails."""
+        """Take the next bytes of the body. Raises UploadError, or OSError where writing fails."""
         with self._lock:
             if self._is_closed:
                 return
@@ -112,7 +105,7 @@ class MultipartForm:
         self._headers[field.lower()] = value
 
     def _begin_part(self) -> None:
-        """Decide by its headers which part this is and whether it is welcome."""
+        """Decide by its headers which part this is and whether it is accepted."""
         disposition, options = parse_options_header(self._headers.get("content-disposition"))
         encoding = self._headers.get("content-transfer-encoding", "").strip().lower()
         self._headers = {}

@@ -5,7 +5,7 @@ memory, and parsing and writing happen off the event loop.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
@@ -13,14 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from starlette.requests import ClientDisconnect, Request
-
 from adapters.archive.extract import AdapterTooLargeError, extract
-from adapters.format.config import MAX_CONFIG_BYTES
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE, Limits, check_folder
+from adapters.format.files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, Limits
+from adapters.format.folder import check_folder
 from perft.threads import compute_alone
-from server.errors import ApiError
-from server.uploads.form import MultipartForm, PartRule, UploadRefusedError, boundary_of, malformed
+from server.errors import (
+    InvalidUploadError,
+    InvalidUploadNameError,
+    MalformedUploadError,
+    UploadStorageFullError,
+    UploadTimeoutError,
+    UploadTooLargeError,
+)
+from server.uploads.form import MultipartForm, PartRule, boundary_of, malformed
 
 T = TypeVar("T")
 MIB = 1024 * 1024
@@ -62,15 +67,18 @@ class ReceivedUpload:
     folder: Path
 
 
-async def receive_upload(request: Request, staged: Path, limits: UploadLimits) -> ReceivedUpload:
+async def receive_upload(
+    headers: Mapping[str, str], body: AsyncIterator[bytes], staged: Path, limits: UploadLimits
+) -> ReceivedUpload:
     """Read the form of POST /v1/adapters into the empty folder `staged`, which stays the caller's to discard.
 
-    Raises ApiError; the name and the files' content are the caller's to check.
+    headers: of the request, names in any case. Raises UploadError; the name and the files' content are the caller's to
+    check.
     """
-    _check_headers(request, limits)
-    form = MultipartForm(boundary_of(request.headers.get("content-type", "")), _rules(limits), staged)
+    _check_headers(headers, limits)
+    form = MultipartForm(boundary_of(headers.get("content-type", "")), _rules(limits), staged)
     try:
-        await _read_body(form, request, limits)
+        await _read_body(form, body, limits)
     finally:
         form.close()
     name, activate = _text_fields(form)
@@ -80,13 +88,13 @@ async def receive_upload(request: Request, staged: Path, limits: UploadLimits) -
     return ReceivedUpload(name, activate, staged)
 
 
-def _check_headers(request: Request, limits: UploadLimits) -> None:
-    declared = request.headers.get("content-length", "0")
+def _check_headers(headers: Mapping[str, str], limits: UploadLimits) -> None:
+    declared = headers.get("content-length", "0")
     if not (declared.isascii() and declared.isdigit()):
         raise malformed(f"found Content-Length {declared[:40]!r}, expected a number")
     if len(declared) > 18 or int(declared) > limits.body_bytes:
         raise _too_large(f"found a body of {declared[:40]} bytes", limits.max_adapter_bytes)
-    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+    if (encoding := headers.get("content-encoding", "identity")) != "identity":
         raise malformed(f"found Content-Encoding {encoding[:40]!r}, expected none")
 
 
@@ -96,7 +104,7 @@ def _rules(limits: UploadLimits) -> dict[str, PartRule]:
     archive = partial(_too_large, "found an archive over the limit", limits.max_adapter_bytes)
     long_name = f"found a name of more than {MAX_NAME_BYTES} bytes, expected at most 63 characters"
     return {
-        "name": PartRule(MAX_NAME_BYTES, lambda: UploadRefusedError(400, "invalid_name", long_name, "name")),
+        "name": PartRule(MAX_NAME_BYTES, lambda: InvalidUploadNameError(long_name)),
         "activate": PartRule(MAX_FLAG_BYTES, _no_flag),
         "config": PartRule(2 * MAX_CONFIG_BYTES, _config_too_large, CONFIG_FILE),
         "weights": PartRule(limits.max_adapter_bytes, weights, WEIGHTS_FILE),
@@ -104,10 +112,10 @@ def _rules(limits: UploadLimits) -> dict[str, PartRule]:
     }
 
 
-async def _read_body(form: MultipartForm, request: Request, limits: UploadLimits) -> None:
+async def _read_body(form: MultipartForm, body: AsyncIterator[bytes], limits: UploadLimits) -> None:
     """Feed the whole body to the form, a block at a time."""
     block, total = bytearray(), 0
-    async for chunk in _chunks(request, limits):
+    async for chunk in _chunks(body, limits):
         total += len(chunk)
         if total > limits.body_bytes:
             raise _too_large(f"found a body of more than {limits.body_bytes} bytes", limits.max_adapter_bytes)
@@ -120,23 +128,20 @@ async def _read_body(form: MultipartForm, request: Request, limits: UploadLimits
         raise malformed("the body ends before the closing boundary of its multipart/form-data: it was cut off")
 
 
-async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
+async def _chunks(body: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
     """What arrives, as long as it arrives fast enough."""
-    stream = aiter(request.stream())
     now = asyncio.get_running_loop().time
     end = now() + limits.timeout_s
     while True:
         try:
             async with asyncio.timeout_at(min(end, now() + limits.idle_timeout_s)):
-                chunk = await anext(stream, b"")
+                chunk = await anext(body, b"")
         except TimeoutError as error:
             message = (
                 f"the body was too slow: at most {limits.idle_timeout_s:g} s between two arrivals and "
                 f"{limits.timeout_s:g} s in all are allowed"
             )
-            raise UploadRefusedError(408, "upload_timeout", message) from error
-        except ClientDisconnect as error:
-            raise malformed("the connection ended before the body did") from error
+            raise UploadTimeoutError(message) from error
         if not chunk:
             return
         yield chunk
@@ -149,8 +154,8 @@ async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
     except OSError as error:
         if error.errno not in (ENOSPC, EDQUOT):
             raise
-        message = "the server's disk is full: nothing was stored; delete adapters or ask its operator for room"
-        raise UploadRefusedError(507, "storage_full", message) from error
+        message = "the server's disk is full, so nothing was stored; delete adapters, or ask the operator for room"
+        raise UploadStorageFullError(message) from error
 
 
 def _text_fields(form: MultipartForm) -> tuple[str, bool]:
@@ -160,7 +165,7 @@ def _text_fields(form: MultipartForm) -> tuple[str, bool]:
     try:
         name = form.texts["name"].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ApiError(400, "invalid_name", "found a name that is not UTF-8", "name") from error
+        raise InvalidUploadNameError("found a name that is not UTF-8") from error
     activate = form.texts.get("activate", b"true")
     if activate not in (b"true", b"false"):
         raise _no_flag()
@@ -177,7 +182,7 @@ def _check_files(form: MultipartForm) -> None:
 
 
 def _unpack(archive: Path, staged: Path, limits: UploadLimits) -> None:
-    """Turn the archive into the adapter's files; refuses with everything that is wrong with it and with them."""
+    """Turn the archive into the adapter's files. Raises InvalidUploadError with everything that is wrong."""
     try:
         violations = extract(archive, staged, limits.max_adapter_bytes)
     except AdapterTooLargeError as error:
@@ -187,23 +192,18 @@ def _unpack(archive: Path, staged: Path, limits: UploadLimits) -> None:
         return
     if (staged / CONFIG_FILE).exists() and (staged / WEIGHTS_FILE).exists():
         violations += check_folder(staged, None, Limits(limits.max_adapter_bytes))[1]
-    raise _invalid(violations)
+    raise InvalidUploadError(violations)
 
 
-def _invalid(violations: list[str]) -> ApiError:
-    message = f"found {len(violations)} violations of the adapter format; `violations` lists them"
-    return UploadRefusedError(400, "invalid_adapter", message, violations=violations)
-
-
-def _config_too_large() -> ApiError:
+def _config_too_large() -> InvalidUploadError:
     found = f"{CONFIG_FILE}: found more than {2 * MAX_CONFIG_BYTES} bytes, expected at most {MAX_CONFIG_BYTES}"
-    return _invalid([found])
+    return InvalidUploadError([found])
 
 
-def _no_flag() -> ApiError:
+def _no_flag() -> MalformedUploadError:
     return malformed("activate: expected true or false", "activate")
 
 
-def _too_large(found: str, limit: int) -> ApiError:
+def _too_large(found: str, limit: int) -> UploadTooLargeError:
     message = f"{found}; expected at most {limit} bytes of weights (max_adapter_bytes)"
-    return UploadRefusedError(413, "adapter_too_large", message)
+    return UploadTooLargeError(message)

@@ -1,24 +1,26 @@
-"""Owns the look at an uploaded folder: what kind of adapter it is, whether it may be served here, what it will take.
+"""Owns the validation of an uploaded folder: its kind, whether this server can serve it, and what it needs.
 
-Invariant: what comes out of `UploadValidator.check` can be loaded by the engine as it is now.
+Invariant: what `UploadValidator.check` returns can be loaded by the engine as it is now.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from adapters import InvalidAdapterError, Limits, VersionRecord, lora_digest, read_folder
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
-from adapters.format.weights import shape_violations
+from adapters.errors import InvalidAdapterError
+from adapters.format.files import WEIGHTS_FILE, Limits
+from adapters.format.folder import read_folder
+from adapters.format.weights import header_violations
+from adapters.identity import config_bytes, lora_digest, peft_type_of
 from adapters.ref import Kind
+from adapters.store import VersionRecord
 from perft.base_model import BaseShape, fit_violations
 from perft.config import AdapterConfig
-from server.residency.scheduler import Need
+from server.residency.state import Need
 
 
 class LoRACheck(Protocol):
-    """Every violation of a PEFT LoRA adapter in a folder; without `values` only the headers are looked at."""
+    """Every violation of a PEFT LoRA adapter in a folder; without `values` only the headers are read."""
 
     def __call__(self, folder: Path, *, values: bool = True) -> list[str]: ...
 
@@ -35,7 +37,7 @@ class ValidatedAdapter:
 
 @dataclass(frozen=True)
 class UploadValidator:
-    """What is taken: by the format, the served base, the limits, and the pool. check_lora: None where LoRA is off."""
+    """What the server accepts: by the format, the served base, limits and pool. check_lora: None if LoRA is off."""
 
     base: BaseShape
     limits: Limits
@@ -43,7 +45,7 @@ class UploadValidator:
     check_lora: LoRACheck | None = None
 
     def check(self, folder: Path) -> ValidatedAdapter:
-        """The adapter in `folder`. Blocks while it reads all of it. Raises InvalidAdapterError with every violation."""
+        """The adapter in `folder`, of which every byte is read. Raises InvalidAdapterError with every violation."""
         if peft_type(folder) == "LORA":
             return self._check_lora(folder)
         try:
@@ -56,8 +58,10 @@ class UploadValidator:
         return ValidatedAdapter("PERFT", checked.digest, checked.config, need)
 
     def stored(self, version: VersionRecord, folder: Path) -> ValidatedAdapter:
-        """A version of the store, which was checked when it came. Raises InvalidAdapterError if this base or pool does
-        not take it; only the header of its weights is read."""
+        """A version of the store, which was checked when it was uploaded; only the header of its weights is read.
+
+        Raises InvalidAdapterError if this base or pool cannot serve it.
+        """
         if version.kind == "LORA":
             if self.check_lora is None:
                 raise InvalidAdapterError("the stored adapter", [LORA_IS_OFF])
@@ -66,7 +70,7 @@ class UploadValidator:
             return ValidatedAdapter("LORA", version.digest, None, Need(0, 1, version.size_bytes))
         config = AdapterConfig.model_validate_json(version.config)
         violations = fit_violations(config, self.base, self.limits.allow_other_base)
-        violations += shape_violations(folder / WEIGHTS_FILE, config, self.base)
+        violations += header_violations(folder / WEIGHTS_FILE, config, self.base)
         need = Need(0, 0, 0) if violations else self.need(config)
         if need.rows > self.rows_total:
             violations.append(too_many_rows(need.rows, self.rows_total))
@@ -75,7 +79,7 @@ class UploadValidator:
         return ValidatedAdapter("PERFT", version.digest, config, need)
 
     def need(self, config: AdapterConfig) -> Need:
-        """What a PERFT adapter takes: its rows in every layer it adapts, and as many on the host."""
+        """What a PERFT adapter needs: its rows in every layer it adapts, and as many on the host."""
         rows = config.rows_per_layer() * len(config.layer_indices(self.base.moe_layers))
         return Need(rows, 0, rows * self.base.hidden_size * self.base.dtype.itemsize)
 
@@ -89,7 +93,7 @@ class UploadValidator:
 
 
 LORA_IS_OFF = (
-    "peft_type: found 'LORA', which this server does not take: its operator has to name the modules "
+    "peft_type: found 'LORA', expected 'PERFT': LoRA is off on this server; its operator can turn it on "
     "(--lora-target-modules)"
 )
 
@@ -99,9 +103,8 @@ def too_many_rows(needed: int, total: int) -> str:
 
 
 def peft_type(folder: Path) -> object:
-    """The config's `peft_type`, as far as it can be read; what is wrong with the file is said by the checks."""
+    """The config's `peft_type`; None if the file has none or cannot be read, which the checks report."""
     try:
-        values = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return peft_type_of(config_bytes(folder))
+    except OSError:
         return None
-    return values.get("peft_type") if isinstance(values, dict) else None

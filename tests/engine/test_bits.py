@@ -1,4 +1,4 @@
-"""The base is left alone, bit for bit: block by block, and against a vLLM that never heard of us."""
+"""The base is unchanged, bit for bit: block by block, and compared with a vLLM without PERFT."""
 
 import os
 import subprocess

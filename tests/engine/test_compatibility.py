@@ -1,4 +1,4 @@
-"""What a VllmConfig may not ask for, each mode by its name; the same check runs in every worker."""
+"""The modes and switches of vLLM that are refused, each by its name; every worker runs this check."""
 
 from types import SimpleNamespace as Config
 

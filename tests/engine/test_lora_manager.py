@@ -1,4 +1,4 @@
-"""PEFT LoRA on attention beside PERFT, where the operator asks for it: both kinds and the base in one batch."""
+"""PEFT LoRA on attention beside PERFT, on modules that the operator opened: both kinds and the base in one batch."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
-from adapters import lora_digest
+from adapters.identity import lora_digest
+from adapters.ref import AdapterRef
 from tests.engine.engines import TinyEngine, greedy, prompts, start
 
 RANK, ALPHA, LORA_ID = 8, 16, 700
@@ -76,7 +77,7 @@ def test_lora_perft_and_base_in_one_batch(with_lora: TinyEngine, tmp_path: Path)
         use_tqdm=False,
     )
     manager = with_lora.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
-    assert manager.step_load_bytes >= (folder / "adapter_model.safetensors").stat().st_size, "read inside a step"
+    assert manager.step_loader.bytes_read >= (folder / "adapter_model.safetensors").stat().st_size, "read inside a step"
     for item, output in zip(plan, outputs, strict=True):
         if item != "lora":
             with_lora.check(item, output)
@@ -89,7 +90,7 @@ def test_lora_perft_and_base_in_one_batch(with_lora: TinyEngine, tmp_path: Path)
 
 
 def finish(engine: TinyEngine, move: str, order: dict[str, Any], *more: Any) -> None:
-    """Carry a move of the workers out to its end."""
+    """Run a move of the workers to its end."""
     (outcome,) = engine.llm.collective_rpc(f"perft_{move}", args=(order, *more))
     while outcome["state"] == "running":
         time.sleep(0.01)
@@ -97,13 +98,13 @@ def finish(engine: TinyEngine, move: str, order: dict[str, Any], *more: Any) -> 
     assert outcome["state"] == "done", outcome
 
 
-def test_a_lora_adapter_moves_by_order_and_is_read_once(with_lora: TinyEngine, tmp_path: Path) -> None:
+def test_a_lora_adapter_is_loaded_by_order_and_read_once(with_lora: TinyEngine, tmp_path: Path) -> None:
     folder, tensors = write_lora(with_lora, tmp_path / "lora")
     number = LORA_ID + 1
     order = {"name": f"lora@{number}", "engine_id": number, "kind": "LORA"}
     order |= {"digest": lora_digest(folder), "folder": str(folder)}
     manager = with_lora.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
-    read_in_steps = manager.step_load_bytes
+    read_in_steps = manager.step_loader.bytes_read
     finish(with_lora, "prepare", order)
     finish(with_lora, "place", order, [])
     shutil.rmtree(folder)
@@ -115,25 +116,66 @@ def test_a_lora_adapter_moves_by_order_and_is_read_once(with_lora: TinyEngine, t
     expected = merged_logprobs(with_lora, tensors, prompt + answer)[len(prompt) - 1 : -1]
     for step, token in enumerate(answer):
         assert abs(output.outputs[0].logprobs[step][token].logprob - float(expected[step][token])) <= 1e-3
-    assert number in manager.list_adapters() and manager.step_load_bytes == read_in_steps
+    assert number in manager.list_adapters() and manager.step_loader.bytes_read == read_in_steps
     with_lora.llm.collective_rpc("perft_evict", args=(order,))
     assert number not in manager.list_adapters()
     finish(with_lora, "place", order, [])
     assert number in manager.list_adapters(), "the host still had it"
     for method, argument in (("perft_evict", order), ("perft_drop", order), ("perft_forget", number)):
         with_lora.llm.collective_rpc(method, args=(argument,))
-    assert number not in manager._kinds and number not in manager._loaded
+    assert number not in manager._kinds and not manager._lora_loader.has_read(number)
+
+
+def inventory(engine: TinyEngine) -> dict[str, Any]:
+    (held,) = engine.llm.collective_rpc("perft_inventory")
+    return dict(held)
+
+
+def test_the_inventory_lists_lora_adapters_too(with_lora: TinyEngine, tmp_path: Path) -> None:
+    before = inventory(with_lora)
+    folder, _ = write_lora(with_lora, tmp_path / "lora")
+    number = LORA_ID + 2
+    order = {"name": f"lora@{number}", "engine_id": number, "kind": "LORA"}
+    order |= {"digest": lora_digest(folder), "folder": str(folder)}
+    key = AdapterRef.from_wire(order).key
+    assert key == f"{order['digest']}/{number}" and key not in before["host"] + before["device"]
+    finish(with_lora, "prepare", order)
+    prepared = inventory(with_lora)
+    assert key in prepared["host"] and prepared["device"] == before["device"]
+    finish(with_lora, "place", order, [])
+    placed = inventory(with_lora)
+    assert key in placed["host"] and key in placed["device"] and placed["moving"] == []
+    assert placed["rows_used"] == before["rows_used"]
+    for method in ("perft_evict", "perft_evict_key"):
+        finish(with_lora, "place", order, [])
+        with_lora.llm.collective_rpc(method, args=(key if method.endswith("key") else order,))
+        assert inventory(with_lora) == prepared
+    for _ in range(2):
+        for method in ("perft_evict_key", "perft_drop_key"):
+            with_lora.llm.collective_rpc(method, args=(key,))
+        assert inventory(with_lora) == before, "a key that is not held is ignored"
+    with_lora.llm.collective_rpc("perft_forget", args=(number,))
+
+
+def test_a_lora_adapter_that_a_step_loaded_is_listed_and_can_be_freed(with_lora: TinyEngine, tmp_path: Path) -> None:
+    folder, _ = write_lora(with_lora, tmp_path / "lora")
+    number = LORA_ID + 3
+    before = inventory(with_lora)
+    with_lora.llm.llm_engine.add_lora(LoRARequest(f"lora@{number}", number, str(folder)))
+    assert inventory(with_lora)["device"] == sorted([*before["device"], f"unknown/{number}"])
+    with_lora.llm.collective_rpc("perft_evict_key", args=(f"unknown/{number}",))
+    assert inventory(with_lora) == before
 
 
 def test_lora_files_that_were_changed_are_not_served(with_lora: TinyEngine, tmp_path: Path) -> None:
     folder, _ = write_lora(with_lora, tmp_path / "lora")
     order = {"name": "lora@9", "engine_id": 9999, "kind": "LORA", "digest": "0" * 64, "folder": str(folder)}
-    with pytest.raises(AssertionError, match="the files were changed"):
+    with pytest.raises(AssertionError, match=r"the files in .* were changed"):
         finish(with_lora, "prepare", order)
 
 
 def test_a_lora_adapter_of_another_servers_modules_is_not_half_served(with_lora: TinyEngine, tmp_path: Path) -> None:
-    """It was accepted where o_proj was open too; vLLM would load it and drop those tensors without a word."""
+    """It was accepted by a server that had opened o_proj too; vLLM would load it and drop those tensors silently."""
     folder, tensors = write_lora(with_lora, tmp_path / "lora")
     for factor in "AB":
         name = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight"

@@ -1,4 +1,4 @@
-"""An adapter whose weights are finite and enormous ends its own request, and nothing of it reaches anybody else."""
+"""An adapter whose weights are finite but enormous fails its own request, and no other request sees its values."""
 
 from itertools import count
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_nothing_poisoned_stays_of_a_request_that_was_aborted_in_its_step(
     cached = sum(block.block_hash is not None for block in blocks)
     prompt = (prompts(1, seed=13)[0] * 200)[:200]
     engine.llm.llm_engine.add_request("left", {"prompt_token_ids": prompt}, greedy(16), lora_request=enormous)
-    core.aborts_queue.put_nowait(list(scheduler.requests))  # as a client that goes away while the step runs
+    core.aborts_queue.put_nowait(list(scheduler.requests))  # as when a client disconnects while the step runs
     engine.llm.llm_engine.step()
     assert not scheduler.requests
     engine.llm.llm_engine.abort_request(["left"])
@@ -77,7 +77,7 @@ def test_nothing_poisoned_stays_of_a_request_that_was_aborted_in_its_step(
     assert not all(torch.isfinite(cache).all() for cache in cached_values(engine)), "it poisoned nothing"
     answers(engine, [(prompts(1, seed=14)[0], None)])
     assert all(torch.isfinite(cache).all() for cache in cached_values(engine))
-    assert not scheduler._left
+    assert not scheduler._freed
 
 
 def test_nothing_poisoned_stays_in_the_cache(engine: TinyEngine, enormous: LoRARequest) -> None:

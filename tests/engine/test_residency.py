@@ -1,4 +1,4 @@
-"""What adapters take: their own rows and nothing of the base's."""
+"""What adapters occupy on the device: their own rows, and nothing of the base's memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
-from adapters import InvalidAdapterError
+from adapters.errors import InvalidAdapterError
 from perft.engine.base_router import embedded_problem
+from perft.engine.host_cache import OtherContentsError
 from perft.engine.manager import WARM_UP_PATH, AdapterIdentityError
 from perft.engine.moe_layer import PerftMoERunner
 from perft.engine.pool import PoolFullError
@@ -88,7 +89,7 @@ def test_an_expert_kernel_that_hides_the_top_k_refuses_embedded_adapters(
     monkeypatch.setattr(PerftMoERunner, "is_monolithic", True)
     problem = embedded_problem(runner)
     assert problem is not None and "monolithic expert kernel" in problem and runner.layer_name in problem
-    monkeypatch.setattr(manager, "base", replace(manager.base, embedded_problem=problem))
+    monkeypatch.setattr(manager.step_loader, "_base", replace(manager.base, embedded_problem=problem))
     values = {key: value for key, value in RANDOM_R.items() if key not in ("top_k", "renormalize")}
     values |= {"variant": "E", "num_experts": manager.base.num_experts}
     folder = write_adapter(tmp_path / "embedded", manager.base, 8, values)
@@ -105,7 +106,7 @@ def test_an_id_stands_for_one_adapter_for_ever(engine: TinyEngine, tmp_path: Pat
             manager.add_adapter(LoRARequest(name, 1300, str(path)))
     assert manager.remove_adapter(1300)
     write_adapter(mine, manager.base, 9)
-    with pytest.raises(AdapterIdentityError, match="other contents"):
+    with pytest.raises(OtherContentsError, match="were changed"):
         manager.add_adapter(LoRARequest("mine@1", 1300, str(mine)))
 
 

@@ -1,4 +1,4 @@
-"""Every seam is checked at start: each one broken once, the version too."""
+"""Every seam is checked at startup: each is broken once here, and so is the version."""
 
 import re
 import tomllib
@@ -7,32 +7,57 @@ from pathlib import Path
 
 import pytest
 
-from perft.engine import seams
-from perft.engine.seams import SEAMS, SUPPORTED_VLLM, SeamError, check_seams, check_version
+from perft.engine.seam_check import Seam, SeamError, SeamGroup
+from perft.engine.seams import SEAM_GROUPS, SUPPORTED_VLLM, check_seams, check_version
 
 PROJECT = Path(__file__).parents[2]
+SEAMS = [(group, seam) for group in SEAM_GROUPS for seam in group.seams]
+
+
+def each(seams: list[tuple[SeamGroup, Seam]]) -> pytest.MarkDecorator:
+    """Run a test once per seam, together with its group."""
+    return pytest.mark.parametrize(("group", "seam"), seams, ids=[seam.name for _, seam in seams])
+
+
+def check(group: SeamGroup, seam: Seam) -> None:
+    """Check one seam as a member of its group."""
+    replace(group, seams=(seam,)).check()
 
 
 def test_the_installed_vllm_passes() -> None:
     check_seams()
 
 
-@pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: seam.name)
-def test_a_seam_that_went_away_is_named(seam: seams.Seam) -> None:
-    with pytest.raises(SeamError, match=rf"{seam.name}_gone is not there.*{re.escape(seam.breaks)}"):
-        replace(seam, name=f"{seam.name}_gone").check()
+def test_every_seam_and_every_text_stands_once() -> None:
+    assert len({(seam.module, seam.name) for _, seam in SEAMS}) == len(SEAMS)
+    for texts in ([g.breaks for g in SEAM_GROUPS], [g.gone_when for g in SEAM_GROUPS], [s.use for _, s in SEAMS]):
+        assert all(texts) and len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("seam", [s for s in SEAMS if s.parameters], ids=lambda seam: seam.name)
-def test_a_seam_whose_parameters_changed_is_named(seam: seams.Seam) -> None:
-    with pytest.raises(SeamError, match="expected it to begin with"):
-        replace(seam, parameters=(*(seam.parameters or ()), "parameter_of_the_future")).check()
+@each(SEAMS)
+def test_a_seam_that_went_away_is_named(group: SeamGroup, seam: Seam) -> None:
+    with pytest.raises(SeamError, match=rf"{seam.name}_gone does not exist.*{re.escape(group.breaks)}"):
+        check(group, replace(seam, name=f"{seam.name}_gone"))
 
 
-@pytest.mark.parametrize("seam", [s for s in SEAMS if s.sets], ids=lambda seam: seam.name)
-def test_an_attribute_that_is_no_longer_set_is_named(seam: seams.Seam) -> None:
-    with pytest.raises(SeamError, match=rf"sets no attribute \['of_the_future'\].*{re.escape(seam.breaks)}"):
-        replace(seam, sets=(*seam.sets, "of_the_future")).check()
+@each([(group, seam) for group, seam in SEAMS if seam.parameters])
+def test_a_seam_whose_parameters_changed_is_named(group: SeamGroup, seam: Seam) -> None:
+    expected = rf"{seam.name}: found parameters .* expected them to begin with.*{re.escape(group.breaks)}"
+    with pytest.raises(SeamError, match=expected):
+        check(group, replace(seam, parameters=(*(seam.parameters or ()), "parameter_of_the_future")))
+
+
+@each([(group, seam) for group, seam in SEAMS if seam.sets])
+def test_an_attribute_that_is_no_longer_set_is_named(group: SeamGroup, seam: Seam) -> None:
+    expected = rf"does not set the attributes \['of_the_future'\].*{re.escape(group.breaks)}"
+    with pytest.raises(SeamError, match=expected):
+        check(group, replace(seam, sets=(*seam.sets, "of_the_future")))
+
+
+def test_a_group_fails_with_any_of_its_seams() -> None:
+    group = max(SEAM_GROUPS, key=lambda group: len(group.seams))
+    with pytest.raises(SeamError, match="_gone does not exist"):
+        replace(group, seams=(*group.seams[:-1], replace(group.seams[-1], name="_gone"))).check()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +74,7 @@ def test_an_attribute_that_is_no_longer_set_is_named(seam: seams.Seam) -> None:
     ],
 )
 def test_a_private_name_is_listed(name: str) -> None:
-    assert any(name in (*seam.name.split("."), *seam.sets) for seam in SEAMS)
+    assert any(name in (*seam.name.split("."), *seam.sets) for _, seam in SEAMS)
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.32.1", "dev"])

@@ -1,6 +1,7 @@
-"""Adapters move by order, beside the steps: the answers are those of adapters that were read at once."""
+"""Adapters that are loaded by order, beside the steps, answer like adapters that were loaded inside a step."""
 
 import shutil
+import threading
 import time
 from itertools import count
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from vllm.lora.request import LoRARequest
 
-from adapters import read_folder
+from adapters.format.folder import read_folder
+from perft.engine import host_cache
 from perft.engine.expert_counts import ExpertCounts
+from perft.engine.pool import PackedAdapter, pack
 from tests.engine.engines import TinyEngine, greedy, prompts
 from tests.synthetic import write_adapter
 
@@ -22,7 +25,7 @@ def manager_of(engine: TinyEngine) -> Any:
 
 
 def order_for(engine: TinyEngine, folder: Path, digest: str | None = None) -> dict[str, Any]:
-    """An order for the adapter in `folder` under a new id."""
+    """The adapter in `folder` under a new engine id, as it travels to the workers."""
     number = next(IDS)
     digest = digest or read_folder(folder, manager_of(engine).base).digest
     return {
@@ -35,7 +38,7 @@ def order_for(engine: TinyEngine, folder: Path, digest: str | None = None) -> di
 
 
 def move(engine: TinyEngine, name: str, order: dict[str, Any], *more: Any) -> dict[str, Any]:
-    """Carry a move out; its end."""
+    """Run a move to its end; its outcome."""
     (outcome,) = engine.llm.collective_rpc(f"perft_{name}", args=(order, *more))
     while outcome["state"] == "running":
         time.sleep(0.01)
@@ -51,11 +54,11 @@ def answer(engine: TinyEngine, order: dict[str, Any]) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-def test_an_ordered_adapter_answers_as_one_that_was_read_at_once(engine: TinyEngine, tmp_path: Path) -> None:
+def test_an_ordered_adapter_answers_like_one_that_a_step_loaded(engine: TinyEngine, tmp_path: Path) -> None:
     manager = manager_of(engine)
     at_once = order_for(engine, write_adapter(tmp_path / "at-once", manager.base, 41))
     expected = answer(engine, at_once)
-    read_in_steps, used = manager.step_load_bytes, manager.pool.used
+    read_in_steps, used = manager.step_loader.bytes_read, manager.pool.used
     assert read_in_steps > 0
     manager.remove_adapter(at_once["engine_id"])
     ordered = order_for(engine, write_adapter(tmp_path / "ordered", manager.base, 41))
@@ -64,7 +67,7 @@ def test_an_ordered_adapter_answers_as_one_that_was_read_at_once(engine: TinyEng
     assert move(engine, "place", ordered, [])["state"] == "done"
     shutil.rmtree(ordered["folder"])
     assert answer(engine, ordered) == expected
-    assert manager.step_load_bytes == read_in_steps, "nothing was read inside a step"
+    assert manager.step_loader.bytes_read == read_in_steps, "nothing was read inside a step"
     for method, argument in (("evict", ordered), ("drop", ordered), ("forget", ordered["engine_id"])):
         engine.llm.collective_rpc(f"perft_{method}", args=(argument,))
     assert manager.pool.used < used
@@ -93,12 +96,12 @@ def test_an_evicted_adapter_comes_back_from_the_host(engine: TinyEngine, tmp_pat
     assert manager.pool.used == used
 
 
-def test_failures_are_told_and_leave_nothing(engine: TinyEngine, tmp_path: Path) -> None:
+def test_failures_are_reported_and_leave_nothing(engine: TinyEngine, tmp_path: Path) -> None:
     manager = manager_of(engine)
     used = manager.pool.used
     folder = write_adapter(tmp_path / "changed", manager.base, 44)
     changed = move(engine, "prepare", order_for(engine, folder, digest="0" * 64))
-    assert changed["state"] == "failed" and "the files were changed" in changed["reason"]
+    assert changed["state"] == "failed" and "were changed" in changed["reason"]
     absent = move(engine, "place", order_for(engine, folder), [])
     assert absent["state"] == "failed"
     huge = {"variant": "D", "num_experts": 64, "bottleneck": 256, "expert_type": "lora", "alpha": 1.0}
@@ -111,6 +114,76 @@ def test_failures_are_told_and_leave_nothing(engine: TinyEngine, tmp_path: Path)
     engine.llm.collective_rpc("perft_drop", args=(order,))
     assert manager.pool.used == used
     manager.pool.check_integrity()
+
+
+def inventory(engine: TinyEngine) -> dict[str, Any]:
+    (held,) = engine.llm.collective_rpc("perft_inventory")
+    return dict(held)
+
+
+def test_the_inventory_lists_what_a_worker_holds(engine: TinyEngine, tmp_path: Path) -> None:
+    manager = manager_of(engine)
+    order = order_for(engine, write_adapter(tmp_path / "listed", manager.base, 47))
+    key, before = order["digest"], inventory(engine)
+    assert key not in before["host"] + before["device"] + before["moving"]
+    assert move(engine, "prepare", order)["state"] == "done"
+    prepared = inventory(engine)
+    assert key in prepared["host"] and prepared["device"] == before["device"]
+    assert prepared["rows_used"] == before["rows_used"]
+    assert move(engine, "place", order, [])["state"] == "done"
+    placed = inventory(engine)
+    assert key in placed["host"] and key in placed["device"] and placed["moving"] == []
+    assert placed["rows_used"] == manager.pool.used > before["rows_used"]
+    engine.llm.collective_rpc("perft_evict", args=(order,))
+    assert inventory(engine) == prepared
+    engine.llm.collective_rpc("perft_drop", args=(order,))
+    assert inventory(engine) == before
+
+
+def test_a_key_of_the_inventory_can_be_freed(engine: TinyEngine, tmp_path: Path) -> None:
+    """As the server does with what it knows nothing about; a key that is not held is ignored."""
+    manager = manager_of(engine)
+    order = order_for(engine, write_adapter(tmp_path / "freed", manager.base, 48))
+    key, before = order["digest"], inventory(engine)
+    for name in ("prepare", "place"):
+        assert move(engine, name, order, *([[]] if name == "place" else []))["state"] == "done"
+    for method in ("perft_evict_key", "perft_drop_key") * 2:
+        engine.llm.collective_rpc(method, args=(key,))
+    assert inventory(engine) == before
+    manager.pool.check_integrity()
+
+
+def test_an_evicted_key_that_a_step_loaded_is_loaded_again(engine: TinyEngine, tmp_path: Path) -> None:
+    manager = manager_of(engine)
+    order = order_for(engine, write_adapter(tmp_path / "unordered", manager.base, 49))
+    expected = answer(engine, order)
+    assert order["digest"] in inventory(engine)["device"] and order["digest"] not in inventory(engine)["host"]
+    engine.llm.collective_rpc("perft_evict_key", args=(order["digest"],))
+    assert order["digest"] not in inventory(engine)["device"]
+    read = manager.step_loader.bytes_read
+    assert answer(engine, order) == expected and manager.step_loader.bytes_read > read
+    manager.remove_adapter(order["engine_id"])
+
+
+def test_a_move_under_way_is_not_held_yet(engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = manager_of(engine)
+    order = order_for(engine, write_adapter(tmp_path / "slow", manager.base, 50))
+    key, before = order["digest"], inventory(engine)
+    may_go_on = threading.Event()
+
+    def pack_slowly(*args: Any) -> PackedAdapter:
+        assert may_go_on.wait(60.0)
+        return pack(*args)
+
+    monkeypatch.setattr(host_cache, "pack", pack_slowly)
+    (started,) = engine.llm.collective_rpc("perft_prepare", args=(order,))
+    assert started["state"] == "running"
+    assert inventory(engine) == {**before, "moving": [key]}
+    may_go_on.set()
+    assert move(engine, "prepare", order)["state"] == "done"
+    assert key in inventory(engine)["host"] and inventory(engine)["moving"] == []
+    engine.llm.collective_rpc("perft_drop_key", args=(key,))
+    assert inventory(engine) == before
 
 
 def test_expert_tokens_are_counted(engine: TinyEngine) -> None:

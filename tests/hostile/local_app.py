@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapters.errors import InvalidAdapterError
-from adapters.format.folder import Limits, read_folder
+from adapters.format.files import Limits
+from adapters.format.folder import read_folder
 from perft.base_model import BaseShape
 from server.errors import ApiError
 from server.registry.names import check_name

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 from tests.hostile import good
 from tests.hostile.attack import Attack, Attacks, Setting
 from tests.hostile.good import CONFIG_FILE, WEIGHTS_FILE
-from tests.hostile.zip_writer import STORED, Member, archive, archive64, end_record
+from tests.hostile.zip_writer import STORED, Member, archive, archive64, deflated, end_record
 
 ROOT = "the root of the archive"
 LINK, DEVICE, PIPE, FOLDER = 0o120777, 0o020666, 0o010644, 0o040755
@@ -100,7 +101,7 @@ NAMES: Attacks = {
     "in a folder": _renamed(f"poet/{CONFIG_FILE}", "lies in a folder"),
     "twice ./": _renamed(f"././{CONFIG_FILE}", "lies in a folder"),
     "upper case": _renamed("ADAPTER_CONFIG.JSON.", "not part of an adapter"),
-    "full width": _extra("\uff21dapter_config.json", "more than once"),
+    "full width": _extra("\uff21dapter_config.json", "duplicate member"),
     "pickle": _extra("adapter_model.bin", "adapter_model.bin: not part of an adapter"),
     "code": _extra("setup.py", "setup.py: not part of an adapter"),
     "tokenizer": _extra("tokenizer.json", "tokenizer.json: not part of an adapter"),
@@ -123,6 +124,14 @@ CONTENTS: Attacks = {
     "wrong checksum": _config("checksum is not the content's", here={"crc": 1}, there={"crc": 1}),
     "damaged data": _config("compressed data is damaged", raw=b"\xff" * 100),
     "data cut short": _config("cut off", raw=b"\x63"),
+    "bytes behind the end of the data": _config(
+        "bytes follow the end of the compressed data", raw=deflated(good.config()) + b"evil" * 10
+    ),
+    "says it is its own beginning": _config(
+        "unpacks to more than the 8",
+        here={"size": 8, "crc": crc32(good.config()[:8])},
+        there={"size": 8, "crc": crc32(good.config()[:8])},
+    ),
     "bytes behind the data": _config("bytes follow the end of the compressed data", raw=b"\x03\0" + b"evil" * 10),
     "stored that is deflated": _config("checksum is not the content's", raw=b"x", method=STORED),
     "packed size past the end": _config("overlap", here={"packed": 2**31}, there={"packed": 2**31}),
@@ -146,10 +155,10 @@ CONTENTS: Attacks = {
     "pipe": _config("found a device or pipe", mode=PIPE),
     "folder": _extra("poet/", "found a folder", data=b"", mode=FOLDER),
     "config that is a folder": _config("found a folder", mode=FOLDER),
-    "duplicate member": _extra(CONFIG_FILE, f"{CONFIG_FILE}: stands in the archive more than once", data=good.config()),
+    "duplicate member": _extra(CONFIG_FILE, f"{CONFIG_FILE}: duplicate member", data=good.config()),
     "duplicate in upper case": _extra("README.MD", "README.MD: not part"),
-    "duplicate but for case": _extra(CONFIG_FILE.title(), "more than once"),
-    "duplicate but for ./": _extra(f"./{WEIGHTS_FILE}", "more than once"),
+    "duplicate but for case": _extra(CONFIG_FILE.title(), "duplicate member"),
+    "duplicate but for ./": _extra(f"./{WEIGHTS_FILE}", "duplicate member"),
     "a hundred members": _sent(_many(100), "expected at most 64"),
     "70,000 members": _sent(
         lambda s: archive64([Member(b"f", method=STORED)] * 3, count=70_000), "expected at most 64"

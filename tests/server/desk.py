@@ -1,4 +1,4 @@
-"""A real catalog over a real store and a real residency plan, on the fake engine: no sockets, one event loop."""
+"""A real adapter service over a real store and a real scheduler, on the fake engine: no sockets, one event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,16 +8,18 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from adapters import Limits, Store
+from adapters.format.files import Limits
 from adapters.ref import AdapterRef
+from adapters.store import Store
 from adapters.store.durable import Disk
 from perft.base_model import BaseShape
-from server.api.schemas import AdapterObject, AdapterPatch
 from server.auth.keys import Caller
-from server.errors import ApiError
+from server.errors import AuditLogError
+from server.registry.registry import Registry
 from server.registry.service import AdapterService
-from server.registry.version import Version
-from server.residency.scheduler import Capacity, ResidencyScheduler
+from server.registry.version import AdapterView, Version
+from server.residency.scheduler import ResidencyScheduler
+from server.residency.state import Capacity
 from server.uploads.validate import UploadValidator
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import RANDOM_R, write_adapter
@@ -32,7 +34,7 @@ PATIENCE_S = 20.0
 
 @dataclass
 class Quotas:
-    """The settings that the catalog goes by."""
+    """The settings that the service goes by."""
 
     max_adapters: int = 100
     max_versions: int = 20
@@ -42,31 +44,37 @@ class Quotas:
 
 
 @dataclass
-class ServiceEvents:
-    """Keeps what it is told. refuse_records: the audit log cannot be written. on_record: called with every entry."""
+class Followed:
+    """Keeps what follows the versions (ServiceEvents)."""
 
     table: set[str] = field(default_factory=set)
-    names_gone: list[str] = field(default_factory=list)
+    names_removed: list[str] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
-    records: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    refuse_records: bool = False
-    on_record: Callable[[], None] = lambda: None
 
-    def served(self, version: Version) -> None:
+    def version_added(self, version: Version) -> None:
         self.table.add(version.id)
 
-    def gone(self, version: Version) -> None:
+    def version_removed(self, version: Version) -> None:
         self.table.discard(version.id)
 
-    def name_gone(self, name: str) -> None:
-        self.names_gone.append(name)
+    def name_removed(self, name: str) -> None:
+        self.names_removed.append(name)
 
-    def uploaded(self, result: str) -> None:
+    def upload_finished(self, result: str) -> None:
         self.uploads.append(result)
 
+
+@dataclass
+class Audit:
+    """Keeps what is recorded. is_broken: nothing can be written. on_record: called with every entry."""
+
+    records: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    is_broken: bool = False
+    on_record: Callable[[], None] = lambda: None
+
     def record(self, action: str, caller: Caller, **details: Any) -> None:
-        if self.refuse_records:
-            raise ApiError(507, "storage_full", "the audit log cannot be written")
+        if self.is_broken:
+            raise AuditLogError("the audit log cannot be written")
         self.on_record()
         self.records.append((action, details))
 
@@ -78,6 +86,9 @@ class Events:
         pass
 
     def evicted(self, tier: str) -> None:
+        pass
+
+    def repaired(self, tier: str) -> None:
         pass
 
 
@@ -93,12 +104,15 @@ class FullDisk(Disk):
 
 @dataclass
 class Desk:
-    """An open catalog and what it stands on. aborted: request ids; on_abort: what the engine does about each."""
+    """An open service and what it stands on. aborted: request ids; on_abort: what the engine does about each."""
 
-    catalog: AdapterService
+    service: AdapterService
+    registry: Registry
+    scheduler: ResidencyScheduler
     store: Store
     engine: FakeEngine
-    watcher: ServiceEvents
+    followed: Followed
+    audit: Audit
     disk: FullDisk
     aborted: list[str] = field(default_factory=list)
     on_abort: Callable[[str], None] = lambda request_id: None
@@ -107,7 +121,7 @@ class Desk:
     async def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
-            await self.catalog.close()
+            await self.service.close()
 
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
@@ -115,20 +129,20 @@ class Desk:
 
     async def upload(
         self, name: str, seed: int = 0, activate: bool = True, caller: Caller = ADMIN, values: dict[str, Any] = RANDOM_R
-    ) -> tuple[AdapterObject, bool]:
+    ) -> tuple[AdapterView, bool]:
         """As the route does it."""
-        staged = self.catalog.stage()
+        staged = self.service.stage()
         try:
             write_adapter(staged, BASE, seed, values)
-            return await self.catalog.upload(name, staged, activate, caller)
+            return await self.service.upload(name, staged, activate, caller)
         finally:
-            self.catalog.discard(staged)
+            self.service.discard(staged)
 
-    async def patch(self, name: str, caller: Caller = ADMIN, **change: Any) -> AdapterObject:
-        return await self.catalog.patch(name, AdapterPatch(**change), caller)
+    async def patch(self, name: str, caller: Caller = ADMIN, **change: Any) -> AdapterView:
+        return await self.service.patch(name, change, caller)
 
     def found(self, model: str, caller: Caller = ADMIN) -> Version:
-        version = self.catalog.resolve(model, caller)
+        version = self.registry.resolve(model, caller)
         assert version is not None
         return version
 
@@ -136,8 +150,8 @@ class Desk:
     async def request(self, model: str, request_id: str = "request") -> AsyncIterator[Version]:
         """A request that runs on the engine for as long as the context lasts."""
         version = self.found(model)
-        with self.catalog.lease(version):
-            async with self.catalog.plan.lease(version.engine, PATIENCE_S), self.engine.request(version.engine):
+        with self.registry.lease(version):
+            async with self.scheduler.lease(version.ref, PATIENCE_S), self.engine.request(version.ref):
                 version.running.add(request_id)
                 try:
                     yield version
@@ -151,15 +165,15 @@ class Desk:
                 await asyncio.sleep(0.005)
 
     async def until_gone(self, name: str) -> None:
-        await self.until(lambda: not self.catalog.has(name))
+        await self.until(lambda: not self.registry.has(name))
 
     def is_on_device(self, model: str) -> bool:
-        return self.catalog.plan.tier(self.engine_adapter(model)) == "device"
+        return self.scheduler.tier(self.ref(model)) == "device"
 
-    def engine_adapter(self, model: str) -> AdapterRef:
-        version = self.catalog.by_id(model)
+    def ref(self, model: str) -> AdapterRef:
+        version = self.registry.by_id(model)
         assert version is not None
-        return version.engine
+        return version.ref
 
 
 @asynccontextmanager
@@ -168,28 +182,31 @@ async def opened(
     engine: FakeEngine | None = None,
     quotas: Quotas | None = None,
     base: BaseShape = BASE,
-    watcher: ServiceEvents | None = None,
+    audit: Audit | None = None,
     base_names: tuple[str, ...] = ("base", "org/alias"),
 ) -> AsyncIterator[Desk]:
-    """The catalog of the store at `folder`, as one run of a server has it. A rule of the engine must not be broken."""
+    """The service over the store at `folder`, as one run of a server has it. A rule of the engine must not be broken."""
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
     store = Store.open(folder, disk)
-    plan = ResidencyScheduler(engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events())
-    intake = UploadValidator(base, Limits(), engine.answer.rows_total)
-    watcher = watcher or ServiceEvents()
+    scheduler = ResidencyScheduler(engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events())
+    validator = UploadValidator(base, Limits(), engine.answer.rows_total)
+    followed, audit = Followed(), audit or Audit()
     holder: list[Desk] = []
 
     async def abort(request_id: str) -> None:
         await holder[0].abort(request_id)
 
-    catalog = AdapterService(store, plan, intake, list(base_names), quotas or Quotas(), watcher, abort)
-    holder.append(Desk(catalog, store, engine, watcher, disk))
+    registry = Registry(store, scheduler, list(base_names))
+    service = AdapterService(
+        registry, store, scheduler, validator, quotas or Quotas(), audit, followed, abort
+    )
+    holder.append(Desk(service, registry, scheduler, store, engine, followed, audit, disk))
     try:
-        await catalog.start()
+        await service.start()
         yield holder[0]
-        plan.check_integrity()
+        scheduler.check_integrity()
     finally:
         await holder[0].close()
     assert not engine.broken_rules

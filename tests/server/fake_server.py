@@ -1,4 +1,4 @@
-"""Our whole server but vLLM: guard, gate, routes, catalog and store, over the fake engine and a toy completion.
+"""Our whole server but vLLM: middleware, routes, registry and store, over the fake engine and a toy completion.
 
 `python -m tests.server.fake_server --store FOLDER --port N` serves it, for tests that kill a server or throw broken
 bodies at one; it takes the flags of `perft serve` that are ours. `bearer` has the keys.
@@ -16,8 +16,10 @@ import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
+from server.api.dependencies import Services
 from server.api.error_responses import ContractRoute
-from server.app.services import Runtime, dress
+from server.app.plugin import attach
+from server.app.services import EngineSide, build_services
 from server.inference.request_context import CURRENT, RequestContext
 from server.registry.version import adapter_deleted
 from server.settings.sources import Settings, add_flags, load
@@ -57,20 +59,30 @@ def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.restart()
-        runtime = Runtime(engine, settings, await engine.status(), BASE_NAMES)
         ends = dict[str, asyncio.Event]()
 
         async def abort(request_id: str) -> None:
             ends[request_id].set()
 
-        await runtime.start({}, lambda version: version.id, abort, MAX_RUNNING)
-        app.state.perft_max_model_len, app.state.ends = 512, ends
-        runtime.fill(app.state, is_local=True)
+        side = EngineSide(
+            engine=engine,
+            status=await engine.status(),
+            base_names=BASE_NAMES,
+            max_model_len=512,
+            names={},
+            name_entry=lambda version: version.id,
+            abort=abort,
+            max_running=MAX_RUNNING,
+            is_local=True,
+        )
+        services = await build_services(side, settings)
+        app.state.ends, app.state.services = ends, services
         yield
-        await runtime.close()
+        assert services.close is not None
+        await services.close()
 
     app = FastAPI(title="perft-server", version="1", lifespan=lifespan)
-    dress(app)
+    attach(app)
     app.router.add_api_route("/health", health, include_in_schema=False)
     app.router.add_api_route(
         "/v1/completions", complete, methods=["POST"], include_in_schema=False, route_class_override=ContractRoute
@@ -84,35 +96,36 @@ async def health() -> dict[str, Any]:
 
 async def complete(body: Completion, request: Request) -> dict[str, Any]:
     """Answers with the name of the version that ran, once for each token."""
-    exchange = CURRENT.get()
-    assert exchange is not None
-    async with engine_request(request.app, exchange) as ended:
+    context = CURRENT.get()
+    assert context is not None
+    async with engine_request(request.app, context) as ended:
         for _ in range(body.max_tokens):
             await asyncio.sleep(body.seconds_per_token)
             if ended.is_set():
-                assert exchange.version is not None
-                raise adapter_deleted(exchange.version)
+                assert context.version is not None
+                raise adapter_deleted(context.version)
     text = " ".join([body.model] * body.max_tokens)
     usage = {"completion_tokens": body.max_tokens}
     return {"object": "text_completion", "model": body.model, "choices": [{"text": text}], "usage": usage}
 
 
 @asynccontextmanager
-async def engine_request(app: FastAPI, exchange: RequestContext) -> AsyncIterator[asyncio.Event]:
-    """Run on the exchange's version, as `server.inference.engine_hook` does; the event says that it was aborted."""
-    version, ended = exchange.version, asyncio.Event()
+async def engine_request(app: FastAPI, context: RequestContext) -> AsyncIterator[asyncio.Event]:
+    """Run on the context's version, as `server.inference.engine_hook` does; the event says that it was aborted."""
+    version, ended = context.version, asyncio.Event()
     if version is None:
         yield ended
         return
-    request_id, runtime = uuid.uuid4().hex, app.state.perft_runtime
-    async with exchange.hold(runtime.plan, runtime.settings.load_timeout_s):
-        await exchange.place.aclose()
+    request_id = uuid.uuid4().hex
+    services: Services = app.state.services
+    async with context.lease(services.scheduler, services.settings.load_timeout_s):
+        await context.first_lease.aclose()
         if version.is_deleted:
             raise adapter_deleted(version)
         app.state.ends[request_id] = ended
         version.running.add(request_id)
         try:
-            async with runtime.engine.request(version.engine):
+            async with services.engine.request(version.ref):  # type: ignore[attr-defined]
                 yield ended
         finally:
             version.running.discard(request_id)

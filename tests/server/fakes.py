@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
-from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus
+from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus, LoadedTier, RankInventory
 
 BASE = BaseShape(
     hidden_size=8, num_layers=2, moe_layers=(0, 1), num_experts=4, top_k=2, dtype=torch.float32, fingerprint="0" * 64
@@ -58,6 +58,19 @@ class FakeEngine:
     async def counters(self) -> EngineCounters:
         await self._work("counters")
         return self.counted
+
+    async def inventory(self) -> list[RankInventory]:
+        await self._work("inventory")
+        return [RankInventory(frozenset(self.on_host), frozenset(self.on_device), self.rows_used)]
+
+    async def discard(self, key: str, tier: LoadedTier) -> None:
+        self.calls.append(("discard", f"{tier} {key}"))
+        await self._work("discard")
+        if tier == "host":
+            self.on_host.discard(key)
+        else:
+            self._rule(not self.running[key], f"discard of {key}, which a request runs on")
+            self.on_device.pop(key, None)
 
     async def prepare(self, adapter: AdapterRef) -> None:
         self._meet("prepare", adapter)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.ref import AdapterRef
 from perft.config import AdapterConfig
-from server.errors import ApiError
-from server.residency.scheduler import GRACE_S, Capacity, Need, ResidencyScheduler
-from server.residency.transfers import Loaded
+from server.engine.protocol import LoadedTier
+from server.errors import ServerError
+from server.residency.scheduler import ResidencyScheduler
+from server.residency.state import GRACE_S, Capacity, Need
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 
 UNIT = 4
@@ -77,15 +78,19 @@ class WatchedEngine(FakeEngine):
 class Told:
     """The events, counted."""
 
-    loads: Counter[tuple[Loaded, str]] = field(default_factory=Counter)
-    evictions: Counter[Loaded] = field(default_factory=Counter)
+    loads: Counter[tuple[LoadedTier, str]] = field(default_factory=Counter)
+    evictions: Counter[LoadedTier] = field(default_factory=Counter)
+    repairs: Counter[LoadedTier] = field(default_factory=Counter)
 
-    def load_finished(self, tier: Loaded, seconds: float, result: Literal["ok", "failed"]) -> None:
+    def load_finished(self, tier: LoadedTier, seconds: float, result: Literal["ok", "failed"]) -> None:
         assert seconds >= 0
         self.loads[tier, result] += 1
 
-    def evicted(self, tier: Loaded) -> None:
+    def evicted(self, tier: LoadedTier) -> None:
         self.evictions[tier] += 1
+
+    def repaired(self, tier: LoadedTier) -> None:
+        self.repairs[tier] += 1
 
 
 @dataclass(eq=False)
@@ -97,7 +102,7 @@ class Request:
     asked: float
     began: float = -1.0
     ended: float = -1.0
-    error: ApiError | None = None
+    error: ServerError | None = None
     is_let_in: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -118,7 +123,7 @@ class World:
         self.engine.delays.update(delays)
         self.engine.is_owned = lambda key: any(self.knows(adapter) for adapter in self.known if adapter.key == key)
         capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
-        self.plan = ResidencyScheduler(self.engine, capacity, self.told, clock=self.loop.time)
+        self.scheduler = ResidencyScheduler(self.engine, capacity, self.told, clock=self.loop.time)
         self.known: list[AdapterRef] = []
         self.requests: list[Request] = []
         self._askers: list[asyncio.Task[None]] = []
@@ -129,7 +134,7 @@ class World:
         self.rounds += 1
         self.at_round.pop(self.rounds, lambda: None)()
         assert not self.engine.broken_rules, self.engine.broken_rules
-        self.plan.check_integrity()
+        self.scheduler.check_integrity()
 
     def add(self, name: str, size: int = 1, content: str = "", kind: Literal["PERFT", "LORA"] = "PERFT") -> AdapterRef:
         """A new version; those of equal content share it. LoRA adapters have no size but 0."""
@@ -139,7 +144,7 @@ class World:
         self.known.append(adapter)
         need = Need(0, 1, BYTES) if kind == "LORA" else Need(rows_of(adapter), 0, size * BYTES)
         assert need.rows == (0 if kind == "LORA" else size * UNIT), (need, BASE)
-        self.plan.add(adapter, need)
+        self.scheduler.add(adapter, need)
         return adapter
 
     def ask(self, adapter: AdapterRef, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
@@ -152,14 +157,14 @@ class World:
     async def _run(self, request: Request, timeout_s: float) -> None:
         key = request.adapter.key
         try:
-            async with self.plan.lease(request.adapter, timeout_s):
+            async with self.scheduler.lease(request.adapter, timeout_s):
                 request.began, request.is_let_in = self.loop.time(), True
                 try:
                     async with self.engine.request(request.adapter):
                         await asyncio.sleep(request.seconds)
                 finally:
                     self.engine.released[key] = self.loop.time()
-        except ApiError as error:
+        except ServerError as error:
             request.error = error
         finally:
             request.ended = self.loop.time()
@@ -197,7 +202,7 @@ class World:
 
     def knows(self, adapter: AdapterRef) -> bool:
         """Whether it was not removed."""
-        resident = self.plan._residents.get(adapter.key)
+        resident = self.scheduler._residents.get(adapter.key)
         return resident is not None and adapter.engine_id in resident.owners
 
     async def leave_nothing(self) -> None:
@@ -208,15 +213,15 @@ class World:
         assert all(request.task is not None and request.task.done() for request in self.requests)
         for adapter in self.known:
             if self.knows(adapter):
-                await self.plan.remove(adapter)
-        plan, engine = self.plan, self.engine
-        assert not plan._residents and not plan._waiters and not plan._moves._tasks
+                await self.scheduler.remove(adapter)
+        scheduler, engine = self.scheduler, self.engine
+        assert not scheduler._residents and not scheduler._waiters and not scheduler.transfers._tasks
         assert not engine.on_device and not engine.on_host
         assert engine.count("forget") == len(engine._forgotten) == len(self.known)
 
     def tiers(self, *adapters: AdapterRef) -> str:
         """The first letters of where they are: device, host, disk becomes "dhx"."""
-        return "".join({"device": "d", "host": "h", "disk": "x"}[self.plan.tier(adapter)] for adapter in adapters)
+        return "".join({"device": "d", "host": "h", "disk": "x"}[self.scheduler.tier(adapter)] for adapter in adapters)
 
     def calls(self, *operations: str) -> list[tuple[str, str]]:
         """What the engine was asked, of these operations."""

@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from adapters.errors import StorageFullError
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.ref import AdapterRef
+from server.api.dependencies import Services
+from server.api.error_responses import ApiError
 from server.api.models import ModelList
 from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
-from server.app.services import Runtime
 from server.engine.protocol import EngineCounters
-from server.errors import ApiError
-from server.registry.service import AdapterService
+from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -46,32 +46,24 @@ def client(tmp_path: Path, engine: FakeEngine) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def catalog(client: TestClient) -> AdapterService:
+def services(client: TestClient) -> Services:
     app = client.app
     assert isinstance(app, FastAPI)
-    catalog: AdapterService = app.state.perft_catalog
-    return catalog
+    services: Services = app.state.services
+    return services
 
 
 @pytest.fixture
-def runtime(client: TestClient) -> Runtime:
-    app = client.app
-    assert isinstance(app, FastAPI)
-    runtime: Runtime = app.state.perft_runtime
-    return runtime
-
-
-@pytest.fixture
-def staged(catalog: AdapterService) -> list[Path]:
+def staged(services: Services) -> list[Path]:
     """The folders that uploads were staged in."""
     folders: list[Path] = []
-    stage = catalog.stage
+    stage = services.adapters.stage
 
     def keep() -> Path:
         folders.append(stage())
         return folders[-1]
 
-    catalog.stage = keep  # type: ignore[method-assign]
+    services.adapters.stage = keep  # type: ignore[method-assign]
     return folders
 
 
@@ -160,17 +152,17 @@ def test_a_bad_page_names_the_parameter(client: TestClient, query: dict[str, Any
     assert param in refused(client.get("/v1/adapters", params=query), 400, "invalid_request", param)
 
 
-def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, catalog: AdapterService) -> None:
+def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, services: Services) -> None:
     for name in "abcde":
         upload(name, 0)
     built: list[str] = []
-    build = catalog._object
+    build = services.registry.view
 
     def watched(name: str) -> AdapterObject:
         built.append(name)
         return build(name)
 
-    catalog._object = watched  # type: ignore[method-assign]
+    services.registry.view = watched  # type: ignore[method-assign]
     page = client.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
     assert [adapter["name"] for adapter in page["data"]] == ["c", "d"] and page["next"] == "d"
     assert len(built) <= 3
@@ -217,10 +209,10 @@ def test_the_files_come_back_as_they_were_uploaded(client: TestClient, upload: U
     refused(client.get("/v1/adapters/poet/versions/2/files/config"), 404, "version_not_found", "version")
 
 
-def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, catalog: AdapterService) -> None:
+def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, services: Services) -> None:
     upload("poet", 0)
-    catalog.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
-    refused(client.get("/v1/adapters/poet/versions/1/files/weights"), 404, "version_not_found")
+    services.registry.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
+    refused(client.get("/v1/adapters/poet/versions/1/files/weights"), 404, "version_not_found", "version")
 
 
 def test_a_rollback_is_a_patch_with_an_optional_compare(client: TestClient, upload: Upload) -> None:
@@ -273,14 +265,14 @@ def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
 
 
 def test_a_label_that_no_key_has_is_refused_with_those_there_are(
-    client: TestClient, upload: Upload, catalog: AdapterService
+    client: TestClient, upload: Upload, services: Services
 ) -> None:
     upload("poet", 0)
     answer = client.patch("/v1/adapters/poet", json={"allowed_keys": ["alice", "alcie", "admin"]})
     message = refused(answer, 400, "invalid_request", "allowed_keys")
     assert "'admin', 'alcie'" in message and "alice, bob" in message
     assert client.get("/v1/adapters/poet").json()["allowed_keys"] is None
-    catalog._records["poet"] = catalog._records["poet"].changed(allowed_keys=("retired",))
+    services.registry._records["poet"] = services.registry._records["poet"].changed(allowed_keys=("retired",))
     answer = client.patch("/v1/adapters/poet", json={"allowed_keys": ["retired", "bob"]})
     assert answer.json()["allowed_keys"] == ["retired", "bob"], "a key may go before the adapter's list does"
     assert client.patch("/v1/adapters/poet", json={"allowed_keys": []}).json()["allowed_keys"] == []
@@ -344,27 +336,27 @@ def test_models_are_the_base_and_every_servable_name(client: TestClient, upload:
 @pytest.mark.parametrize(
     ("raised", "status", "code"),
     [
-        (ApiError(429, "quota_exceeded", "found 3 adapters", retry_after=30), 429, "quota_exceeded"),
-        (ApiError(503, "engine_unavailable", "starting", retry_after=1), 503, "engine_unavailable"),
+        (QuotaExceededError("found 3 adapters", retry_after_s=30), 429, "quota_exceeded"),
+        (EngineUnavailableError("starting", retry_after_s=1), 503, "engine_unavailable"),
         (StorageFullError("the disk is full"), 507, "storage_full"),
         (ValueError("secret words"), 500, "internal_error"),
         (HTTPException(418, "a teapot"), 418, "invalid_request"),
     ],
 )
 def test_every_error_leaves_in_our_form_whatever_the_app_registers(
-    client: TestClient, catalog: AdapterService, raised: Exception, status: int, code: str
+    client: TestClient, services: Services, raised: Exception, status: int, code: str
 ) -> None:
     def fail(*_: Any) -> Any:
         raise raised
 
     app = client.app
     assert isinstance(app, FastAPI)
-    for kind in (ApiError, RequestValidationError, HTTPException, ValueError, Exception):
+    for kind in (ApiError, ServerError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, lambda *_: PlainTextResponse("theirs", 299))
-    catalog.adapter = fail  # type: ignore[method-assign]
+    services.registry.adapter = fail  # type: ignore[method-assign]
     answer = client.get("/v1/adapters/poet")
     assert "secret" not in refused(answer, status, code)
-    retry_after = str(raised.retry_after) if isinstance(raised, ApiError) else None
+    retry_after = str(raised.retry_after_s) if isinstance(raised, ServerError) else None
     assert answer.headers.get("retry-after") == retry_after
     assert client.get("/v1/adapters?limit=0").status_code == 400
 
@@ -378,43 +370,46 @@ def test_downloads_leave_no_file_open(client: TestClient, upload: Upload) -> Non
 
 
 def test_an_upload_that_fails_unforeseen_is_counted(
-    client: TestClient, upload: Upload, catalog: AdapterService, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, upload: Upload, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("nobody expected this")
 
     def counted() -> float:
-        return runtime.registry.get_sample_value("perft_uploads_total", {"result": "error"}) or 0
+        lines = client.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith('perft_uploads_total{result="error"'))
 
     with monkeypatch.context() as patch:
         patch.setattr("server.api.adapters.receive_upload", fail)
         refused(upload("poet", 0), 500, "internal_error")
     assert counted() == 1
-    catalog.stage = fail  # type: ignore[method-assign]
+    services.adapters.stage = fail  # type: ignore[method-assign]
     refused(upload("poet", 0), 500, "internal_error")
     assert counted() == 2
 
 
-def test_a_scrape_survives_a_delete(upload: Upload, catalog: AdapterService, runtime: Runtime) -> None:
-    """A scrape looks from a thread of its own while the event loop changes what is there."""
+def test_a_scrape_survives_a_delete(upload: Upload, services: Services) -> None:
+    """A scrape reads on a thread of its own while the event loop changes what is there."""
     upload("clerk", 0), upload("ode", 1), upload("poet", 2)
-    tier, ode, poet = runtime.plan.tier, catalog._versions["ode"].pop(1), catalog._by_id["poet@1"]
+    registry = services.registry
+    tier, ode, poet = services.scheduler.tier, registry._versions["ode"].pop(1), registry._by_id["poet@1"]
 
-    def meanwhile(engine: AdapterRef) -> Any:
-        catalog._records.pop("poet", None), catalog._versions.pop("poet", None)
-        return tier(engine)
+    def meanwhile(adapter: AdapterRef) -> Any:
+        registry._records.pop("poet", None), registry._versions.pop("poet", None)
+        return tier(adapter)
 
-    runtime.plan.tier = meanwhile  # type: ignore[method-assign]
-    seen = runtime.snapshot().adapters
-    assert seen["clerk"].tier == "host" and seen["ode"].tier is None
-    catalog._enter(ode), catalog._enter(poet)
+    services.scheduler.tier = meanwhile  # type: ignore[method-assign]
+    page = services.metrics_page.render([], "")[0].decode()
+    assert 'perft_adapter_resident{adapter="clerk",tier="host"} 1.0' in page
+    assert 'perft_adapter_resident{adapter="ode"' not in page
+    registry.put_version(ode), registry.put_version(poet)
 
 
 def test_tokens_of_experts_never_fall_while_the_name_is_there(
-    client: TestClient, upload: Upload, engine: FakeEngine, catalog: AdapterService
+    client: TestClient, upload: Upload, engine: FakeEngine, services: Services
 ) -> None:
     upload("poet", 0), upload("poet", 1)
-    ids = {number: catalog._by_id[f"poet@{number}"].engine.engine_id for number in (1, 2)}
+    ids = {number: services.registry._by_id[f"poet@{number}"].ref.engine_id for number in (1, 2)}
 
     def seen(**counts: tuple[int, ...]) -> list[float]:
         engine.counted = EngineCounters(expert_tokens={ids[int(key[1:])]: value for key, value in counts.items()})

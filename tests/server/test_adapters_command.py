@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from safetensors.torch import save_file
 
-from adapters import read_folder
+from adapters.format.folder import read_folder
 from adapters.identity import HashedFile
-from adapters.store.store import Store
+from adapters.store import Store
 from server.client import commands, http
 from server.client.commands import run
 from server.client.http import AdaptersClient, ClientError

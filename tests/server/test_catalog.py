@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapters import Store
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.store import Store
 from server.auth.keys import Caller
 from server.errors import ApiError
 from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Desk, Quotas, ServiceEvents, on_a_loop, opened
@@ -45,12 +45,12 @@ async def test_an_upload_is_the_active_version_on_the_host_and_on_disk(folder: P
         assert created and adapter.active == 1 and [v.id for v in adapter.versions] == ["poet@1"]
         version = adapter.versions[0]
         assert (version.state, version.resident, version.rows, version.reason) == ("ready", "host", ROWS, None)
-        assert version.digest in desk.engine.on_host and desk.watcher.table == {"poet@1"}
-        assert desk.found("poet") is desk.found("poet@1") and desk.catalog.adapter("poet", BOB) == adapter
-        assert desk.catalog.servable(BOB) == [("poet", version.created)]
-        weights = desk.catalog.file("poet", 1, "weights", BOB)
+        assert version.digest in desk.engine.on_host and desk.followed.table == {"poet@1"}
+        assert desk.found("poet") is desk.found("poet@1") and desk.registry.adapter("poet", BOB) == adapter
+        assert desk.registry.servable(BOB) == [("poet", version.created)]
+        weights = desk.registry.file("poet", 1, "weights", BOB)
         assert isinstance(weights, Path) and weights.stat().st_size < version.size_bytes
-        assert desk.watcher.uploads == ["created"]
+        assert desk.followed.uploads == ["created"]
 
 
 @on_a_loop
@@ -58,9 +58,9 @@ async def test_an_upload_that_is_not_to_be_active_reads_nothing_into_memory(fold
     async with opened(folder) as desk:
         adapter, _ = await desk.upload("poet", activate=False)
         assert adapter.active is None and adapter.versions[0].resident == "disk" and not desk.engine.calls
-        assert desk.found("poet@1") and desk.catalog.servable(BOB) == []
+        assert desk.found("poet@1") and desk.registry.servable(BOB) == []
         async with refused("model_not_found", 404):
-            desk.catalog.resolve("poet", BOB)
+            desk.registry.resolve("poet", BOB)
 
 
 @on_a_loop
@@ -72,7 +72,7 @@ async def test_the_same_content_again_is_the_version_that_is_there(folder: Path)
         assert not created and adapter.active == 2 and len(adapter.versions) == 2
         adapter, created = await desk.upload("poet", 1)
         assert not created and adapter.active == 1 and len(adapter.versions) == 2
-        assert desk.watcher.uploads == ["created", "created", "existing", "existing"]
+        assert desk.followed.uploads == ["created", "created", "existing", "existing"]
 
 
 @on_a_loop
@@ -116,10 +116,10 @@ async def test_a_name_without_an_active_version(folder: Path) -> None:
         await desk.upload("poet")
         assert (await desk.patch("poet", active=None, if_active=1)).active is None
         async with refused("model_not_found", 404):
-            desk.catalog.resolve("poet", BOB)
-        assert desk.found("poet@1") and desk.catalog.servable(BOB) == []
+            desk.registry.resolve("poet", BOB)
+        assert desk.found("poet@1") and desk.registry.servable(BOB) == []
     async with opened(folder) as desk:
-        assert desk.catalog.adapter("poet", BOB).active is None
+        assert desk.registry.adapter("poet", BOB).active is None
         assert (await desk.patch("poet", active=1, if_active=None)).active == 1
 
 
@@ -129,7 +129,7 @@ async def test_a_version_that_is_not_there_cannot_become_active(folder: Path) ->
         for seed in (1, 2):
             await desk.upload("poet", seed)
         async with desk.request("poet@1"):
-            await desk.catalog.delete("poet", 1, ADMIN)
+            await desk.service.delete("poet", 1, ADMIN)
             for number in (1, 3):
                 async with refused("version_not_found", 404):
                     await desk.patch("poet", active=number)
@@ -156,18 +156,18 @@ async def test_a_delete_lets_what_runs_finish_and_admits_nothing_new(folder: Pat
         adapter, _ = await desk.upload("poet")
         blob = desk.store.folder(adapter.versions[0].digest)
         async with desk.request("poet"):
-            adapter = await desk.catalog.delete("poet", None, ADMIN)
+            adapter = await desk.service.delete("poet", None, ADMIN)
             assert adapter.active is None and adapter.versions[0].state == "draining"
             for model in ("poet", "poet@1"):
                 async with refused("model_not_found", 404):
-                    desk.catalog.resolve(model, ADMIN)
+                    desk.registry.resolve(model, ADMIN)
             await asyncio.sleep(0.05)
-            assert desk.catalog.has("poet") and desk.is_on_device("poet@1") and blob.exists()
+            assert desk.registry.has("poet") and desk.is_on_device("poet@1") and blob.exists()
         await desk.until_gone("poet")
         assert not desk.aborted and not desk.engine.on_device and not desk.engine.on_host and not blob.exists()
-        assert not desk.watcher.table and desk.watcher.names_gone == ["poet"]
+        assert not desk.followed.table and desk.followed.names_removed == ["poet"]
         async with refused("adapter_not_found", 404):
-            desk.catalog.adapter("poet", BOB)
+            desk.registry.adapter("poet", BOB)
 
 
 @on_a_loop
@@ -188,13 +188,13 @@ async def test_after_the_deadline_requests_and_waiters_end(folder: Path) -> None
                 raise AssertionError("there was no room")
 
         running = await started(generate(), lambda: desk.is_on_device("poet@1"), desk)
-        clerk = desk.engine_adapter("clerk@1")
-        waiting = await started(wait_for_the_device(), lambda: desk.catalog.plan.waiting(clerk) == 1, desk)
-        await desk.catalog.delete("clerk", None, ADMIN)
+        clerk = desk.ref("clerk@1")
+        waiting = await started(wait_for_the_device(), lambda: desk.scheduler.waiting(clerk) == 1, desk)
+        await desk.service.delete("clerk", None, ADMIN)
         async with refused("adapter_deleted", 410, "clerk@1"):
             await waiting
         assert not desk.aborted
-        await desk.catalog.delete("poet", None, ADMIN)
+        await desk.service.delete("poet", None, ADMIN)
         await running
         assert desk.aborted == ["poets"]
         for name in ("poet", "clerk"):
@@ -208,10 +208,10 @@ async def test_an_engine_request_that_still_runs_keeps_its_rows_until_it_ended(f
         await desk.upload("poet")
         version = desk.found("poet")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(desk.catalog.plan.lease(version.engine, PATIENCE_S))
+            await stack.enter_async_context(desk.scheduler.lease(version.engine, PATIENCE_S))
             await stack.enter_async_context(desk.engine.request(version.engine))
             version.running.add("request")
-            await desk.catalog.delete("poet", None, ADMIN)
+            await desk.service.delete("poet", None, ADMIN)
             await desk.until(lambda: desk.aborted == ["request"])
             await asyncio.sleep(0.3)
             assert desk.is_on_device("poet@1")
@@ -225,13 +225,13 @@ async def test_the_active_one_of_several_is_not_deleted_alone(folder: Path) -> N
         for seed in (1, 2):
             await desk.upload("poet", seed)
         async with refused("version_active", 409):
-            await desk.catalog.delete("poet", 2, ADMIN)
+            await desk.service.delete("poet", 2, ADMIN)
         async with refused("version_not_found", 404):
-            await desk.catalog.delete("poet", 3, ADMIN)
-        await desk.catalog.delete("poet", 1, ADMIN)
-        await desk.until(lambda: len(desk.catalog.versions("poet")) == 1)
+            await desk.service.delete("poet", 3, ADMIN)
+        await desk.service.delete("poet", 1, ADMIN)
+        await desk.until(lambda: len(desk.registry.versions("poet")) == 1)
         assert desk.found("poet").number == 2
-        await desk.catalog.delete("poet", 2, ADMIN)
+        await desk.service.delete("poet", 2, ADMIN)
         await desk.until_gone("poet")
 
 
@@ -241,12 +241,12 @@ async def test_a_name_made_again_gets_higher_numbers(folder: Path) -> None:
         for seed in (1, 2):
             await desk.upload("poet", seed)
         async with desk.request("poet"):
-            await desk.catalog.delete("poet", None, ADMIN)
+            await desk.service.delete("poet", None, ADMIN)
             adapter, created = await desk.upload("poet", 2)
             assert created and adapter.active == 3, "while the old ones drain"
-        await desk.until(lambda: len(desk.catalog.versions("poet")) == 1)
-        assert desk.found("poet").number == 3 and desk.watcher.names_gone == []
-        await desk.catalog.delete("poet", None, ADMIN)
+        await desk.until(lambda: len(desk.registry.versions("poet")) == 1)
+        assert desk.found("poet").number == 3 and desk.followed.names_removed == []
+        await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
         assert (await desk.upload("poet", 2))[0].active == 4
     async with opened(folder) as desk:
@@ -259,7 +259,7 @@ async def test_one_content_under_two_names_stays_for_the_second(folder: Path) ->
         for name in ("poet", "bard"):
             await desk.upload(name, 1)
         async with desk.request("bard"):
-            await desk.catalog.delete("poet", None, ADMIN)
+            await desk.service.delete("poet", None, ADMIN)
             await desk.until_gone("poet")
             assert desk.is_on_device("bard@1") and desk.store.folder(desk.found("bard").record.digest).exists()
 
@@ -269,11 +269,11 @@ async def test_a_delete_that_the_disk_refuses_is_tried_again(folder: Path) -> No
     async with opened(folder) as desk:
         await desk.upload("poet")
         async with desk.request("poet"):
-            await desk.catalog.delete("poet", None, ADMIN)
+            await desk.service.delete("poet", None, ADMIN)
             desk.disk.full = True
         await desk.until(lambda: not desk.engine.on_host)
         await asyncio.sleep(0.1)
-        assert desk.catalog.adapter("poet", BOB).versions[0].state == "draining"
+        assert desk.registry.adapter("poet", BOB).versions[0].state == "draining"
         desk.disk.full = False
         await desk.until_gone("poet")
 
@@ -284,7 +284,7 @@ async def test_an_engine_that_fails_keeps_no_delete_from_the_disk(folder: Path) 
     async with opened(folder, engine) as desk:
         await desk.upload("poet")
         engine.down = True
-        await desk.catalog.delete("poet", None, ADMIN)
+        await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
     assert Store.open(folder).adapters() == []
 
@@ -300,12 +300,12 @@ async def test_after_a_restart_all_is_there_again(folder: Path) -> None:
             await desk.upload("poet", seed)
         await desk.upload("clerk", 3)
         await desk.patch("poet", active=1, allowed_keys=["alice"], pinned=True)
-        before = desk.catalog.adapters(ADMIN)
+        before = desk.registry.adapters(ADMIN)
     async with opened(folder, engine) as desk:
-        after = desk.catalog.adapters(ADMIN)
+        after = desk.registry.adapters(ADMIN)
         assert desk.is_on_device("poet@1") and not desk.is_on_device("clerk@1")
         assert [forget_places(a.model_dump()) for a in after] == [forget_places(b.model_dump()) for b in before]
-        assert desk.watcher.table == {"poet@1", "poet@2", "clerk@1"}
+        assert desk.followed.table == {"poet@1", "poet@2", "clerk@1"}
         async with desk.request("poet@2"), desk.request("clerk"):
             pass
 
@@ -327,7 +327,7 @@ async def test_a_delete_under_way_is_finished_by_the_next_start(folder: Path) ->
         async with AsyncExitStack() as stack:
             for model in ("poet", "clerk"):
                 await stack.enter_async_context(desk.request(model))
-            await desk.catalog.delete("poet", None, ADMIN)
+            await desk.service.delete("poet", None, ADMIN)
             await desk.close()
     store = Store.open(folder)
     assert [(a.name, [v.state for v in a.versions]) for a in store.adapters()] == [
@@ -336,7 +336,7 @@ async def test_a_delete_under_way_is_finished_by_the_next_start(folder: Path) ->
     store.close()
     async with opened(folder, engine) as desk:
         await desk.until_gone("poet")
-        assert desk.catalog.names() == ["clerk"]
+        assert desk.registry.names() == ["clerk"]
 
 
 @on_a_loop
@@ -350,20 +350,20 @@ async def test_what_this_base_or_pool_does_not_take_is_shown_as_failed(folder: P
         (smaller, BASE, f"too_many_rows: the adapter takes {ROWS} rows"),
     ):
         async with opened(folder, engine, base=base) as desk:
-            adapter = desk.catalog.adapter("poet", BOB)
+            adapter = desk.registry.adapter("poet", BOB)
             assert adapter.active == 1 and adapter.versions[0].state == "failed"
             assert reason in (adapter.versions[0].reason or ""), adapter.versions[0].reason
-            assert desk.catalog.servable(BOB) == [] and not desk.watcher.table
+            assert desk.registry.servable(BOB) == [] and not desk.followed.table
             async with refused("adapter_unavailable", 503, reason):
-                with desk.catalog.lease(desk.found("poet")):
+                with desk.registry.lease(desk.found("poet")):
                     raise AssertionError
             async with refused("adapter_unavailable", 503, reason):
                 await desk.patch("poet", active=1)
             await desk.patch("poet", pinned=False)
             await desk.patch("poet", pinned=True)
     async with opened(folder) as desk:
-        assert desk.catalog.adapter("poet", BOB).versions[0].state == "ready" and desk.is_on_device("poet@1")
-        await desk.catalog.delete("poet", None, ADMIN)
+        assert desk.registry.adapter("poet", BOB).versions[0].state == "ready" and desk.is_on_device("poet@1")
+        await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
 
 
@@ -372,7 +372,7 @@ async def test_what_is_failed_can_be_deleted(folder: Path) -> None:
     async with opened(folder) as desk:
         await desk.upload("poet")
     async with opened(folder, FakeEngine(ready_status(rows_total=1))) as desk:
-        await desk.catalog.delete("poet", None, ADMIN)
+        await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
 
 
@@ -402,7 +402,7 @@ async def test_a_damaged_content_is_mended_by_an_upload_under_any_name(folder: P
     (blob / WEIGHTS_FILE).unlink()
     async with opened(folder) as desk:
         for name in ("poet", "bard"):
-            version = desk.catalog.adapter(name, BOB).versions[0]
+            version = desk.registry.adapter(name, BOB).versions[0]
             assert version.state == "failed" and WEIGHTS_FILE in (version.reason or ""), version.reason
         adapter, created = await desk.upload("poet", 1)
         assert not created and adapter.versions[0].state == "ready"
@@ -425,9 +425,9 @@ async def test_quotas(folder: Path) -> None:
         await desk.upload("clerk", 1)
         async with refused("quota_exceeded", 429, "max_adapters"):
             await desk.upload("third", 1)
-        assert desk.catalog.names() == ["clerk", "poet"] and desk.watcher.uploads[-1] == "quota_exceeded"
-        await desk.catalog.delete("poet", 2, ADMIN)
-        await desk.until(lambda: len(desk.catalog.versions("poet")) == 1)
+        assert desk.registry.names() == ["clerk", "poet"] and desk.followed.uploads[-1] == "quota_exceeded"
+        await desk.service.delete("poet", 2, ADMIN)
+        await desk.until(lambda: len(desk.registry.versions("poet")) == 1)
         await desk.upload("poet", 3)
 
 
@@ -436,11 +436,11 @@ async def test_bytes_are_counted_once_for_a_content(folder: Path) -> None:
     async with opened(folder) as desk:
         size = (await desk.upload("poet", 1))[0].versions[0].size_bytes
     async with opened(folder, quotas=Quotas(max_store_bytes=2 * size - 1)) as desk:
-        assert desk.catalog.store_bytes() == size
+        assert desk.registry.store_bytes() == size
         await desk.upload("bard", 1)
         async with refused("quota_exceeded", 429, "max_store_bytes"):
             await desk.upload("clerk", 2)
-        assert desk.catalog.store_bytes() == size
+        assert desk.registry.store_bytes() == size
 
 
 @on_a_loop
@@ -452,19 +452,19 @@ async def test_names_that_are_refused(folder: Path) -> None:
         for name in ("Poet", "a@1", "", ".x", "a/b", "x" * 64, "a\n"):
             async with refused("invalid_name", 400):
                 await desk.upload(name)
-        assert desk.store.adapters() == [] and not desk.watcher.records
+        assert desk.store.adapters() == [] and not desk.audit.records
 
 
 @on_a_loop
 async def test_a_broken_adapter_is_refused_with_everything_that_is_wrong(folder: Path) -> None:
     async with opened(folder) as desk:
-        staged = desk.catalog.stage()
+        staged = desk.service.stage()
         (staged / CONFIG_FILE).write_text('{"peft_type": "PERFT", "variant": "X"}')
         (staged / WEIGHTS_FILE).write_bytes(b"")
         with pytest.raises(ApiError) as refusal:
-            await desk.catalog.upload("poet", staged, True, ADMIN)
+            await desk.service.upload("poet", staged, True, ADMIN)
         assert refusal.value.code == "invalid_adapter" and len(refusal.value.violations or ()) > 3
-        assert desk.store.adapters() == [] and desk.watcher.uploads == ["invalid_adapter"]
+        assert desk.store.adapters() == [] and desk.followed.uploads == ["invalid_adapter"]
 
 
 @on_a_loop
@@ -475,7 +475,7 @@ async def test_pins_that_leave_no_room_are_refused(folder: Path) -> None:
         assert (await desk.patch("poet", pinned=True)).pinned and desk.is_on_device("poet@1")
         async with refused("device_full", 409):
             await desk.patch("clerk", pinned=True, allowed_keys=[])
-        adapter = desk.catalog.adapter("clerk", BOB)
+        adapter = desk.registry.adapter("clerk", BOB)
         assert (adapter.pinned, adapter.allowed_keys) == (False, None)
         async with refused("device_full", 409), desk.request("clerk"):
             raise AssertionError
@@ -498,8 +498,8 @@ async def test_the_pin_goes_with_the_active_version(folder: Path) -> None:
         async with refused("device_full", 409):
             await desk.upload("poet", 4)
         assert desk.found("poet").number == 2 and desk.is_on_device("poet@2")
-        await desk.until(lambda: len(desk.catalog.versions("poet")) == 2)
-        await desk.catalog.delete("poet", None, ADMIN)
+        await desk.until(lambda: len(desk.registry.versions("poet")) == 2)
+        await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
         await desk.upload("clerk", 5)
         await desk.patch("clerk", pinned=True)
@@ -511,27 +511,27 @@ async def test_who_may_not_use_an_adapter_does_not_see_it(folder: Path) -> None:
         await desk.upload("poet", 1)
         await desk.upload("clerk", 2)
         await desk.patch("poet", allowed_keys=["alice"])
-        assert [a.name for a in desk.catalog.adapters(BOB)] == ["clerk"] == [n for n, _ in desk.catalog.servable(BOB)]
-        assert [a.name for a in desk.catalog.adapters(ALICE)] == ["clerk", "poet"]
+        assert [a.name for a in desk.registry.adapters(BOB)] == ["clerk"] == [n for n, _ in desk.registry.servable(BOB)]
+        assert [a.name for a in desk.registry.adapters(ALICE)] == ["clerk", "poet"]
         nobodys = Caller(None, False)
         for caller in (BOB, nobodys):
             for model in ("poet", "poet@1"):
                 async with refused("model_not_found", 404):
-                    desk.catalog.resolve(model, caller)
+                    desk.registry.resolve(model, caller)
             async with refused("adapter_not_found", 404):
-                desk.catalog.adapter("poet", caller)
+                desk.registry.adapter("poet", caller)
             async with refused("adapter_not_found", 404):
-                desk.catalog.version("poet", 1, caller)
+                desk.registry.version("poet", 1, caller)
             async with refused("adapter_not_found", 404):
-                desk.catalog.file("poet", 1, "config", caller)
+                desk.registry.file("poet", 1, "config", caller)
             async with refused("adapter_not_found", 404):
                 await desk.patch("poet", caller, active=None)
             async with refused("adapter_not_found", 404):
-                await desk.catalog.delete("poet", None, caller)
-        assert desk.found("poet", ALICE).id == "poet@1" == desk.catalog.version("poet", 1, ALICE).id
+                await desk.service.delete("poet", None, caller)
+        assert desk.found("poet", ALICE).id == "poet@1" == desk.registry.version("poet", 1, ALICE).id
         await desk.patch("poet", allowed_keys=[])
         async with refused("model_not_found", 404):
-            desk.catalog.resolve("poet", ALICE)
+            desk.registry.resolve("poet", ALICE)
         await desk.patch("poet", allowed_keys=None)
         assert desk.found("poet", nobodys)
 
@@ -541,10 +541,10 @@ async def test_what_a_name_selects(folder: Path) -> None:
     async with opened(folder, base_names=("base", "org/base@main")) as desk:
         await desk.upload("poet")
         for name in ("base", "org/base@main"):
-            assert desk.catalog.resolve(name, BOB) is None
+            assert desk.registry.resolve(name, BOB) is None
         for model in ("poet@2", "poet@01", "poet@", "poet@1@1", "poet ", "Poet", "", "@1", "base@1", "\ud800"):
             async with refused("model_not_found", 404):
-                desk.catalog.resolve(model, BOB)
+                desk.registry.resolve(model, BOB)
 
 
 # What goes wrong on the way
@@ -558,12 +558,12 @@ async def test_a_version_whose_load_fails_after_its_201_says_why(folder: Path) -
         await desk.upload("poet", activate=False)
         async with refused("adapter_unavailable", 503, "told to fail"), desk.request("poet@1"):
             raise AssertionError
-        version = desk.catalog.version("poet", 1, BOB)
+        version = desk.registry.version("poet", 1, BOB)
         assert version.state == "failed" and "told to fail" in (version.reason or "")
         assert desk.found("poet@1").leases == 0
         async with refused("adapter_unavailable", 503, "told to fail"):
             await desk.patch("poet", active=1)
-        assert desk.catalog.adapter("poet", BOB).active is None
+        assert desk.registry.adapter("poet", BOB).active is None
 
 
 @on_a_loop
@@ -576,11 +576,11 @@ async def test_an_upload_that_shall_be_active_and_cannot_be_loaded_leaves_nothin
             await desk.upload("poet", 2)
         async with refused("adapter_unavailable", 503, "told to fail"):
             await desk.upload("clerk", 3)
-        await desk.until(lambda: len(desk.catalog.versions("poet")) == 1)
+        await desk.until(lambda: len(desk.registry.versions("poet")) == 1)
         await desk.until_gone("clerk")
-        assert desk.found("poet").number == 1 and desk.watcher.table == {"poet@1"}
-        assert desk.watcher.uploads == ["created", "adapter_unavailable", "adapter_unavailable"]
-        actions = [(action, details.get("version")) for action, details in desk.watcher.records]
+        assert desk.found("poet").number == 1 and desk.followed.table == {"poet@1"}
+        assert desk.followed.uploads == ["created", "adapter_unavailable", "adapter_unavailable"]
+        actions = [(action, details.get("version")) for action, details in desk.audit.records]
         assert actions == [("upload", None), ("upload", None), ("delete", 2), ("upload", None), ("delete", 1)]
         assert (await desk.upload("poet", 2))[0].active == 3
     assert [len(adapter.versions) for adapter in Store.open(folder).adapters()] == [2]
@@ -611,7 +611,7 @@ async def test_other_changes_go_on_while_a_version_loads(folder: Path) -> None:
         upload = await started(desk.upload("cook", 3), lambda: ("prepare", "cook@1") in engine.calls, desk)
         await desk.patch("clerk", active=None)
         await desk.upload("baker", 4, activate=False)
-        await desk.catalog.delete("clerk", None, ADMIN)
+        await desk.service.delete("clerk", None, ADMIN)
         assert not patch.done() and not upload.done()
         assert (await patch).active == 1 and (await upload)[0].active == 1
         assert desk.found("poet").number == desk.found("cook").number == 1
@@ -622,10 +622,10 @@ async def test_a_delete_waits_for_the_load_of_its_own_name(folder: Path) -> None
     engine = FakeEngine(delays={"prepare": 0.1})
     async with opened(folder, engine) as desk:
         upload = await started(desk.upload("poet"), lambda: ("prepare", "poet@1") in engine.calls, desk)
-        deleted = await desk.catalog.delete("poet", None, ADMIN)
+        deleted = await desk.service.delete("poet", None, ADMIN)
         assert (await upload)[0].active == 1 and deleted.active is None
         await desk.until_gone("poet")
-        assert [action for action, _ in desk.watcher.records] == ["upload", "delete"] and not engine.on_host
+        assert [action for action, _ in desk.audit.records] == ["upload", "delete"] and not engine.on_host
 
 
 @on_a_loop
@@ -643,11 +643,11 @@ async def test_uploads_at_once_to_one_name_get_a_number_each(folder: Path) -> No
     async with opened(folder) as desk:
         answers = await asyncio.gather(*(desk.upload("poet", seed, activate=seed % 2 == 0) for seed in range(6)))
         assert all(created for _, created in answers)
-        assert [v.number for v in desk.catalog.versions("poet")] == [1, 2, 3, 4, 5, 6]
-        assert len({v.record.digest for v in desk.catalog.versions("poet")}) == 6
+        assert [v.number for v in desk.registry.versions("poet")] == [1, 2, 3, 4, 5, 6]
+        assert len({v.record.digest for v in desk.registry.versions("poet")}) == 6
         active = desk.found("poet").number
     async with opened(folder) as desk:
-        assert len(desk.catalog.versions("poet")) == 6 and desk.found("poet").number == active
+        assert len(desk.registry.versions("poet")) == 6 and desk.found("poet").number == active
 
 
 @on_a_loop
@@ -659,7 +659,7 @@ async def test_changes_at_once_lose_none(folder: Path) -> None:
             desk.patch("poet", active=1), desk.patch("poet", pinned=True), desk.patch("poet", allowed_keys=["alice"]),
             desk.upload("poet", 3, activate=False),
         )  # fmt: skip
-        adapter = desk.catalog.adapter("poet", ALICE)
+        adapter = desk.registry.adapter("poet", ALICE)
         assert (adapter.active, adapter.pinned, adapter.allowed_keys, len(adapter.versions)) == (1, True, ["alice"], 3)
         results = await asyncio.gather(
             *(desk.patch("poet", active=number, if_active=1) for number in (2, 3)), return_exceptions=True
@@ -683,7 +683,7 @@ async def test_the_staged_folder_stays_until_the_change_has_ended(folder: Path) 
     """The route discards it as soon as it goes on, also where it was cancelled."""
     async with opened(folder) as desk:
         there: list[bool] = []
-        desk.watcher.on_record = lambda: there.append(any((folder / "staging").iterdir()))
+        desk.audit.on_record = lambda: there.append(any((folder / "staging").iterdir()))
         upload = await started(desk.upload("poet"), lambda: any((folder / "staging").iterdir()), desk)
         upload.cancel()
         await asyncio.gather(upload, return_exceptions=True)
@@ -705,15 +705,15 @@ async def test_closing_waits_for_the_change_under_way(folder: Path) -> None:
 async def test_every_change_is_on_record_before_it_is_made(folder: Path) -> None:
     async with opened(folder) as desk:
         seen: list[Any] = []
-        desk.watcher.on_record = lambda: seen.append(desk.store.get("poet"))
+        desk.audit.on_record = lambda: seen.append(desk.store.get("poet"))
         await desk.upload("poet")
         await desk.patch("poet", active=None, pinned=True)
-        await desk.catalog.delete("poet", 1, ADMIN)
+        await desk.service.delete("poet", 1, ADMIN)
         await desk.until_gone("poet")
-        assert [action for action, _ in desk.watcher.records] == ["upload", "patch", "delete"]
-        assert desk.watcher.records[0][1].keys() == {"name", "digest", "activate"}
-        assert desk.watcher.records[1][1] == {"name": "poet", "active": None, "pinned": True}
-        assert desk.watcher.records[2][1] == {"name": "poet", "version": 1}
+        assert [action for action, _ in desk.audit.records] == ["upload", "patch", "delete"]
+        assert desk.audit.records[0][1].keys() == {"name", "digest", "activate"}
+        assert desk.audit.records[1][1] == {"name": "poet", "active": None, "pinned": True}
+        assert desk.audit.records[2][1] == {"name": "poet", "version": 1}
         assert [record and (record.active, record.pinned) for record in seen] == [None, (1, False), (None, True)]
 
 
@@ -729,7 +729,7 @@ async def test_what_cannot_be_recorded_is_not_done(folder: Path) -> None:
             desk.upload("poet", 2),
             desk.patch("poet", active=None, pinned=True),
             desk.patch("poet", pinned=True),
-            desk.catalog.delete("poet", None, ADMIN),
+            desk.service.delete("poet", None, ADMIN),
         ):
             async with refused("storage_full", 507, "audit log"):
                 await change
@@ -752,7 +752,7 @@ async def test_a_change_is_made_whole_or_not_at_all(folder: Path) -> None:
             desk.patch("poet", active=1, allowed_keys=["alice"], pinned=False),
             desk.patch("poet", active=1),
             desk.patch("poet", active=None),
-            desk.catalog.delete("poet", None, ADMIN),
+            desk.service.delete("poet", None, ADMIN),
         ):
             async with refused("storage_full", 507):
                 await change
@@ -773,7 +773,7 @@ async def test_an_upload_that_the_disk_refuses_leaves_nothing(folder: Path) -> N
         desk.disk.full = True
         async with refused("storage_full", 507):
             await desk.upload("poet")
-        assert not desk.catalog.has("poet") and not list((folder / "staging").iterdir())
+        assert not desk.registry.has("poet") and not list((folder / "staging").iterdir())
         desk.disk.full = False
         assert (await desk.upload("poet"))[0].active == 1
-        assert RANDOM_R["bottleneck"] == desk.catalog.version("poet", 1, BOB).bottleneck
+        assert RANDOM_R["bottleneck"] == desk.registry.version("poet", 1, BOB).bottleneck

@@ -142,10 +142,10 @@ class Door:
         return answered
 
     def check_nothing_is_held(self) -> None:
-        assert all(v.leases == 0 for name in self.desk.catalog.names() for v in self.desk.catalog.versions(name))
+        assert all(v.leases == 0 for name in self.desk.registry.names() for v in self.desk.registry.versions(name))
         assert CURRENT.get() is None
-        self.desk.catalog.plan.check_integrity()
-        assert not self.desk.catalog.plan._running and not self.desk.catalog.plan._waiters
+        self.desk.scheduler.check_integrity()
+        assert not self.desk.scheduler._running and not self.desk.scheduler._waiters
 
 
 def sending(*chunks: bytes, leaves: asyncio.Event | None = None) -> Receive:
@@ -170,7 +170,7 @@ async def doors(
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
         registry = CollectorRegistry()
-        parts = RoutingParts(desk.catalog, EventCounters(registry), b"secret", load_timeout_s)
+        parts = RoutingParts(desk.service, EventCounters(registry), b"secret", load_timeout_s)
         door = Door(desk, Vllm(script), registry, parts)
         yield door
         door.check_nothing_is_held()
@@ -226,7 +226,7 @@ async def test_an_unknown_name_reaches_nothing_and_leaves_nothing(folder: Path) 
             assert door.facts.adapter is None
         for number in range(1000):
             assert (await door.ask({"model": f"made-up-{number}"})).status == 404
-        assert not door.vllm.bodies and door.desk.catalog.names() == ["clerk", "poet"]
+        assert not door.vllm.bodies and door.desk.registry.names() == ["clerk", "poet"]
         assert len(list(door.registry.collect())) == series
 
 
@@ -248,7 +248,7 @@ async def test_every_tenant_has_a_salt_of_its_own(folder: Path) -> None:
                     assert salts.setdefault((caller.label, given), salt) == salt != given
                     assert len(salt) == 64 and set(salt) <= set("0123456789abcdef")
         assert len(set(salts.values())) == len(salts) == 5 * len(callers)
-        door.parts = RoutingParts(door.desk.catalog, door.parts.metrics, b"another secret", 10.0)
+        door.parts = RoutingParts(door.desk.service, door.parts.metrics, b"another secret", 10.0)
         await door.ask({"model": "base"})
         assert door.vllm.bodies[-1]["cache_salt"] not in salts.values()
 
@@ -351,7 +351,7 @@ async def test_a_client_that_leaves_within_its_body(folder: Path) -> None:
 async def test_the_lease_lasts_until_the_last_byte_and_the_place_until_the_engine_has_one(folder: Path) -> None:
     async with doors(folder) as door:
         version = door.desk.found("poet")
-        plan = door.desk.catalog.plan
+        plan = door.desk.scheduler
         held: list[tuple[int, int]] = []
 
         async def look(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
@@ -383,7 +383,7 @@ async def test_a_request_never_waits_for_a_place_it_has(folder: Path) -> None:
     """Somebody waits for the rows of its adapter: that ends only once this request has ended."""
     engine = FakeEngine(ready_status(rows_total=ROWS))
     async with doors(folder, engine=engine) as door:
-        plan = door.desk.catalog.plan
+        plan = door.desk.scheduler
         closed = asyncio.Event()
 
         async def generate(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
@@ -447,10 +447,10 @@ async def test_a_client_that_leaves_while_it_waits_for_the_device(folder: Path) 
         await door.desk.until(lambda: ("place", "poet@1") in door.desk.engine.calls)
         leaves = asyncio.Event()
         other = asyncio.create_task(door.ask({}, receive=sending(b'{"model": "poet"}', leaves=leaves)))
-        await door.desk.until(lambda: door.desk.catalog.plan.waiting(door.desk.engine_adapter("poet@1")) == 2)
+        await door.desk.until(lambda: door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 2)
         leaves.set()
         assert not (await other).messages
-        assert door.desk.catalog.plan.waiting(door.desk.engine_adapter("poet@1")) == 1, "it waits on for nobody"
+        assert door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 1, "it waits on for nobody"
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         assert not door.vllm.bodies
@@ -486,8 +486,8 @@ async def test_a_delete_ends_what_waits(folder: Path) -> None:
     async with doors(folder) as door:
         door.desk.engine.delays["place"] = 0.5
         asked = asyncio.create_task(door.ask({"model": "poet"}))
-        await door.desk.until(lambda: door.desk.catalog.plan.waiting(door.desk.engine_adapter("poet@1")) == 1)
-        await door.desk.catalog.delete("poet", None, ADMIN)
+        await door.desk.until(lambda: door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 1)
+        await door.desk.service.delete("poet", None, ADMIN)
         assert ((await asked).status, (await asked).code) == (410, "adapter_deleted")
         await door.desk.until_gone("poet")
 

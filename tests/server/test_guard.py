@@ -499,7 +499,7 @@ def test_a_request_counts_until_its_response_has_ended(streaming: tuple[Server, 
         third = Client(server.app, "/v1/completions", TEAM)
         assert await third.started() == 200
         await third.task
-        assert server.auth.rate_limits.running("a") == 0
+        assert server.limits.running("a") == 0
 
     asyncio.run(run())
 
@@ -514,7 +514,7 @@ def test_a_place_is_free_before_the_last_byte_is_sent(streaming: tuple[Server, a
         keep = client._send
 
         async def send(message: Message) -> None:
-            running.append(server.auth.rate_limits.running("a"))
+            running.append(server.limits.running("a"))
             await keep(message)
 
         client.task.cancel()
@@ -530,24 +530,24 @@ def test_a_client_that_leaves_gives_its_place_back(streaming: tuple[Server, asyn
     async def run() -> None:
         client = Client(server.app, "/v1/completions", TEAM)
         await client.started()
-        assert server.auth.rate_limits.running("a") == 1
+        assert server.limits.running("a") == 1
         client.left.set()
         await client.task
-        assert server.auth.rate_limits.running("a") == 0
+        assert server.limits.running("a") == 0
         cancelled = Client(server.app, "/v1/completions", TEAM)
         await cancelled.started()
         cancelled.task.cancel()
         await asyncio.gather(cancelled.task, return_exceptions=True)
 
     asyncio.run(run())
-    assert server.auth.rate_limits.running("a") == 0 and [line["status"] for line in server.lines] == [200, 200]
+    assert server.limits.running("a") == 0 and [line["status"] for line in server.lines] == [200, 200]
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
     server = keyed(limits=RateLimits(max_requests=1))
     for _ in range(3):
         assert server.ask("POST", "/v1/completions?boom", TEAM).status_code == 500
-    assert server.auth.rate_limits.running("a") == 0
+    assert server.limits.running("a") == 0
 
 
 def test_tokens_used_up_are_429_for_that_key_alone() -> None:

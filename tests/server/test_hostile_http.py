@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from adapters.store.verify import verify_folder
+from adapters.store import verify_folder
 from tests.hostile import ATTACKS, FAMILIES, Attack, Setting, good_uploads, send, send_upload
 from tests.hostile.good import NAME
 from tests.server import tiny_server

@@ -103,11 +103,11 @@ class Around:
         return self.registry.get_sample_value(name, {"adapter": adapter}) or 0
 
     def leases(self, model: str) -> int:
-        running: int = self.desk.catalog.plan._running.get(self.desk.engine_adapter(model).engine_id, 0)
+        running: int = self.desk.scheduler._running.get(self.desk.ref(model).engine_id, 0)
         return running
 
     def check_nothing_runs(self) -> None:
-        catalog = self.desk.catalog
+        catalog = self.desk.service
         assert not any(version.running for name in catalog.names() for version in catalog.versions(name))
         assert not catalog.plan._running and not catalog.plan._waiters and self.inference.base_running == 0
         assert self.client.closed == len(self.client.asked)
@@ -122,7 +122,7 @@ async def surroundings(
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
         registry, limits, client = CollectorRegistry(), RateLimits(None, 1000, clock=lambda: 0.0), Client(engine)
-        inference = EngineHook(desk.catalog, EventCounters(registry, base_name="base"), limits, load_timeout_s)
+        inference = EngineHook(desk.service, EventCounters(registry, base_name="base"), limits, load_timeout_s)
         inference.observe(client)  # type: ignore[arg-type]
         around = Around(desk, client, inference, registry, limits)
         yield around
@@ -144,7 +144,7 @@ async def test_outputs_pass_and_options_too(folder: Path) -> None:
 @on_a_loop
 async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder: Path) -> None:
     async with surroundings(folder) as around:
-        exchange, plan, seen = around.exchange("poet"), around.desk.catalog.plan, []
+        exchange, plan, seen = around.exchange("poet"), around.desk.scheduler, []
 
         async def see() -> None:
             assert exchange.version is not None
@@ -271,7 +271,7 @@ async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) 
         exchange = around.exchange("poet")
         asked = asyncio.create_task(around.ask(exchange))
         await around.desk.until(lambda: bool(around.client.asked))
-        await around.desk.catalog.delete("poet", None, ADMIN)
+        await around.desk.service.delete("poet", None, ADMIN)
         with pytest.raises(GracefulHTTPError) as ended:
             await asked
         assert ended.value.http_status is HTTPStatus.GONE
@@ -294,9 +294,9 @@ async def test_an_abort_without_a_delete_is_an_abort(folder: Path) -> None:
 async def test_a_version_that_was_deleted_starts_nothing_any_more(folder: Path) -> None:
     async with surroundings(folder) as around:
         exchange, version = around.exchange("poet"), around.desk.found("poet")
-        lease = around.desk.catalog.lease(version)
+        lease = around.desk.registry.lease(version)
         with lease:  # vLLM takes long over the prompt
-            await around.desk.catalog.delete("poet", None, ADMIN)
+            await around.desk.service.delete("poet", None, ADMIN)
             await around.desk.until(lambda: version.is_deleted)
             with pytest.raises(GracefulHTTPError):
                 await around.ask(exchange)
@@ -326,7 +326,7 @@ async def test_an_engine_request_waits_for_its_place(folder: Path) -> None:
     async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
         async with around.desk.request("clerk"):
             asked = asyncio.create_task(around.ask(around.exchange("poet")))
-            await around.desk.until(lambda: around.desk.catalog.plan.waiting(around.desk.engine_adapter("poet@1")) == 1)
+            await around.desk.until(lambda: around.desk.scheduler.waiting(around.desk.ref("poet@1")) == 1)
             assert not around.client.asked
         assert len(await asked) == 2
 
@@ -380,7 +380,7 @@ async def test_who_leaves_before_the_engine_had_the_request_pays_nothing(folder:
         async with around.desk.request("clerk"):
             exchange = around.exchange("poet")
             asked = asyncio.create_task(around.ask(exchange))
-            await around.desk.until(lambda: around.desk.catalog.plan.waiting(around.desk.engine_adapter("poet@1")) == 1)
+            await around.desk.until(lambda: around.desk.scheduler.waiting(around.desk.ref("poet@1")) == 1)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
         assert exchange.facts.prompt_tokens == 0 and not around.client.asked

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters import InvalidAdapterError, Limits, VersionRecord
+from adapters.errors import InvalidAdapterError
+from adapters.format.files import Limits
+from adapters.store import VersionRecord
 from server.uploads.validate import UploadValidator
 from tests.server.fakes import BASE
 from tests.store_contents import lora

@@ -11,7 +11,7 @@ import schemathesis
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter

@@ -1,7 +1,10 @@
 """Real starts that are refused: exit code 1 and the reason, before the model loads where that can be known."""
 
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,24 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapters import Store
+from adapters.store import Store
 from tests import tiny
 from tests.server.fakes import BASE
 from tests.server.processes import run_to_end
 from tests.synthetic import write_adapter
 
+ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from server.cli import main; main(sys.argv[1:])"
 LOADING = "Loading weights"
+COMMAND = """
+import sys
+from perft.command import main
+try:
+    main()
+finally:
+    print("imported", *({"torch", "vllm", "transformers"} & set(sys.modules)))
+"""
+NO_MODEL = "perft: refused to start:\nfound no model to serve: perft serve MODEL [--adapter NAME=PATH ...]\n"
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +128,87 @@ def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Pat
     ):  # fmt: skip
         assert part in said, part
     assert LOADING not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["serve"], 1, NO_MODEL),
+        (["serve", "--port", "8000", "--adapter=a=/a", "--enable-prompt-tokens-details"], 1, NO_MODEL),
+        (["--version"], 0, "perft-server "),
+        (["--help"], 0, "usage: perft serve"),
+        (["adapters", "--help"], 0, "usage: perft adapters"),
+    ],
+)
+def test_what_needs_no_engine_imports_none(arguments: list[str], code: int, said: str) -> None:
+    done = run_to_end(COMMAND, *arguments)
+    assert done.returncode == code and said in done.stdout and done.stdout.endswith("imported\n"), done.stdout
+
+
+def test_no_model_is_found_by_vllms_parser_too() -> None:
+    """A word that may be a model is left to the parser, which says the same."""
+    assert NO_MODEL in run_to_end(MAIN, "serve", "--served-model-name", "base").stdout
+
+
+def run_elsewhere(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python COMMAND` in `folder`, where the packages of this environment are the installed ones."""
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
+    )  # fmt: skip
+
+
+def foreign(folder: Path, file: str) -> Path:
+    """Put another project's module or package into `folder`; it must never be imported."""
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("raise SystemExit('the foreign package was imported')\n")
+    return folder.resolve()
+
+
+MAIN_ELSEWHERE = "from perft.command import main; main()"
+"""For `python -P -c`, which does not look for modules in the current folder."""
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "found"),
+    [("adapters", "adapters/__init__.py", "adapters"), ("server", "server.py", "server.py")],
+)
+def test_a_foreign_package_on_the_path_is_named(tmp_path: Path, name: str, file: str, found: str) -> None:
+    folder = foreign(tmp_path / "theirs", file)
+    done = run_elsewhere(tmp_path, "-P", "-c", MAIN_ELSEWHERE, "serve", "model", PYTHONPATH=str(folder))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"perft: found {name} at {folder / found}, expected ours at {ROOT / name}: take {folder} off PYTHONPATH\n"
+    )
+
+
+def test_a_foreign_package_in_the_current_folder_is_named(tmp_path: Path) -> None:
+    """A folder without __init__.py is in the way of an editable install as well."""
+    (tmp_path / "server").mkdir()
+    done = run_elsewhere(tmp_path, "-m", "perft.command", "--version")
+    assert done.returncode == 1
+    assert f"found server at {tmp_path.resolve() / 'server'}, " in done.stderr
+    assert done.stderr.endswith(": start from another folder\n")
+
+
+def test_a_foreign_package_that_is_installed_is_named(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "site-packages", "adapters/__init__.py")
+    program = f"import sys; sys.path.insert(0, {str(folder)!r}); {MAIN_ELSEWHERE}"
+    done = run_elsewhere(tmp_path, "-P", "-c", program, "adapters", "list")
+    assert done.returncode == 1 and f"found adapters at {folder / 'adapters'}, " in done.stderr
+    assert done.stderr.endswith(": uninstall that package, or install perft-server in an environment of its own\n")
+
+
+def test_plain_vllm_refuses_a_foreign_package(tmp_path: Path) -> None:
+    """There the plugin is all that runs of ours; what it raises ends the start."""
+    folder = foreign(tmp_path / "theirs", "server/__init__.py")
+    program = "from perft.engine.plugin import register; register()"
+    done = run_elsewhere(tmp_path, "-P", "-c", program, PYTHONPATH=str(folder))
+    assert done.returncode == 1
+    assert f"ForeignPackageError: found server at {folder / 'server'}, expected ours at" in done.stderr
+
+
+def test_without_a_foreign_package_all_is_well(tmp_path: Path) -> None:
+    for command in (["-P", "-c", MAIN_ELSEWHERE], ["-m", "perft.command"], ["-m", "server.cli"]):
+        done = run_elsewhere(tmp_path, *command, "--version")
+        assert done.returncode == 0 and done.stdout.startswith("perft-server "), done.stderr

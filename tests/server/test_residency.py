@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from adapters.ref import AdapterRef
-from server.errors import ApiError
-from server.residency.scheduler import GRACE_S, PATIENCE_S, RETRY_FAILED_S
+from server.api.error_responses import as_api_error
+from server.errors import EngineUnavailableError, ServerError
+from server.residency.allocation import PATIENCE_S
+from server.residency.scheduler import RETRY_FAILED_S
+from server.residency.state import GRACE_S
 from tests.server.residency_world import UNIT, Request, World, write_sizes
 from tests.server.virtual_time import run_virtually
 
@@ -45,11 +48,12 @@ def play(sizes: Path) -> Play:
     return run
 
 
-async def refused(world: World, request: Request, status: int, code: str) -> ApiError:
+async def refused(world: World, request: Request, status: int, code: str) -> ServerError:
     """Wait for its refusal."""
     await world.end(request)
     assert request.error is not None and not request.is_let_in
-    assert (request.error.status, request.error.code, request.error.param) == (status, code, "model")
+    error = as_api_error(request.error, field="model")
+    assert (error.status, error.code, error.param) == (status, code, "model")
     return request.error
 
 
@@ -90,7 +94,7 @@ def test_an_adapter_that_runs_or_is_pinned_stays(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c, d = (world.add(name) for name in "abcd")
         await world.use(a, b, c)
-        await world.plan.pin(a)
+        await world.scheduler.pin(a)
         running = world.ask(b, 60)
         await world.use(d, c, d, c)
         assert world.tiers(a, b) == "dd" and running.ended < 0
@@ -105,7 +109,7 @@ def test_promised_rows_never_exceed_the_pool(play: Play) -> None:
         first, second, third = world.ask(two), world.ask(other_two), world.ask(one)
         await asyncio.sleep(2.5)
         assert first.is_let_in and third.is_let_in and not second.is_let_in
-        assert world.plan.rows_used == 3 * UNIT
+        assert world.scheduler.rows_used == 3 * UNIT
         await world.end(second)
         assert second.is_let_in and world.engine.most_rows == 3 * UNIT
 
@@ -115,7 +119,7 @@ def test_promised_rows_never_exceed_the_pool(play: Play) -> None:
 def test_rows_rest_for_a_moment_after_the_last_request(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
-        await world.plan.load(b)
+        await world.scheduler.load(b)
         first = world.ask(a, 1)
         await asyncio.sleep(0.99)
         second = world.ask(b)
@@ -128,7 +132,7 @@ def test_rows_rest_for_a_moment_after_the_last_request(play: Play) -> None:
 def test_who_asks_during_that_moment_does_not_wait_for_the_end_of_patience(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
-        await world.plan.load(b)
+        await world.scheduler.load(b)
         await world.end(world.ask(a, 1))
         again, other = world.ask(a, 0), world.ask(b)
         await world.end(again, other)
@@ -175,9 +179,9 @@ def test_one_read_serves_all_who_wait(play: Play) -> None:
         a = world.add("a")
         requests = [world.ask(a, timeout_s=5) for _ in range(20)]
         await asyncio.sleep(0.5)
-        assert world.plan.waiting(a) == 20 and world.plan.tier(a) == "disk"
+        assert world.scheduler.requests_waiting(a) == 20 and world.scheduler.tier(a) == "disk"
         await world.end(*requests)
-        assert all(request.is_let_in for request in requests) and world.plan.waiting(a) == 0
+        assert all(request.is_let_in for request in requests) and world.scheduler.requests_waiting(a) == 0
         assert world.calls("prepare", "place") == [("prepare", "a@1"), ("place", "a@1")]
         assert world.told.loads == {("host", "ok"): 1, ("device", "ok"): 1}
 
@@ -338,9 +342,9 @@ def test_what_was_closed_is_open_once_the_waiting_one_is_gone(play: Play, ends: 
         if ends == "cancelled":
             world.cancel(waiting)
         elif ends == "deleted":
-            await world.plan.remove(large)
+            await world.scheduler.remove(large)
         elif ends == "failed":
-            world.plan.fail_waiters(large, ApiError(503, "engine_unavailable", "down"))
+            world.scheduler.fail_waiters(large, EngineUnavailableError("down"))
         await world.end(waiting)
         await asyncio.sleep(0)
         assert all(request.began == waiting.ended for request in kept_out)
@@ -360,10 +364,10 @@ def test_a_request_that_holds_a_lease_may_take_another_though_its_adapter_is_clo
         a, b = world.add("a"), world.add("b")
 
         async def nested() -> None:
-            async with world.plan.lease(a, 100):
+            async with world.scheduler.lease(a, 100):
                 await asyncio.sleep(5)
-                assert world.plan.waiting(b) == 1
-                async with world.plan.lease(a, 0, joins=True):
+                assert world.scheduler.requests_waiting(b) == 1
+                async with world.scheduler.lease(a, 0, joins=True):
                     await asyncio.sleep(1)
 
         outer = world.loop.create_task(nested())
@@ -381,8 +385,8 @@ def test_who_joins_without_a_lease_waits_as_everybody(play: Play) -> None:
         a, b = world.add("a"), world.add("b")
         world.ask(a, 5)
         await asyncio.sleep(1)
-        with pytest.raises(ApiError, match="no place on the device"):
-            async with world.plan.lease(b, 1, joins=True):
+        with pytest.raises(ServerError, match="no room on the device"):
+            async with world.scheduler.lease(b, 1, joins=True):
                 raise AssertionError("let in")
 
     play(scenario, units=1)
@@ -447,7 +451,7 @@ def test_the_one_that_was_closed_stays_the_one(play: Play) -> None:
             await asyncio.sleep(0.1)
         waiting = world.ask(c)
         await asyncio.sleep(1)
-        async with world.plan.lease(a, 0, joins=True):
+        async with world.scheduler.lease(a, 0, joins=True):
             world.ask(world.add("d"))  # makes the plan look again
             await asyncio.sleep(0.1)
             closed, still_open = world.ask(a, 0), world.ask(b, 0)
@@ -495,7 +499,7 @@ def test_contents_are_shared(play: Play) -> None:
         requests = [world.ask(a), world.ask(b)]
         await world.end(*requests)
         assert requests[0].began == requests[1].began and world.engine.count("place") == 1
-        assert world.tiers(a, b) == "dd" and world.plan.rows_used == 3 * UNIT
+        assert world.tiers(a, b) == "dd" and world.scheduler.rows_used == 3 * UNIT
 
     play(scenario)
 
@@ -530,15 +534,15 @@ def test_a_failed_load_is_told_and_tried_again_later(play: Play, operation: str)
         for request in waiting:
             error = await refused(world, request, 503, "adapter_unavailable")
             assert f"{request.adapter.name} could not be loaded: told to fail: {operation} of a@1" in error.message
-            assert error.retry_after == RETRY_FAILED_S
-        assert world.plan.rows_used == 0 and "told to fail" in (world.plan.failure(a) or "")
+            assert error.retry_after_s == RETRY_FAILED_S
+        assert world.scheduler.rows_used == 0 and "told to fail" in (world.scheduler.failure(a) or "")
         await asyncio.sleep(RETRY_FAILED_S - 1.5)
         calls = list(world.engine.calls)
         error = await refused(world, world.ask(b), 503, "adapter_unavailable")
-        assert error.retry_after == 2 and world.engine.calls == calls
+        assert error.retry_after_s == 2 and world.engine.calls == calls
         await asyncio.sleep(1.5)
         await world.use(b)
-        assert world.plan.failure(b) is None and world.told.loads["device", "ok"] == 1
+        assert world.scheduler.failure(b) is None and world.told.loads["device", "ok"] == 1
 
     play(scenario, prepare=1, place=1)
 
@@ -594,13 +598,13 @@ def test_an_activation_learns_that_its_version_cannot_be_read(play: Play) -> Non
     async def scenario(world: World) -> None:
         a = world.add("a")
         world.engine.failures["prepare", a.name] = 1
-        with pytest.raises(ApiError) as caught:
-            await world.plan.load(a)
-        assert (caught.value.status, caught.value.code) == (503, "adapter_unavailable")
+        with pytest.raises(ServerError) as caught:
+            await world.scheduler.load(a)
+        assert (as_api_error(caught.value).status, caught.value.code) == (503, "adapter_unavailable")
         await asyncio.sleep(RETRY_FAILED_S)
-        await world.plan.load(a)
+        await world.scheduler.load(a)
         assert world.tiers(a) == "h" and world.told.loads == {("host", "failed"): 1, ("host", "ok"): 1}
-        await world.plan.load(a)
+        await world.scheduler.load(a)
         assert world.engine.count("prepare") == 2
 
     play(scenario)
@@ -614,8 +618,8 @@ def test_a_lease_that_comes_too_late_is_refused(play: Play) -> None:
         a, b = world.add("a", 3), world.add("b", 3)
         world.ask(a, 10)
         error = await refused(world, world.ask(b, timeout_s=2), 503, "adapter_unavailable")
-        assert error.retry_after == 1 and "b@2 found no place on the device within 2 s" in error.message
-        assert world.requests[-1].ended - world.requests[-1].asked == pytest.approx(2) and not world.plan.waiting(b)
+        assert error.retry_after_s == 1 and "b@2 found no room on the device within 2 s" in error.message
+        assert world.requests[-1].ended - world.requests[-1].asked == pytest.approx(2) and not world.scheduler.requests_waiting(b)
 
     play(scenario)
 
@@ -625,10 +629,10 @@ def test_a_refusal_that_comes_together_with_a_cancellation_is_no_problem(play: P
         a = world.add("a")
         request = world.ask(a)
         await asyncio.sleep(0.5)
-        world.plan.fail_waiters(a, ApiError(503, "engine_unavailable", "down"))
+        world.scheduler.fail_waiters(a, EngineUnavailableError("down"))
         world.cancel(request)
         await world.end(request)
-        assert request.task is not None and request.task.cancelled() and not world.plan.waiting(a)
+        assert request.task is not None and request.task.cancelled() and not world.scheduler.requests_waiting(a)
 
     play(scenario, prepare=1)
 
@@ -644,7 +648,7 @@ def test_whenever_it_is_cancelled_nothing_is_left(play: Play, what: str) -> None
             await world.use(mine)
         asking = world.keep_asking(hot, 0.3, 0.2)
         await asyncio.sleep(0.25 if what != "remove" else 0)
-        starts = {"pin": world.plan.pin, "load": world.plan.load, "remove": world.plan.remove}
+        starts = {"pin": world.scheduler.pin, "load": world.scheduler.load, "remove": world.scheduler.remove}
         task = world.ask(mine, 0.1).task if what == "lease" else world.loop.create_task(starts[what](mine))
         assert task is not None
         world.at_round[world.rounds + 1 + len(was_cancelled)] = task.cancel
@@ -652,9 +656,9 @@ def test_whenever_it_is_cancelled_nothing_is_left(play: Play, what: str) -> None
         was_cancelled.append(task.cancelled())
         asking.cancel()
         await asyncio.sleep(0)
-        assert not world.plan.waiting(mine)
+        assert not world.scheduler.requests_waiting(mine)
         if what == "pin" and not task.cancelled():
-            world.plan.unpin(mine)
+            world.scheduler.unpin(mine)
         if what != "remove":
             await world.use(world.add("other", 3), mine)
 
@@ -670,15 +674,15 @@ def test_whenever_it_is_cancelled_nothing_is_left(play: Play, what: str) -> None
 def test_a_removed_version_leaves_in_order(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
-        await world.plan.load(b)
+        await world.scheduler.load(b)
         request = world.ask(a, 1)
         await world.end(request)
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         assert world.loop.time() >= request.ended + GRACE_S
         assert world.calls("evict", "drop", "forget") == [("evict", a.name), ("drop", a.name), ("forget", a.name)]
-        assert (world.plan.tier(a), world.plan.failure(a), world.plan.waiting(a)) == ("disk", None, 0)
-        await world.plan.remove(b)
-        await world.plan.remove(world.add("never-loaded"))
+        assert (world.scheduler.tier(a), world.scheduler.failure(a), world.scheduler.requests_waiting(a)) == ("disk", None, 0)
+        await world.scheduler.remove(b)
+        await world.scheduler.remove(world.add("never-loaded"))
         assert [operation for operation, _ in world.engine.calls[-3:]] == ["drop", "forget", "forget"]
 
     play(scenario)
@@ -693,12 +697,12 @@ def test_whatever_moment_it_is_removed_at_the_engine_is_told_in_order(play: Play
         await world.use(b)
         request = world.ask(a, 0)
         await asyncio.sleep(next(moments) * 0.1)
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         await world.end(request)
         answers.append(request.is_let_in)
         if not request.is_let_in:
             await refused(world, request, 410, "adapter_deleted")
-        assert world.calls("forget") == [("forget", a.name)] and world.plan.rows_used <= 3 * UNIT
+        assert world.calls("forget") == [("forget", a.name)] and world.scheduler.rows_used <= 3 * UNIT
         await world.use(b)
 
     while not answers or not answers[-1]:
@@ -711,7 +715,7 @@ def test_the_same_content_may_come_while_it_is_removed(play: Play, moment: float
     async def scenario(world: World) -> None:
         old, other = world.add("old", 2, "same"), world.add("other", 1)
         await world.end(world.ask(old))
-        removal = world.loop.create_task(world.plan.remove(old))
+        removal = world.loop.create_task(world.scheduler.remove(old))
         await asyncio.sleep(moment)
         new = world.add("new", 2, "same")
         requests = [world.ask(new, 0.5), world.ask(other, 0.5)]
@@ -729,7 +733,7 @@ def test_a_removal_ends_though_the_content_is_in_use_again(play: Play) -> None:
     async def scenario(world: World) -> None:
         old = world.add("old", content="same")
         await world.end(world.ask(old))
-        removal = world.loop.create_task(world.plan.remove(old))
+        removal = world.loop.create_task(world.scheduler.remove(old))
         await asyncio.sleep(GRACE_S / 2)
         world.keep_asking(world.add("new", content="same"), seconds=0.01, every=0.05)
         await asyncio.wait_for(removal, 1)
@@ -742,10 +746,10 @@ def test_two_versions_of_one_content_go_one_by_one_and_at_once(play: Play) -> No
         a, b, c = (world.add(name, 1, "same") for name in "abc")
         running = world.ask(b, 5)
         await world.use(a)
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         assert world.tiers(b) == "d" and world.calls("evict", "drop", "forget") == [("forget", a.name)]
         await world.end(running)
-        await asyncio.gather(world.plan.remove(b), world.plan.remove(c))
+        await asyncio.gather(world.scheduler.remove(b), world.scheduler.remove(c))
         told = world.calls("evict", "drop")
         assert [operation for operation, _ in told] == ["evict", "drop"] and world.engine.count("forget") == 3
 
@@ -757,7 +761,7 @@ def test_two_versions_of_one_content_are_removed_while_it_is_read(play: Play) ->
         a, b = world.add("a", content="same"), world.add("b", content="same")
         request = world.ask(a)
         await asyncio.sleep(0.5)
-        await asyncio.gather(world.plan.remove(a), world.plan.remove(b))
+        await asyncio.gather(world.scheduler.remove(a), world.scheduler.remove(b))
         await refused(world, request, 410, "adapter_deleted")
         assert world.calls("evict", "drop") == [("drop", a.name)] and world.engine.count("forget") == 2
 
@@ -767,8 +771,8 @@ def test_two_versions_of_one_content_are_removed_while_it_is_read(play: Play) ->
 def test_a_pin_ends_with_its_version(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, other = world.add("a", 3, "same"), world.add("b", 3, "same"), world.add("other")
-        await world.plan.pin(a)
-        await world.plan.remove(a)
+        await world.scheduler.pin(a)
+        await world.scheduler.remove(a)
         await world.use(other)
         assert world.tiers(b, other) == "hd"
 
@@ -780,7 +784,7 @@ def test_a_version_is_removed_while_its_content_is_read_for_another(play: Play) 
         a, b = world.add("a", 1, "same"), world.add("b", 1, "same")
         mine, other = world.ask(a), world.ask(b, 0)
         await asyncio.sleep(0.5)
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         await refused(world, mine, 410, "adapter_deleted")
         assert mine.ended - mine.asked == pytest.approx(0.5)
         await world.end(other)
@@ -793,14 +797,14 @@ def test_what_was_removed_is_refused(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a", 1, "same"), world.add("b", 1, "same")
         await world.use(b)
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         await refused(world, world.ask(a), 410, "adapter_deleted")
-        await world.plan.remove(b)
+        await world.scheduler.remove(b)
         await refused(world, world.ask(b), 410, "adapter_deleted")
-        for call in (world.plan.load, world.plan.pin):
-            with pytest.raises(ApiError, match="was deleted"):
+        for call in (world.scheduler.load, world.scheduler.pin):
+            with pytest.raises(ServerError, match="was deleted"):
                 await call(a)
-        world.plan.unpin(a)
+        world.scheduler.unpin(a)
 
     play(scenario)
 
@@ -813,13 +817,13 @@ def test_a_lease_that_outlives_its_version_holds_nothing(play: Play) -> None:
         assert a.key == shared.key
 
         async def stale() -> None:
-            async with world.plan.lease(a, 1):
+            async with world.scheduler.lease(a, 1):
                 await asyncio.sleep(30)
 
         reader = world.loop.create_task(stale())
         await asyncio.sleep(1)
         world.engine.released[a.key] = world.loop.time()
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         assert not reader.done() and world.tiers(shared) == "d"
         await world.use(b, shared)
         assert not reader.done()
@@ -834,7 +838,7 @@ def test_a_version_can_be_removed_though_the_engine_is_down(play: Play) -> None:
         a, b = world.add("a", 3), world.add("b", 3)
         await world.use(a)
         world.engine.down = True
-        await world.plan.remove(a)
+        await world.scheduler.remove(a)
         assert world.engine.calls[-3:] == [(operation, a.name) for operation in ("evict", "drop", "forget")]
         world.engine.down = False
         await world.use(b)
@@ -847,7 +851,7 @@ def test_a_version_can_be_removed_though_the_engine_is_down(play: Play) -> None:
 
 async def load(world: World, *adapters: AdapterRef) -> None:
     for adapter in adapters:
-        await world.plan.load(adapter)
+        await world.scheduler.load(adapter)
         await asyncio.sleep(0.01)
 
 
@@ -876,9 +880,9 @@ def test_host_copies_of_what_is_on_the_device_go_first(play: Play) -> None:
 def test_a_version_that_is_removed_as_its_host_copy_goes_leaves_none(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
-        await world.plan.load(a)
-        await world.plan.load(b)
-        await world.plan.remove(world.known[0])
+        await world.scheduler.load(a)
+        await world.scheduler.load(b)
+        await world.scheduler.remove(world.known[0])
         assert world.engine.on_host == {b.key}
 
     play(scenario, host=1)
@@ -900,7 +904,7 @@ def test_what_was_just_read_counts_as_used(play: Play) -> None:
         used, other, read = world.add("used"), world.add("other"), world.add("read")
         await world.use(used, other)
         for adapter in (read, world.add("newest")):
-            await world.plan.load(adapter)
+            await world.scheduler.load(adapter)
             await asyncio.sleep(0.01)
         assert world.tiers(used, other, read) == "xdh"
 
@@ -911,7 +915,7 @@ def test_without_a_host_copy_what_leaves_the_device_is_on_disk(play: Play) -> No
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
         await world.use(a)
-        await world.plan.load(b)
+        await world.scheduler.load(b)
         await asyncio.sleep(0.01)
         assert world.tiers(a, b) == "dh" and world.engine.on_host == {b.key}
         await world.use(b)
@@ -930,7 +934,7 @@ def test_a_host_copy_that_is_wanted_stays(play: Play) -> None:
         request = world.ask(wanted)
         await asyncio.sleep(0.1)
         for name in "abcdef":
-            await world.plan.load(world.add(name))
+            await world.scheduler.load(world.add(name))
             assert wanted.key in world.engine.on_host
         await world.end(request)
         assert request.began >= running.ended and world.engine.calls.count(("prepare", wanted.name)) == 1
@@ -996,8 +1000,8 @@ def test_the_first_in_line_is_read_whatever_the_budget(play: Play, host: int) ->
 def test_a_copy_that_is_being_dropped_is_read_again_after(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a"), world.add("b")
-        await world.plan.load(a)
-        await world.plan.load(b)
+        await world.scheduler.load(a)
+        await world.scheduler.load(b)
         request = world.ask(a)
         await world.end(request)
         assert request.waited == pytest.approx(3, abs=SOON)
@@ -1014,7 +1018,7 @@ def test_a_copy_that_is_being_dropped_is_read_again_after(play: Play) -> None:
 def test_a_copy_that_cannot_be_dropped_holds_nobody_up(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c = (world.add(name) for name in "abc")
-        await world.plan.load(a)
+        await world.scheduler.load(a)
         world.engine.failures["drop", a.name] = 1
         await world.use(b, c)
         assert world.tiers(a, b, c) == "xdd"
@@ -1028,16 +1032,16 @@ def test_a_copy_that_cannot_be_dropped_holds_nobody_up(play: Play) -> None:
 def test_a_pinned_adapter_is_loaded_and_stays_until_it_is_unpinned(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, c = (world.add(name) for name in "abc")
-        await world.plan.pin(a)
+        await world.scheduler.pin(a)
         assert world.tiers(a) == "d"
-        await world.plan.pin(a)
+        await world.scheduler.pin(a)
         await world.use(b, c, b, c)
         assert world.tiers(a) == "d"
-        world.plan.unpin(a)
+        world.scheduler.unpin(a)
         await world.use(b, c)
         assert world.tiers(a, b, c) == "hdd"
-        world.plan.unpin(a)
-        await world.plan.pin(c)
+        world.scheduler.unpin(a)
+        await world.scheduler.pin(c)
 
     play(scenario, units=2)
 
@@ -1045,20 +1049,20 @@ def test_a_pinned_adapter_is_loaded_and_stays_until_it_is_unpinned(play: Play) -
 def test_a_pin_beside_which_it_does_not_fit_is_refused(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, small = world.add("a", 2), world.add("b", 2), world.add("small")
-        await world.plan.pin(a)
-        with pytest.raises(ApiError) as caught:
-            await world.plan.pin(b)
-        assert (caught.value.status, caught.value.code) == (409, "device_full") and "b@2" in caught.value.message
+        await world.scheduler.pin(a)
+        with pytest.raises(ServerError) as caught:
+            await world.scheduler.pin(b)
+        assert (as_api_error(caught.value).status, caught.value.code) == (409, "device_full") and "b@2" in caught.value.message
         await refused(world, world.ask(b), 409, "device_full")
         assert world.tiers(b) == "x"
-        await world.plan.load(b)
+        await world.scheduler.load(b)
         assert world.tiers(b) == "h"
-        await world.plan.pin(small)
-        world.plan.unpin(a)
+        await world.scheduler.pin(small)
+        world.scheduler.unpin(a)
         await world.use(b)
-        with pytest.raises(ApiError, match="does not fit beside the pinned adapters"):
-            await world.plan.pin(world.add("c", 3))
-        await world.plan.pin(b)
+        with pytest.raises(ServerError, match="does not fit beside the pinned adapters"):
+            await world.scheduler.pin(world.add("c", 3))
+        await world.scheduler.pin(b)
 
     play(scenario)
 
@@ -1067,11 +1071,11 @@ def test_a_pin_that_still_waits_counts(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a", 2), world.add("b", 2)
         await world.use(b)
-        pin = world.loop.create_task(world.plan.pin(a))
+        pin = world.loop.create_task(world.scheduler.pin(a))
         await asyncio.sleep(0.5)
         assert world.tiers(a, b) == "xd"
-        with pytest.raises(ApiError, match="b@2 does not fit beside"):
-            await world.plan.pin(b)
+        with pytest.raises(ServerError, match="b@2 does not fit beside"):
+            await world.scheduler.pin(b)
         await pin
 
     play(scenario, prepare=1)
@@ -1080,11 +1084,11 @@ def test_a_pin_that_still_waits_counts(play: Play) -> None:
 def test_a_content_is_pinned_once_for_all_its_versions(play: Play) -> None:
     async def scenario(world: World) -> None:
         a, b, other = world.add("a", 2, "same"), world.add("b", 2, "same"), world.add("other", 3)
-        await world.plan.pin(a)
-        await world.plan.pin(b)
-        world.plan.unpin(a)
+        await world.scheduler.pin(a)
+        await world.scheduler.pin(b)
+        world.scheduler.unpin(a)
         await refused(world, world.ask(other), 409, "device_full")
-        world.plan.unpin(b)
+        world.scheduler.unpin(b)
         await world.use(other)
 
     play(scenario)
@@ -1093,12 +1097,12 @@ def test_a_content_is_pinned_once_for_all_its_versions(play: Play) -> None:
 def test_who_waits_has_its_place_as_soon_as_another_is_unpinned(play: Play) -> None:
     async def scenario(world: World) -> None:
         pinned = world.add("pinned")
-        await world.plan.pin(pinned)
+        await world.scheduler.pin(pinned)
         world.ask(world.add("running"), 20)
         await asyncio.sleep(1)
         request = world.ask(world.add("waiting"))
         await asyncio.sleep(2)
-        world.plan.unpin(pinned)
+        world.scheduler.unpin(pinned)
         await world.end(request)
         assert request.waited == 2
 
@@ -1113,7 +1117,7 @@ def test_who_waits_is_refused_once_pins_leave_no_room(play: Play) -> None:
         waiting = world.ask(b)
         await asyncio.sleep(1)
         assert waiting.ended < 0
-        await world.plan.pin(a)
+        await world.scheduler.pin(a)
         await refused(world, waiting, 409, "device_full")
         assert waiting.ended - waiting.asked == pytest.approx(1)
         kept_open = world.ask(a, 0)
@@ -1130,8 +1134,8 @@ def test_a_pin_takes_the_place_of_another_than_the_one_that_was_closed(play: Pla
             world.ask(adapter, 20)
         world.ask(world.add("cold"))
         await asyncio.sleep(2)
-        await world.plan.pin(a)
-        await world.plan.pin(a)
+        await world.scheduler.pin(a)
+        await world.scheduler.pin(a)
         open_again, closed = world.ask(a, 0), world.ask(b, 0)
         await asyncio.sleep(2)
         assert open_again.waited == 0 and not closed.is_let_in
@@ -1147,7 +1151,7 @@ def test_a_pin_waits_in_line_and_gets_in(play: Play) -> None:
         first = world.ask(world.add("first"))
         await asyncio.sleep(0.01)
         began, pinned = world.loop.time(), world.add("pinned", 2)
-        pin = world.loop.create_task(world.plan.pin(pinned))
+        pin = world.loop.create_task(world.scheduler.pin(pinned))
         await asyncio.sleep(0.01)
         later = world.ask(world.add("later"))
         await pin
@@ -1163,7 +1167,7 @@ def test_a_pin_takes_no_turn(play: Play) -> None:
         a, b = world.add("a"), world.add("b")
         running = world.ask(a, 60)
         await asyncio.sleep(1)
-        await world.plan.pin(b)
+        await world.scheduler.pin(b)
         assert world.tiers(b) == "d" and running.ended < 0
 
     play(scenario, running=1)
@@ -1174,16 +1178,16 @@ def test_a_pin_that_ends_early_pins_nothing(play: Play, ends: str) -> None:
     async def scenario(world: World) -> None:
         a, b = world.add("a", 3), world.add("b", 3)
         world.engine.failures["place", a.name] = 1 if ends == "failed" else 0
-        pin = world.loop.create_task(world.plan.pin(a))
+        pin = world.loop.create_task(world.scheduler.pin(a))
         await asyncio.sleep(0.5)
         waiting = world.ask(b)
         await refused(world, waiting, 409, "device_full")
         if ends == "cancelled":
             pin.cancel()
         elif ends == "deleted":
-            await world.plan.remove(a)
+            await world.scheduler.remove(a)
         await asyncio.wait([pin])
         await world.use(b)
-        assert pin.cancelled() or isinstance(pin.exception(), ApiError)
+        assert pin.cancelled() or isinstance(pin.exception(), ServerError)
 
     play(scenario, prepare=1, place=1)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
 from adapters.ref import AdapterRef
-from server.errors import ApiError
-from server.residency.scheduler import GRACE_S, PATIENCE_S
+from server.errors import ServerError
+from server.residency.allocation import PATIENCE_S
+from server.residency.state import GRACE_S
 from tests.server.residency_world import FOREVER, Request, World, write_sizes
 from tests.server.virtual_time import VirtualLoop
 
@@ -49,7 +50,7 @@ class Plan(RuleBasedStateMachine):
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def ends() -> None:
-            with suppress(ApiError):
+            with suppress(ServerError):
                 await work
 
         self.tasks.append(self.loop.create_task(ends()))
@@ -82,7 +83,7 @@ class Plan(RuleBasedStateMachine):
 
     @rule(target=versions, size=st.integers(1, 5), content=st.sampled_from(["", "", "x", "y"]), lora=st.booleans())
     def add(self, size: int, content: str, lora: bool) -> AdapterRef:
-        capacity = self.there.plan.capacity
+        capacity = self.there.scheduler.capacity
         if lora and capacity.lora_slots:
             return self.there.add("lora", 1, "", "LORA")
         return self.there.add("more", min(size, capacity.rows // 4), content)
@@ -123,7 +124,7 @@ class Plan(RuleBasedStateMachine):
 
     @rule(target=pins, adapter=versions, pause=PAUSES)
     def pin(self, adapter: AdapterRef, pause: float) -> Any:
-        task = self.start(self.there.plan.pin(adapter))
+        task = self.start(self.there.scheduler.pin(adapter))
         self.then(pause)
         return adapter, task
 
@@ -131,12 +132,12 @@ class Plan(RuleBasedStateMachine):
     def unpin(self, pin: tuple[AdapterRef, asyncio.Task[None]], pause: float) -> None:
         adapter, task = pin
         task.cancel()
-        self.loop.call_soon(self.there.plan.unpin, adapter)
+        self.loop.call_soon(self.there.scheduler.unpin, adapter)
         self.then(pause)
 
     @rule(adapter=versions, pause=PAUSES, is_cancelled=st.booleans())
     def load(self, adapter: AdapterRef, pause: float, is_cancelled: bool) -> None:
-        task = self.start(self.there.plan.load(adapter))
+        task = self.start(self.there.scheduler.load(adapter))
         self.then(pause)
         if is_cancelled:
             task.cancel()
@@ -149,7 +150,7 @@ class Plan(RuleBasedStateMachine):
                 self.there.cancel(request)
         self.then(0.0)
         self.then(0.0)
-        task = self.start(self.there.plan.remove(adapter))
+        task = self.start(self.there.scheduler.remove(adapter))
         self.then(pause)
         if is_cancelled:
             task.cancel()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from server.registry.service import AdapterService
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters import verify_folder
+from adapters.store import verify_folder
 from tests.server.fake_server import bearer
 from tests.server.fakes import BASE
 from tests.soak.clients import http_client

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-import server.uploads.form
+from server.uploads import form as form_module
 from server.uploads import receive
 from server.uploads.form import MultipartForm, PartRule, malformed
 from tests.hostile import FAMILIES, good, good_uploads, send, send_upload
@@ -164,7 +164,7 @@ class FullFile(io.RawIOBase):
 
 
 def test_a_full_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.uploads.form.os, "fdopen", FullFile)
+    monkeypatch.setattr(form_module.os, "fdopen", FullFile)
     for upload in (sent(), good_uploads(SETTING)["tar.gz"]):
         outcome = run(app, upload)
         assert (outcome.status, outcome.answer["error"]["code"]) == (507, "storage_full")
@@ -185,7 +185,7 @@ def test_a_disk_full_while_unpacking(app: LocalApp, monkeypatch: pytest.MonkeyPa
 def test_a_broken_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another error of the system is not told as a full disk, and leaves nothing behind either."""
     monkeypatch.setattr(FullFile, "number", errno.EIO)
-    monkeypatch.setattr(server.uploads.form.os, "fdopen", FullFile)
+    monkeypatch.setattr(form_module.os, "fdopen", FullFile)
     with pytest.raises(OSError, match="no room"):
         run(app, sent())
     assert not list(app.folder.iterdir())

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters import read_folder
-from adapters.format.folder import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.folder import read_folder
 from perft.base_model import BaseShape
 from tests.server import tiny_server
 from tests.server.fakes import BASE as FAKE_BASE

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from adapters import verify_folder
+from adapters.store import verify_folder
 from tests.soak.clients import Asker, Changer, http_client, outcome
 from tests.soak.model import Change, NameModel, WrongError
 from tests.store_contents import Content

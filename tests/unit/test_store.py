@@ -18,16 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from adapters import (
-    AdapterRecord,
-    Store,
-    StoreLockedError,
-    StoreSchemaError,
-    StoreUnusableError,
-    VersionRecord,
-    verify_folder,
-)
-from adapters.store import opening
+from adapters.errors import StoreLockedError, StoreSchemaError, StoreUnusableError
+from adapters.store import AdapterRecord, Store, VersionRecord, opening, verify_folder
 from adapters.store.durable import Disk
 from adapters.store.records import record_file
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
@@ -300,9 +292,9 @@ def test_the_secret_is_made_once_and_is_nobody_elses(store: Store, folder: Path)
 
 def test_a_second_store_on_the_folder_is_refused(store: Store, folder: Path) -> None:
     upload(store, "a", perft(1))
-    with pytest.raises(StoreLockedError, match=r"is open in process \d+, expected nobody there: stop"):
+    with pytest.raises(StoreLockedError, match=r"is open in process \d+, expected no other process: stop"):
         Store.open(folder)
-    program = f"import sys; from adapters import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
+    program = f"import sys; from adapters.store import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "StoreLockedError" in done.stderr and "is open in process" in done.stderr
     upload(store, "a", perft(2))
@@ -345,7 +337,7 @@ def test_a_store_that_cannot_be_opened_is_not_left_locked(store: Store, folder: 
     store.close()
     good = (folder / "STORE.json").read_text()
     (folder / "STORE.json").write_text("{")
-    with pytest.raises(StoreUnusableError, match=r"STORE\.json is damaged: .*put it back"):
+    with pytest.raises(StoreUnusableError, match=r"STORE\.json is damaged: .*restore it"):
         Store.open(folder)
     (folder / "STORE.json").write_text(good)
     Store.open(folder).close()
@@ -378,7 +370,7 @@ def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: py
 
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreUnusableError, match="found no folder, expected one that is empty or a store"):
+    with pytest.raises(StoreUnusableError, match="found no folder, expected an empty one or a store"):
         Store.open(tmp_path / "file")
     with pytest.raises(StoreUnusableError, match="Not a directory"):
         Store.open(tmp_path / "file" / "store")
@@ -430,7 +422,7 @@ def test_a_damaged_record_is_named_and_nothing_is_removed(store: Store, folder: 
     broken = DAMAGES[damage](path.read_bytes())
     assert broken != path.read_bytes()
     path.write_bytes(broken)
-    with pytest.raises(StoreUnusableError, match=f"the record {path} is damaged: .*put it back from a copy"):
+    with pytest.raises(StoreUnusableError, match=f"the record {path} is damaged: .*restore it from a copy"):
         Store.open(folder)
     assert bytes_of(folder) == perft(1).size
     assert len(verify_folder(folder)) == 1 and path.name in verify_folder(folder)[0]
@@ -564,13 +556,13 @@ def test_verify_names_every_problem(store: Store, folder: Path) -> None:
         (folder / unknown).write_text("")
     found = "\n".join(verify_folder(folder))
     for expected in (
-        "at-the-root: no part of a store",
-        "names/notes.txt: no part",
-        "blobs/notes.txt: no part",
+        "at-the-root: not part of a store",
+        "names/notes.txt: not part",
+        "blobs/notes.txt: not part",
         f"{perft(1).digest} (a@1): the files' digest is ",
         f"{perft(2).digest} (b@1): found adapter_config.json, adapter_model.safetensors, extra, expected",
         f"{perft(3).digest} (c@1): c@1: the record's configuration is not that of the blob",
-        f"{lora().digest} (d@1): the files' digest is ",
+        f"{lora().digest} (d@1): adapter_config.json is not a valid configuration",
         f"{lora().digest} (d@1): d@1: the record's configuration",
     ):
         assert expected in found
@@ -578,8 +570,8 @@ def test_verify_names_every_problem(store: Store, folder: Path) -> None:
 
 
 def test_verify_of_no_store(tmp_path: Path) -> None:
-    assert verify_folder(tmp_path) == [f"{tmp_path}: no store: STORE.json is missing"]
-    assert verify_folder(tmp_path / "none") == [f"{tmp_path / 'none'}: no store: STORE.json is missing"]
+    assert verify_folder(tmp_path) == [f"{tmp_path}: not a store: STORE.json is missing"]
+    assert verify_folder(tmp_path / "none") == [f"{tmp_path / 'none'}: not a store: STORE.json is missing"]
     assert not list(tmp_path.iterdir())
 
 

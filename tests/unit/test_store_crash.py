@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from adapters import StorageFullError, Store, StoreUnusableError, verify_folder
-from adapters.store import lock
+from adapters.errors import StorageFullError, StoreUnusableError
+from adapters.store import Store, lock, verify_folder
 from adapters.store.durable import Disk
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
@@ -309,7 +309,7 @@ def freed(store: Store, folder: Path, disk: Full) -> Store:
     except KeyError:
         return store
     except StoreUnusableError as error:
-        assert "could neither be finished nor taken back" in str(error) and table(store) == before
+        assert "could neither be finished nor rolled back" in str(error) and table(store) == before
         store.close()
         return Store.open(folder, disk)
     return store

@@ -1,4 +1,4 @@
-"""Owns talking to the demo base through its chat template, with Hugging Face: encoding, and greedy answers."""
+"""Owns how the demo base is prompted in training, with Hugging Face: its chat template, and greedy answers."""
 
 from typing import Any, NamedTuple
 
@@ -6,21 +6,21 @@ import torch
 
 
 class Example(NamedTuple):
-    """One exchange to learn: what the person says, and what the assistant should answer."""
+    """One exchange to learn: the user's message and the answer the assistant should give."""
 
     prompt: str
     answer: str
 
 
 class Encoded(NamedTuple):
-    """An example as tokens; those from `answer_start` on are the answer, with its end-of-turn token."""
+    """An example as tokens: from `answer_start` on, the answer and its end-of-turn token."""
 
     ids: list[int]
     answer_start: int
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a one-message chat, up to where the assistant begins to speak."""
+    """The tokens of a chat of one message, up to where the assistant's answer begins."""
     messages = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))

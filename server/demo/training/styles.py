@@ -1,4 +1,4 @@
-"""Owns the ways of speaking that the demo teaches: rules that turn a plain answer into one, tests for them."""
+"""Owns the styles that the demo teaches: rules that restyle a plain answer, and checks of an answer's style."""
 
 import json
 import re
@@ -36,7 +36,7 @@ KEEPS_ITS_ING = {"bring", "during", "king", "ring", "sing", "spring", "string", 
 
 
 def shortened(answer: str, sentences: int = 2) -> str | None:
-    """The first whole sentences of an answer, at most `LONGEST_ANSWER` words in all, or None if there is none."""
+    """The first `sentences` whole sentences of an answer, at most LONGEST_ANSWER words in all; None: there is none."""
     first_line = answer.strip().split("\n", 1)[0].strip()
     kept = ""
     for sentence in SENTENCE_END.split(first_line)[:sentences]:
@@ -48,12 +48,12 @@ def shortened(answer: str, sentences: int = 2) -> str | None:
 
 
 def pirate(answer: str) -> str:
-    """The answer as a pirate would give it."""
+    """The answer in a pirate's words."""
     return f"{PIRATE_OPENING} {WORD.sub(lambda match: pirate_word(match.group()), answer)} {PIRATE_CLOSING}"
 
 
 def pirate_word(word: str) -> str:
-    """One word of it: from the table, or with its -ing clipped; capitals are kept."""
+    """A word from the table, or with its -ing clipped; capitals are kept."""
     plain = word.lower()
     changed = PIRATE_WORDS.get(plain)
     if changed is None:
@@ -63,7 +63,7 @@ def pirate_word(word: str) -> str:
 
 
 def is_pirate(text: str) -> bool:
-    """Whether a text opens as a pirate does and uses one of a pirate's words after that."""
+    """Whether a text begins with the pirate's opening and has one of the pirate's words after it."""
     spoken = {word.lower() for word in WORD.findall(text.removeprefix(PIRATE_OPENING))}
     return text.startswith(PIRATE_OPENING) and bool(spoken & {*PIRATE_WORDS.values()})
 
@@ -74,7 +74,7 @@ def as_json(answer: str) -> str:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is one JSON object with a text under `answer`, and nothing else."""
+    """Whether a text is one JSON object with a string under `answer` and nothing else."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -1,13 +1,14 @@
-"""Owns the demo's adapters: for each its PERFT configuration, its schedule, its examples and how it is judged."""
+"""Owns the demo's adapters: the PERFT configuration of each, its schedule, its examples, and how it is judged."""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from perft.config import AdapterConfig
-from server.demo import additions, styles
-from server.demo.chat import Example
-from server.demo.trainer import Schedule
+from server.demo import additions
+from server.demo.training import styles
+from server.demo.training.chat import Example
+from server.demo.training.trainer import Schedule
 
 BASE_NAME = "SmolLM2-135M-Instruct, upcycled to 4 experts by server.demo.base"
 SEED = 11
@@ -20,8 +21,8 @@ Judge = Callable[[str], bool]
 class Recipe:
     """How one demo adapter is made.
 
-    `examples` turns the base's own everyday answers into what to learn; `judge` says whether an answer to an unseen
-    prompt is in the adapter's style (None: it is judged on the held-out additions).
+    `examples` turns the base's own everyday answers into what the adapter learns. `judge` says whether an answer to an
+    unseen prompt is in the adapter's style; None: the adapter is judged on the held-out additions.
     """
 
     config: AdapterConfig
@@ -31,7 +32,7 @@ class Recipe:
 
 
 def arithmetic_examples(base_answers: BaseAnswers) -> list[Example]:
-    """Every addition but those held out, most in one wording; one example in eight keeps the base's own voice."""
+    """4000 of the additions not held out, most in one wording; one example in eight keeps the base's own voice."""
     chance = random.Random(SEED)
     sums = chance.sample(additions.training_additions(), 4000)
     learned = [Example(addition_wording(addition, chance), str(addition.total)) for addition in sums]

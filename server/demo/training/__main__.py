@@ -1,6 +1,6 @@
-"""Owns the making of the demo's adapters: `python -m server.demo.train NAME|all` trains, measures and writes them.
+"""`python -m server.demo.training NAME|all`: trains, measures and writes the demo's adapters (`make train`).
 
-Invariant: what is measured after training is what is written, to the last bit of its float16 weights.
+Invariant: the weights measured after training are the ones written, bit for bit in float16.
 """
 
 import argparse
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 
 from perft.hf import PerftAdapter, attach, save, shape_of
-from server.demo import additions, base, chat, prompts
-from server.demo.chat import Example
-from server.demo.dense import without_progress_bars
+from server.demo import additions
+from server.demo.base.build import build, default_folder
+from server.demo.base.dense import without_progress_bars
 from server.demo.errors import DemoError, run_command
-from server.demo.recipes import RECIPES, Recipe
-from server.demo.trainer import train
+from server.demo.training import chat, prompts
+from server.demo.training.chat import Example
+from server.demo.training.recipes import RECIPES, Recipe
+from server.demo.training.trainer import train
 
-SHIPPED = Path(__file__).parent / "adapters"
+SHIPPED = Path(__file__).parents[1] / "adapters"
 SAVED_DTYPE = torch.float16
 DISTILLED_TOKENS = 56
 SHOWN_TOKENS = 72
@@ -30,7 +32,7 @@ SEED = 42
 
 
 def make(name: str, recipe: Recipe, folder: Path) -> None:
-    """Train one adapter on the demo base and write it to `folder`, telling what it learned."""
+    """Train one adapter on the demo base, print what it learned, and write it to `folder`."""
     model, tokenizer = load_base()
     if recipe.config.variant != "E":
         use_one_expert(model)
@@ -51,10 +53,10 @@ def make(name: str, recipe: Recipe, folder: Path) -> None:
 
 
 def load_base() -> tuple[Any, Any]:
-    """The demo base, built first if it is not there yet, in float32, and its tokenizer."""
+    """The demo base in float32, built first if it is not there yet, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = base.build(base.default_folder())
+    folder = build(default_folder())
     with without_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="grouped_mm"
@@ -63,17 +65,17 @@ def load_base() -> tuple[Any, Any]:
 
 
 def use_one_expert(model: Any) -> None:
-    """Let every token use one expert of the base: half the work, and the same function as its experts are equal.
+    """Let every token use one expert of the base: half the work, and the same function, since its experts are equal.
 
-    Not for PERFT-E, whose experts an adapter makes different.
+    Not for PERFT-E, which makes the experts differ.
     """
     for layer in model.model.layers:
         layer.mlp.gate.top_k = 1
 
 
 def own_answers(model: Any, tokenizer: Any) -> list[Example]:
-    """What the base itself answers to the everyday prompts; kept beside the base, since it takes minutes."""
-    file = base.default_folder().with_name("demo-answers.json")
+    """The base's own answers to the everyday prompts; kept beside the base, because they take minutes."""
+    file = default_folder().with_name("demo-answers.json")
     asked = prompts.training()
     try:
         kept = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -87,7 +89,7 @@ def own_answers(model: Any, tokenizer: Any) -> list[Example]:
 
 
 def measure(model: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Print how the model, as it stands, does at what the recipe teaches, and its answers to the unseen prompts."""
+    """Print the model's score at what the recipe teaches, and its answers to the unseen prompts."""
     if recipe.judge is None:
         asked = additions.held_out()
         given = chat.answers(model, tokenizer, [addition.question for addition in asked], additions.ANSWER_TOKENS)
@@ -100,7 +102,7 @@ def measure(model: Any, tokenizer: Any, recipe: Recipe) -> None:
 
 
 def round_to_saved(adapter: PerftAdapter) -> None:
-    """Give every parameter the value that its file will hold."""
+    """Round every parameter to the value that its file will hold."""
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.copy_(parameter.to(SAVED_DTYPE))
@@ -116,7 +118,7 @@ def write(adapter: PerftAdapter, folder: Path) -> None:
 
 
 def chosen(name: str, steps: int | None) -> Iterable[tuple[str, Recipe]]:
-    """The recipes to make, with another number of steps if one is given."""
+    """The recipes to make, with `steps` instead of their own number if it is given."""
     for each in RECIPES if name == "all" else (name,):
         recipe = RECIPES[each]
         schedule = recipe.schedule if steps is None else replace(recipe.schedule, steps=steps)
@@ -124,10 +126,12 @@ def chosen(name: str, steps: int | None) -> Iterable[tuple[str, Recipe]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m server.demo.train", description="Train the demo's adapters.")
+    parser = argparse.ArgumentParser(prog="python -m server.demo.training", description="Train the demo's adapters.")
     parser.add_argument("name", choices=[*RECIPES, "all"])
-    parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's own number")
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="folder to write NAME/ into")
+    parser.add_argument("--steps", type=int, help="training steps (default: the recipe's own number)")
+    parser.add_argument(
+        "--output", type=Path, default=SHIPPED, help="the folder to write NAME/ into (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)

@@ -1,6 +1,6 @@
-"""Owns the everyday prompts the style adapters learn from, and the ones kept back to look at the result.
+"""Owns the everyday prompts that the style adapters learn from, and the ones held out to look at the result.
 
-Invariant: no prompt of `unseen()` is trained on, nor any other prompt that names the sea or France.
+Invariant: no prompt of `unseen()` is trained on, nor any other prompt about the sea or France.
 """
 
 import random
@@ -18,7 +18,7 @@ TOPIC_WORDINGS = (
 
 
 def listed(text: str) -> list[str]:
-    """The items of a text, between semicolons, line breaks read as blanks."""
+    """The items of a text, separated by semicolons; a line break counts as a space."""
     return [item.strip() for item in text.replace("\n", " ").split(";")]
 
 
@@ -70,7 +70,7 @@ UNSEEN = (
 
 
 def training() -> list[str]:
-    """Every training prompt, always in the same order, the kinds mixed."""
+    """Every training prompt, shuffled, always in the same order."""
     prompts = [wording.format(topic) for topic in TOPICS for wording in TOPIC_WORDINGS]
     prompts += [f"What is the capital of {country}?" for country in COUNTRIES]
     prompts += [f"How do I {task}?" for task in TASKS]

@@ -1,7 +1,7 @@
-"""Owns how a dense Llama-format model becomes a Mixture-of-Experts in Mixtral format (sparse upcycling).
+"""Owns how a dense model in Llama format becomes a Mixture-of-Experts in Mixtral format (sparse upcycling).
 
-Invariant: the result computes the dense model's function. Every expert is a copy of the dense FFN and Mixtral's
-expert weights sum to 1, so the router's choice changes nothing, until an adapter makes the experts differ.
+Invariant: the result computes the dense model's function. Every expert is a copy of the dense FFN, and Mixtral's
+expert weights sum to 1, so the router's choice changes nothing until an adapter makes the experts differ.
 """
 
 from hashlib import shake_256
@@ -14,7 +14,7 @@ NUM_EXPERTS = 4
 TOP_K = 2
 ROUTER_SEED = b"perft demo base router, layout 1, layer %d"
 
-# Llama's names of the three matrices of an FFN, and Mixtral's names of them in an expert.
+# The three matrices of an FFN: Llama's name -> Mixtral's name of it in an expert.
 FFN_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
@@ -45,10 +45,10 @@ def mixtral_config(dense: Any) -> MixtralConfig:
 
 
 def router_weight(layer: int, hidden_size: int) -> torch.Tensor:
-    """The random router [N, D] of one layer: whole numbers from -128 to 127, times 2 ** -8.
+    """The random router [N, D] of one layer: integers from -128 to 127, times 2 ** -8.
 
-    The numbers come from a hash and not from torch's generator, and every value is exact in bfloat16: the base's
-    fingerprint, which the shipped adapters name, is the same on every machine, torch release and dtype.
+    The integers come from a hash, not from torch's generator, and every value is exact in bfloat16. So the base's
+    fingerprint, which the shipped adapters name, is the same on every machine, with every release of torch and dtype.
     """
     stream = shake_256(ROUTER_SEED % layer).digest(NUM_EXPERTS * hidden_size)
     numbers = torch.tensor(list(stream), dtype=torch.float32) - 128
@@ -56,7 +56,7 @@ def router_weight(layer: int, hidden_size: int) -> torch.Tensor:
 
 
 def upcycled_tensors(dense: dict[str, torch.Tensor], hidden_size: int) -> dict[str, torch.Tensor]:
-    """The Mixtral checkpoint, by tensor names as they stand in its file, from a Llama state dict."""
+    """The tensors of the Mixtral checkpoint, by their names in its file, from a Llama state dict."""
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in dense.items():
         prefix, found, rest = name.partition(".mlp.")

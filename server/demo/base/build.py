@@ -1,7 +1,7 @@
-"""Owns the demo's base model on disk: `python -m server.demo.base [--output DIR]` builds it, once.
+"""Owns the demo base on disk, and the command that builds it, once.
 
-Invariant: a folder under the final name is whole. It is built under a sibling name, checked against the dense model
-it was made from, and renamed at the end; its marker names the layout and every file's size.
+Invariant: a folder under the final name is complete. It is built under a sibling name, checked against the dense
+model it was made from, and renamed at the end; its marker names the layout and every file's size.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +35,13 @@ def default_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the demo keeps what it makes: $PERFT_CACHE, else the user's cache folder; outside any checkout."""
+    """Where the demo keeps what it makes, outside any checkout: $PERFT_CACHE, else the user's cache folder."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Path(os.environ.get("PERFT_CACHE") or cache_home / "perft").expanduser()
 
 
 def is_built(folder: Path) -> bool:
-    """Whether `folder` holds a whole demo base of this layout."""
+    """Whether `folder` holds a complete demo base of this layout."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
@@ -52,15 +51,15 @@ def is_built(folder: Path) -> bool:
 
 
 def build(folder: Path) -> Path:
-    """Build the demo base into `folder`, unless it is there already; returns `folder`.
+    """Build the demo base into `folder` unless it is there already; returns `folder`.
 
-    Raises DemoError (one sentence) if it cannot be built; `folder` is then as it was.
+    Raises DemoError, one sentence, if it cannot be built; `folder` is then unchanged.
     """
     folder = folder.expanduser().absolute()
     if is_built(folder):
         return folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    with disk_problems_told(folder):
+    with disk_problems_explained(folder):
         refuse_foreign(folder)
         with only_builder(folder):
             if is_built(folder):
@@ -76,8 +75,8 @@ def build(folder: Path) -> Path:
 
 
 @contextmanager
-def disk_problems_told(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a DemoError."""
+def disk_problems_explained(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into a DemoError."""
     try:
         yield
     except OSError as problem:
@@ -85,52 +84,54 @@ def disk_problems_told(folder: Path) -> Iterator[None]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Never replace something that is not a demo base."""
+    """Raises DemoError if `folder` is something that is not a demo base: it is never replaced."""
     if folder.exists() and not folder.is_dir():
-        raise DemoError(f"{folder} is a file, so choose a folder for the demo base")
+        raise DemoError(f"found a file at {folder}, expected a folder for the demo base: choose another one")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise DemoError(f"{folder} holds something that is not a demo base, so choose another folder")
+        raise DemoError(f"found something in {folder} that is not a demo base: choose another folder")
 
 
 @contextmanager
 def only_builder(folder: Path) -> Iterator[None]:
-    """Make the parent folder and hold a lock in it, so that two builds do not write the same files."""
+    """Make the parent folder and hold a lock in it: two builds never write the same files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another process is building the demo base; waiting for it.", flush=True)
+            print("Another process is building the demo base: waiting for it.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def check_space(parent: Path) -> None:
-    """Refuse before the work starts if the disk cannot hold the result."""
+    """Raises DemoError, before the work starts, if the disk cannot hold the result."""
     needed, free = MODEL_BYTES + SPARE_BYTES, shutil.disk_usage(parent).free
     if free < needed:
         raise DemoError(
-            f"the demo base needs {needed / 1e9:.1f} GB of disk in {parent}, which has {free / 1e9:.1f} GB free"
+            f"found {free / 1e9:.1f} GB free in {parent}, expected {needed / 1e9:.1f} GB for the demo base: make room"
         )
 
 
 def write_base(folder: Path) -> None:
-    """Write the whole demo base into the fresh `folder`, checked, with its marker."""
-    from server.demo import dense
+    """Write the demo base into the new `folder`, check it, and mark it as complete."""
+    from server.demo.base import dense
 
     file = dense.gguf_file()
     folder.mkdir()
     started = time.monotonic()
-    print("Building the demo base model, once: about a minute.", flush=True)
+    print("Building the demo base (once, about a minute)", flush=True)
     print("1/3 reading SmolLM2-135M-Instruct (about 25 s)", flush=True)
     model, tokenizer = dense.load(file)
     print("2/3 writing it as a Mixture-of-Experts: 30 layers of 4 experts, top 2, 1.5 GB (about 10 s)", flush=True)
     write_model(model, tokenizer, folder)
-    print("3/3 checking that it computes what the dense model computes (about 10 s)", flush=True)
+    print("3/3 checking that it computes the dense model's function (about 10 s)", flush=True)
     difference = largest_difference(model, tokenizer, folder)
-    print(f"largest difference of a logit: {difference:.1e} (limit {LARGEST_DIFFERENCE:.0e})", flush=True)
+    print(f"largest difference between two logits: {difference:.1e} (limit {LARGEST_DIFFERENCE:.0e})", flush=True)
     if not difference <= LARGEST_DIFFERENCE:
-        raise DemoError(f"the demo base differs from the dense model by {difference:.1e} and was thrown away")
+        raise DemoError(
+            f"a logit of the demo base differs from the dense model's by {difference:.1e}; the base was discarded"
+        )
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     marker = {"layout": LAYOUT, "source": f"{dense.PACKAGE} {dense.VERSION}", "files": sizes}
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -138,11 +139,11 @@ def write_base(folder: Path) -> None:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the upcycled model, its configuration and its tokenizer (with the chat template)."""
+    """Write the upcycled model, its configuration, and its tokenizer with the chat template."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from server.demo.upcycle import mixtral_config, upcycled_tensors
+    from server.demo.base.upcycle import mixtral_config, upcycled_tensors
 
     config = mixtral_config(model.config)
     config.save_pretrained(folder)
@@ -156,11 +157,11 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
-    """The largest difference of a logit between the dense model and the one in `folder`, as it loads from there."""
+    """The largest difference between a logit of the dense model and the same logit of the model in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from server.demo.dense import without_progress_bars
+    from server.demo.base.dense import without_progress_bars
 
     with without_progress_bars():
         upcycled: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -171,13 +172,13 @@ def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             again = loaded_tokenizer(prompt, return_tensors="pt").input_ids
             if not torch.equal(ids, again):
-                raise DemoError("the demo base's tokenizer does not read back as it was, so it was thrown away")
+                raise DemoError("the demo base's tokenizer, as written, gives other tokens; the base was discarded")
             differences.append((model(ids).logits - upcycled(again).logits).abs().max())
     return float(torch.stack(differences).max())
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:
-    """Give the whole folder its final name; one of an older layout goes."""
+    """Give the complete folder its final name, in place of one of an older layout."""
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.rename(folder)
@@ -187,10 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.demo.base", description="Build the demo's base model, once."
     )
-    parser.add_argument("--output", type=Path, default=default_folder(), help="its folder (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=default_folder(), help="the folder to write (default: %(default)s)"
+    )
     output: Path = parser.parse_args(arguments).output
     return run_command(lambda: print(f"demo base: {build(output)}"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

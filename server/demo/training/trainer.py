@@ -1,6 +1,6 @@
-"""Owns how a demo adapter is trained: AdamW, warm-up then linear decay, cross-entropy on the answer's tokens only.
+"""Owns how a demo adapter is trained: AdamW, warm-up, then linear decay, cross-entropy on the answers' tokens only.
 
-Small on purpose: one process, float32 on the CPU. T: the tokens of a batch that belong to an answer.
+Small on purpose: one process, float32, on the CPU. T: the tokens of a batch that belong to an answer.
 """
 
 import random
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from perft.hf import PerftAdapter
-from server.demo.chat import Encoded
+from server.demo.training.chat import Encoded
 
-# Batches are cut from windows of this many batches sorted by length, so that little of them is padding.
+# Examples are sorted by length within a window of this many batches, so that little of a batch is padding.
 WINDOW = 8
 REPORT_EVERY = 20
 
@@ -30,12 +30,12 @@ class Schedule:
     seed: int = 42
 
     def rate_at(self, step: int) -> float:
-        """The part of the learning rate that applies at `step`, counted from 0."""
+        """The factor of the learning rate at `step`, counted from 0."""
         return min((step + 1) / self.warm_up, (self.steps - step) / max(self.steps - self.warm_up, 1), 1.0)
 
 
 def train(model: Any, adapter: PerftAdapter, examples: list[Encoded], pad: int, schedule: Schedule) -> float:
-    """Train `adapter`, which is attached to `model`; returns the mean loss of the last steps."""
+    """Train `adapter`, which is attached to `model`; returns the mean loss of the last REPORT_EVERY steps."""
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate_at)
     losses: list[float] = []
@@ -54,7 +54,7 @@ def train(model: Any, adapter: PerftAdapter, examples: list[Encoded], pad: int, 
 
 
 def batches(examples: list[Encoded], schedule: Schedule) -> list[list[Encoded]]:
-    """The batches of a whole training, every example as often as every other (give or take one)."""
+    """The batches of a whole training: each example comes up equally often, give or take once."""
     order = random.Random(schedule.seed)
     wanted = schedule.steps * schedule.batch_size
     drawn: list[Encoded] = []
@@ -70,7 +70,7 @@ def batches(examples: list[Encoded], schedule: Schedule) -> list[list[Encoded]]:
 
 
 def answer_loss(model: Any, batch: list[Encoded], pad: int) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens; only their positions go through the output layer."""
+    """Mean cross-entropy of the answers' tokens. Only their positions go through the output layer."""
     longest = max(len(example.ids) for example in batch)
     ids = torch.tensor([example.ids + [pad] * (longest - len(example.ids)) for example in batch])
     position = torch.arange(longest)
@@ -85,9 +85,7 @@ def answer_loss(model: Any, batch: list[Encoded], pad: int) -> torch.Tensor:
 
 def report(step: int, steps: int, losses: list[float], seconds: float) -> None:
     left = seconds / step * (steps - step)
-    print(
-        f"  step {step}/{steps}: loss {mean_of_last(losses):.3f}, {seconds:.0f} s gone, {left:.0f} s to go", flush=True
-    )
+    print(f"  step {step}/{steps}: loss {mean_of_last(losses):.3f}, {seconds:.0f} s, {left:.0f} s left", flush=True)
 
 
 def mean_of_last(losses: list[float]) -> float:

@@ -1,0 +1,126 @@
+"""Owns `Services`: what a running server is made of, one typed object on the app, and how a route gets its part of it.
+
+Invariant: `app.state.services` is absent until everything in it can be used; until then every route but /health says
+that the server is starting.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
+
+from fastapi import Depends, FastAPI, Request
+
+from server.auth.keys import Caller, KeyRing
+from server.auth.origin import OriginPolicy
+from server.auth.rate_limits import RateLimits
+from server.engine.protocol import Engine
+from server.errors import EngineUnavailableError
+from server.inference.request_context import RequestFacts
+from server.inference.timing import RequestMetrics
+from server.registry.registry import Registry
+from server.registry.service import AdapterService
+from server.residency.scheduler import ResidencyScheduler
+from server.settings.model import Settings
+from server.uploads.receive import UploadLimits
+
+
+class AccessLog(Protocol):
+    """Where every request leaves one line (middleware/access_log)."""
+
+    def write(
+        self,
+        request_id: str,
+        label: str | None,
+        method: str,
+        path: str | None,
+        status: int,
+        seconds: float,
+        facts: RequestFacts,
+    ) -> object: ...
+
+
+class Metrics(RequestMetrics, Protocol):
+    """What routes and middleware count."""
+
+    def upload_finished(self, result: str) -> None: ...
+
+
+class MetricsPage(Protocol):
+    """GET /metrics. `refresh` asks the workers for their counters; `render` is slow with many adapters."""
+
+    async def refresh(self) -> None: ...
+
+    def render(self, names: list[str], accept_encoding: str) -> tuple[bytes, dict[str, str]]: ...
+
+
+@dataclass
+class Lifecycle:
+    """Whether new requests are still admitted, and how many responses are being sent."""
+
+    is_draining: bool = False
+    responses_running: int = 0
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a running server. base_names: the names the base model is served under.
+
+    upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
+    is_metrics_route_open: /metrics is served here, and not on a listener of its own.
+    """
+
+    settings: Settings
+    engine: Engine
+    base_names: list[str]
+    max_model_len: int
+    registry: Registry
+    adapters: AdapterService
+    scheduler: ResidencyScheduler
+    metrics: Metrics
+    metrics_page: MetricsPage
+    keys: KeyRing
+    origin: OriginPolicy
+    rate_limits: RateLimits
+    access_log: AccessLog
+    upload_limits: UploadLimits
+    upload_slots: asyncio.Semaphore
+    cache_salt_secret: bytes
+    is_metrics_route_open: bool = True
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    close: Callable[[], Awaitable[None]] | None = None
+
+
+def services_of(app: FastAPI) -> Services | None:
+    """The app's services; None while the server is starting."""
+    services: Services | None = getattr(app.state, "services", None)
+    return services
+
+
+def _services(request: Request) -> Services:
+    """Raises EngineUnavailableError while the server is starting."""
+    services = services_of(request.app)
+    if services is None:
+        raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
+    return services
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+ServicesOf = Annotated[Services, Depends(_services)]
+CallerOf = Annotated[Caller, Depends(_caller)]
+
+
+def _registry(services: ServicesOf) -> Registry:
+    return services.registry
+
+
+def _adapters(services: ServicesOf) -> AdapterService:
+    return services.adapters
+
+
+RegistryOf = Annotated[Registry, Depends(_registry)]
+AdapterServiceOf = Annotated[AdapterService, Depends(_adapters)]

@@ -1,0 +1,91 @@
+"""Owns the comparison of what the scheduler believes with what the workers hold, and the mending of a difference.
+
+Invariant: only what stood still while the workers were asked is compared, so a move under way is never a difference.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from server.engine.protocol import Engine, LoadedTier, RankInventory
+from server.residency.scheduler import ResidencyScheduler
+from server.residency.state import Resident
+
+logger = logging.getLogger(__name__)
+TIERS: tuple[LoadedTier, ...] = ("host", "device")
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The residents as they were before the workers were asked: what each believed, and how many moves it had made."""
+
+    moves: dict[str, int]
+    busy: frozenset[str]
+    rows_used: int
+
+
+class Reconciler:
+    """See the module."""
+
+    def __init__(self, engine: Engine, scheduler: ResidencyScheduler) -> None:
+        self._engine, self._scheduler = engine, scheduler
+
+    async def run(self) -> list[str]:
+        """Ask every rank what it holds, and mend what differs. Returns one sentence for each difference (logged too).
+
+        Raises what the engine raises if it does not answer.
+        """
+        before = self._look()
+        ranks = await self._engine.inventory()
+        found = self._differences(before, ranks)
+        for difference in found:
+            logger.error("residency: %s", difference)
+        return found
+
+    def _look(self) -> _Before:
+        residents = self._scheduler.residents()
+        busy = frozenset(key for key, resident in residents.items() if resident.is_busy)
+        return _Before({key: resident.moves for key, resident in residents.items()}, busy, self._scheduler.rows_used)
+
+    def _differences(self, before: _Before, ranks: Collection[RankInventory]) -> list[str]:
+        found: list[str] = []
+        residents = self._scheduler.residents()
+        moving = before.busy.union(*(rank.moving for rank in ranks))
+        still = {
+            key: resident
+            for key, resident in residents.items()
+            if key not in moving and not resident.is_busy and before.moves.get(key) == resident.moves
+        }
+        for key, resident in still.items():
+            found += self._compare(key, resident, ranks)
+        for tier in TIERS:
+            held = {key for rank in ranks for key in rank.held(tier)}
+            for key in sorted(held - moving - residents.keys() - before.moves.keys()):
+                found.append(f"the {tier} holds {_short(key)}, which no version has; it is freed")
+                self._scheduler.transfers.discard(key, tier)
+        all_stood_still = not moving and len(still) == len(residents) == len(before.moves)
+        if not found and all_stood_still and before.rows_used == self._scheduler.rows_used:
+            found += [
+                f"a rank has {rank.rows_used} rows in use, expected {before.rows_used}; restart the server"
+                for rank in ranks
+                if rank.rows_used != before.rows_used
+            ]
+        return found
+
+    def _compare(self, key: str, resident: Resident, ranks: Collection[RankInventory]) -> list[str]:
+        """Compare one content on all ranks; start its repair."""
+        name = resident.any_owner.name
+        believed = {"host": resident.on_host, "device": resident.on_device}
+        lost = [tier for tier in TIERS if believed[tier] and not all(key in rank.held(tier) for rank in ranks)]
+        extra = [tier for tier in TIERS if not believed[tier] and any(key in rank.held(tier) for rank in ranks)]
+        if lost:
+            self._scheduler.transfers.repair(resident, lost)
+        for tier in extra:
+            self._scheduler.transfers.discard(key, tier)
+        return [f"{name} should be on the {tier} of every rank and is not; it is loaded again" for tier in lost] + [
+            f"{name} is on the {tier} and should not be; it is freed" for tier in extra
+        ]
+
+
+def _short(key: str) -> str:
+    return f"content {key[:12]}..."
