@@ -63,6 +63,6 @@ def store_errors(root: Path, doing: str) -> Iterator[None]:
             raise StorageFullError(f"{found}; nothing changed: free space or delete adapters, then retry") from error
         if error.errno in (EROFS, EACCES, EPERM):
             raise StoreUnusableError(
-                f"{found}; expected a folder that the server can write to: change its owner or mode"
+                f"{found}; expected a folder that the server may change: check its owner, mode and mount"
             ) from error
         raise StoreUnusableError(f"{found}; look at the disk, then start the server again") from error

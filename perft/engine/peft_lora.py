@@ -29,10 +29,7 @@ from adapters.format.header import TensorEntry, UnreadableWeightsError, opened
 from adapters.format.strict_json import on_one_line, quote
 from adapters.format.values import DTYPES, read_values
 from adapters.format.weights import metadata_violations
-from adapters.identity import lora_digest
 from perft.engine.peft_lora_config import parse_peft_config
-
-__all__ = ["LoRATarget", "lora_digest", "lora_problem", "peft_lora_violations"]
 
 QKV = ("q_proj", "k_proj", "v_proj")
 KNOWN_MODELS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from server.client.http import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.names import NAME_RULE, is_name
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
@@ -74,10 +75,8 @@ def certificates(text: str) -> ssl.SSLContext:
 
 
 def adapter_name(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", text):
-        raise argparse.ArgumentTypeError(
-            f"found the name {text!r}, expected up to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
-        )
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"found the name {text!r}, expected {NAME_RULE}")
     return text
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
 from adapters.identity import content_digest
 from server.api.schemas import AdapterObject, VersionObject
 from server.client.arguments import adapter_name, adapter_path, add_connection, seconds, target, version_number
-from server.client.http import CONFIG_FILE, WEIGHTS_FILE, AdaptersClient, ClientError
+from server.client.http import AdaptersClient, ClientError
 from server.client.table import adapters_table, printable, versions_table
 
 POLL_S = 0.3
-README_FILE = "README.md"
 
 Command = Callable[[AdaptersClient, argparse.Namespace], int]
 
@@ -220,7 +220,7 @@ def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 
 
 def _verify_store(folder: Path) -> int:
-    from adapters.store import verify_folder  # torch comes with it
+    from adapters.store import verify_folder  # only this command needs it
 
     problems = verify_folder(folder)
     for problem in problems:

@@ -17,12 +17,11 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import HashedFile, content_digest
 from server.api.schemas import AdapterList, AdapterObject, ErrorDetail, ErrorObject, VersionObject
 
 CONNECT_TIMEOUT_S = 10.0
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PAGE = 200
 
 Answer = TypeVar("Answer", bound=BaseModel)

@@ -14,7 +14,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
-from perft.engine.peft_lora import LoRATarget, lora_digest, peft_lora_violations
+from adapters.identity import lora_digest
+from perft.engine.peft_lora import LoRATarget, peft_lora_violations
 from tests import tiny
 from tests.engine.engines import PERFT_SETTINGS, settings
 

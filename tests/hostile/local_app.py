@@ -17,8 +17,10 @@ from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
 from adapters.format.folder import read_folder
 from perft.base_model import BaseShape
-from server.errors import ApiError
-from server.registry.names import check_name
+from server.api.adapters import _body
+from server.api.error_responses import as_api_error
+from server.errors import ServerError
+from server.registry.registry import check_name
 from server.uploads.receive import UploadLimits, receive_upload
 from tests.hostile.attack import Cut, Pause, Setting, Upload
 
@@ -40,18 +42,15 @@ class LocalApp:
     async def _answer(self, request: Request) -> Response:
         staged = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            received = await receive_upload(request, staged, self.limits)
+            received = await receive_upload(request.headers, _body(request), staged, self.limits)
             check_name(received.name, [self.setting.base_name])
             limits = Limits(self.setting.max_adapter_bytes)
             adapter = await asyncio.to_thread(read_folder, received.folder, self.setting.base, limits)
             found = sorted(path.name for path in staged.iterdir())
             taken = {"name": received.name, "activate": received.activate, "digest": adapter.digest, "files": found}
             return JSONResponse(taken, 201)
-        except ApiError as error:
-            return error.response()
-        except InvalidAdapterError as error:
-            message = f"found {len(error.violations)} violations of the format"
-            return ApiError(400, "invalid_adapter", message, violations=error.violations).response()
+        except (ServerError, InvalidAdapterError) as error:
+            return as_api_error(error).response()
         finally:
             shutil.rmtree(staged)
 

@@ -185,12 +185,15 @@ async def opened(
     audit: Audit | None = None,
     base_names: tuple[str, ...] = ("base", "org/alias"),
 ) -> AsyncIterator[Desk]:
-    """The service over the store at `folder`, as one run of a server has it. A rule of the engine must not be broken."""
+    """The service over the store at `folder`, as one run of a server has it. A rule of the engine must not be
+    broken."""
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
     store = Store.open(folder, disk)
-    scheduler = ResidencyScheduler(engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events())
+    scheduler = ResidencyScheduler(
+        engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events()
+    )
     validator = UploadValidator(base, Limits(), engine.answer.rows_total)
     followed, audit = Followed(), audit or Audit()
     holder: list[Desk] = []
@@ -199,9 +202,7 @@ async def opened(
         await holder[0].abort(request_id)
 
     registry = Registry(store, scheduler, list(base_names))
-    service = AdapterService(
-        registry, store, scheduler, validator, quotas or Quotas(), audit, followed, abort
-    )
+    service = AdapterService(registry, store, scheduler, validator, quotas or Quotas(), audit, followed, abort)
     holder.append(Desk(service, registry, scheduler, store, engine, followed, audit, disk))
     try:
         await service.start()

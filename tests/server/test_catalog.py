@@ -3,27 +3,30 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapters.errors import InvalidAdapterError, StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.store import Store
+from server.api.error_responses import as_api_error
 from server.auth.keys import Caller
-from server.errors import ApiError
-from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Desk, Quotas, ServiceEvents, on_a_loop, opened
+from server.errors import ServerError
+from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Audit, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R
 
 
 @asynccontextmanager
 async def refused(code: str, status: int, words: str = "") -> AsyncIterator[None]:
-    with pytest.raises(ApiError) as refusal:
+    with pytest.raises((ServerError, InvalidAdapterError, StoreError)) as refusal:
         yield
-    assert (refusal.value.code, refusal.value.status) == (code, status), refusal.value.message
-    assert words in refusal.value.message
+    error = as_api_error(refusal.value)
+    assert (error.code, error.status) == (code, status), error.message
+    assert words in error.message
 
 
 async def started(work: Any, at: Callable[[], bool], desk: Desk) -> asyncio.Task[Any]:
@@ -48,7 +51,7 @@ async def test_an_upload_is_the_active_version_on_the_host_and_on_disk(folder: P
         assert version.digest in desk.engine.on_host and desk.followed.table == {"poet@1"}
         assert desk.found("poet") is desk.found("poet@1") and desk.registry.adapter("poet", BOB) == adapter
         assert desk.registry.servable(BOB) == [("poet", version.created)]
-        weights = desk.registry.file("poet", 1, "weights", BOB)
+        weights = desk.registry.file(desk.registry.version("poet", 1, BOB), "weights")
         assert isinstance(weights, Path) and weights.stat().st_size < version.size_bytes
         assert desk.followed.uploads == ["created"]
 
@@ -189,7 +192,7 @@ async def test_after_the_deadline_requests_and_waiters_end(folder: Path) -> None
 
         running = await started(generate(), lambda: desk.is_on_device("poet@1"), desk)
         clerk = desk.ref("clerk@1")
-        waiting = await started(wait_for_the_device(), lambda: desk.scheduler.waiting(clerk) == 1, desk)
+        waiting = await started(wait_for_the_device(), lambda: desk.scheduler.requests_waiting(clerk) == 1, desk)
         await desk.service.delete("clerk", None, ADMIN)
         async with refused("adapter_deleted", 410, "clerk@1"):
             await waiting
@@ -208,8 +211,8 @@ async def test_an_engine_request_that_still_runs_keeps_its_rows_until_it_ended(f
         await desk.upload("poet")
         version = desk.found("poet")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(desk.scheduler.lease(version.engine, PATIENCE_S))
-            await stack.enter_async_context(desk.engine.request(version.engine))
+            await stack.enter_async_context(desk.scheduler.lease(version.ref, PATIENCE_S))
+            await stack.enter_async_context(desk.engine.request(version.ref))
             version.running.add("request")
             await desk.service.delete("poet", None, ADMIN)
             await desk.until(lambda: desk.aborted == ["request"])
@@ -304,7 +307,7 @@ async def test_after_a_restart_all_is_there_again(folder: Path) -> None:
     async with opened(folder, engine) as desk:
         after = desk.registry.adapters(ADMIN)
         assert desk.is_on_device("poet@1") and not desk.is_on_device("clerk@1")
-        assert [forget_places(a.model_dump()) for a in after] == [forget_places(b.model_dump()) for b in before]
+        assert [forget_places(asdict(a)) for a in after] == [forget_places(asdict(b)) for b in before]
         assert desk.followed.table == {"poet@1", "poet@2", "clerk@1"}
         async with desk.request("poet@2"), desk.request("clerk"):
             pass
@@ -461,9 +464,9 @@ async def test_a_broken_adapter_is_refused_with_everything_that_is_wrong(folder:
         staged = desk.service.stage()
         (staged / CONFIG_FILE).write_text('{"peft_type": "PERFT", "variant": "X"}')
         (staged / WEIGHTS_FILE).write_bytes(b"")
-        with pytest.raises(ApiError) as refusal:
+        with pytest.raises(InvalidAdapterError) as refusal:
             await desk.service.upload("poet", staged, True, ADMIN)
-        assert refusal.value.code == "invalid_adapter" and len(refusal.value.violations or ()) > 3
+        assert len(refusal.value.violations) > 3
         assert desk.store.adapters() == [] and desk.followed.uploads == ["invalid_adapter"]
 
 
@@ -523,7 +526,7 @@ async def test_who_may_not_use_an_adapter_does_not_see_it(folder: Path) -> None:
             async with refused("adapter_not_found", 404):
                 desk.registry.version("poet", 1, caller)
             async with refused("adapter_not_found", 404):
-                desk.registry.file("poet", 1, "config", caller)
+                desk.registry.file(desk.registry.version("poet", 1, caller), "config")
             async with refused("adapter_not_found", 404):
                 await desk.patch("poet", caller, active=None)
             async with refused("adapter_not_found", 404):
@@ -558,7 +561,7 @@ async def test_a_version_whose_load_fails_after_its_201_says_why(folder: Path) -
         await desk.upload("poet", activate=False)
         async with refused("adapter_unavailable", 503, "told to fail"), desk.request("poet@1"):
             raise AssertionError
-        version = desk.registry.version("poet", 1, BOB)
+        version = desk.registry.version_view(desk.registry.version("poet", 1, BOB))
         assert version.state == "failed" and "told to fail" in (version.reason or "")
         assert desk.found("poet@1").leases == 0
         async with refused("adapter_unavailable", 503, "told to fail"):
@@ -664,7 +667,7 @@ async def test_changes_at_once_lose_none(folder: Path) -> None:
         results = await asyncio.gather(
             *(desk.patch("poet", active=number, if_active=1) for number in (2, 3)), return_exceptions=True
         )
-        assert sorted(type(result).__name__ for result in results) == ["AdapterObject", "ApiError"]
+        assert sorted(type(result).__name__ for result in results) == ["ActiveChangedError", "AdapterView"]
 
 
 @on_a_loop
@@ -719,11 +722,11 @@ async def test_every_change_is_on_record_before_it_is_made(folder: Path) -> None
 
 @on_a_loop
 async def test_what_cannot_be_recorded_is_not_done(folder: Path) -> None:
-    watcher = ServiceEvents()
-    async with opened(folder, FakeEngine(ready_status(rows_total=ROWS)), watcher=watcher) as desk:
+    audit = Audit()
+    async with opened(folder, FakeEngine(ready_status(rows_total=ROWS)), audit=audit) as desk:
         await desk.upload("poet", 1)
         await desk.upload("clerk", 3)
-        watcher.refuse_records = True
+        audit.is_broken = True
         before = desk.store.adapters()
         for change in (
             desk.upload("poet", 2),
@@ -776,4 +779,4 @@ async def test_an_upload_that_the_disk_refuses_leaves_nothing(folder: Path) -> N
         assert not desk.registry.has("poet") and not list((folder / "staging").iterdir())
         desk.disk.full = False
         assert (await desk.upload("poet"))[0].active == 1
-        assert RANDOM_R["bottleneck"] == desk.registry.version("poet", 1, BOB).bottleneck
+        assert RANDOM_R["bottleneck"] == desk.registry.version_view(desk.registry.version("poet", 1, BOB)).bottleneck

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from server.api.dependencies import Lifecycle
 from server.api.route_table import match
-from server.middleware.drain import DrainMiddleware, DrainState
+from server.middleware.drain import DrainMiddleware, SignalHandler
 from tests.server.desk import on_a_loop
+from tests.server.partial_services import partial_services
 
 
 class App:
@@ -32,9 +34,9 @@ class App:
         await send({"type": "http.response.body", "body": b"fine", "more_body": False})
 
 
-async def ask(app: App, drain: DrainState | None, method: str = "POST", path: str = "/v1/completions") -> list[Message]:
+async def ask(app: App, drain: Lifecycle | None, method: str = "POST", path: str = "/v1/completions") -> list[Message]:
     sent: list[Message] = []
-    state = SimpleNamespace() if drain is None else SimpleNamespace(perft_drain=drain)
+    state = SimpleNamespace() if drain is None else SimpleNamespace(services=partial_services(lifecycle=drain))
     scope: dict[str, Any] = {
         "type": "http", "method": method, "path": path, "headers": [],
         "state": {"route": match(method, path)}, "app": SimpleNamespace(state=state),
@@ -70,10 +72,10 @@ class Interrupted:
 
 @on_a_loop
 async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server(folder: Path) -> None:
-    interrupted, drain, app = Interrupted(), DrainState(), App()
-    drain.take_signal(60.0)
+    interrupted, drain, app = Interrupted(), Lifecycle(), App()
+    SignalHandler(drain, 60.0).install()
     asked = [asyncio.create_task(ask(app, drain)) for _ in range(3)]
-    await until(lambda: drain.under_way == 3)
+    await until(lambda: drain.responses_running == 3)
     os.kill(os.getpid(), signal.SIGTERM)
     await until(lambda: drain.is_draining)
     refused = await ask(app, drain)
@@ -93,13 +95,13 @@ async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server(folder: P
 
 @on_a_loop
 async def test_the_limit_ends_the_wait(folder: Path) -> None:
-    interrupted, drain, app = Interrupted(), DrainState(), App()
-    drain.take_signal(0.2)
+    interrupted, drain, app = Interrupted(), Lifecycle(), App()
+    SignalHandler(drain, 0.2).install()
     asked = asyncio.create_task(ask(app, drain))
-    await until(lambda: drain.under_way == 1)
+    await until(lambda: drain.responses_running == 1)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(interrupted.event.wait(), 20)
-    assert drain.under_way == 1
+    assert drain.responses_running == 1
     interrupted.leave()
     app.let.set()
     await asked
@@ -107,8 +109,8 @@ async def test_the_limit_ends_the_wait(folder: Path) -> None:
 
 @on_a_loop
 async def test_with_nothing_under_way_it_ends_at_once(folder: Path) -> None:
-    interrupted, drain = Interrupted(), DrainState()
-    drain.take_signal(3600.0)
+    interrupted, drain = Interrupted(), Lifecycle()
+    SignalHandler(drain, 3600.0).install()
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(interrupted.event.wait(), 20)
     interrupted.leave()
@@ -116,22 +118,22 @@ async def test_with_nothing_under_way_it_ends_at_once(folder: Path) -> None:
 
 @on_a_loop
 async def test_an_exception_and_a_cancellation_are_counted_out(folder: Path) -> None:
-    drain, app = DrainState(), App()
+    drain, app = Lifecycle(), App()
     app.error = RuntimeError("the app's own")
     app.let.set()
     with pytest.raises(RuntimeError, match="the app's own"):
         await ask(app, drain)
     app.let.clear()
     asked = asyncio.create_task(ask(app, drain))
-    await until(lambda: drain.under_way == 1)
+    await until(lambda: drain.responses_running == 1)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
-    assert drain.under_way == 0
+    assert drain.responses_running == 0
 
 
 @on_a_loop
 async def test_health_and_metrics_answer_while_draining_and_ready_does_not(folder: Path) -> None:
-    drain, app = DrainState(), App()
+    drain, app = Lifecycle(), App()
     app.let.set()
     drain.is_draining = True
     for path, status in (("/health", 200), ("/metrics", 200), ("/ready", 503), ("/v1/models", 503)):

@@ -13,19 +13,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from server.api.dependencies import Services
+from server.api.error_responses import ApiError, as_api_error
 from server.api.route_table import match
 from server.auth.keys import Caller
-from server.errors import ApiError
-from server.inference.request_context import CURRENT, RequestContext
+from server.errors import AdapterDeletedError, ServerError
+from server.inference.request_context import CURRENT, RequestContext, RequestFacts
 from server.metrics.counters import EventCounters
 from server.middleware import adapter_routing
-from server.middleware.access_log import RequestFacts
-from server.middleware.adapter_routing import AdapterRouting, RoutingParts
+from server.middleware.adapter_routing import AdapterRouting
 from tests.server.desk import ADMIN, ALICE, BOB, ROWS, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import FakeEngine, ready_status
+from tests.server.partial_services import partial_services
 
 COMPLETIONS = "/v1/completions"
-ERROR = ApiError(410, "adapter_deleted", "poet@1 was deleted", "model", retry_after=3)
+FAILURE = AdapterDeletedError("poet@1 was deleted", retry_after_s=3)
+ERROR = as_api_error(FAILURE)
 Script = Callable[["Vllm", Scope, Receive, Send], Awaitable[None]]
 
 
@@ -54,7 +57,7 @@ class Vllm:
         await self.script(self, scope, receive, send)
 
 
-def plain(status: int, failure: ApiError | None = None) -> Script:
+def plain(status: int, failure: ServerError | None = None) -> Script:
     """An answer in one piece; the failure, if there is one, is found just before."""
 
     async def answer(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,10 +79,10 @@ def streamed(chunks: Sequence[bytes], failure_before: int | None = None, ends: b
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number, chunk in enumerate(chunks):
             if number == failure_before:
-                vllm.exchanges[-1].failure = ERROR
+                vllm.exchanges[-1].failure = FAILURE
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         if not ends:
-            vllm.exchanges[-1].failure = vllm.exchanges[-1].failure or ERROR
+            vllm.exchanges[-1].failure = vllm.exchanges[-1].failure or FAILURE
             raise RuntimeError("the generator of the stream ended with this")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -124,7 +127,9 @@ class Door:
     desk: Desk
     vllm: Vllm
     registry: CollectorRegistry
-    parts: RoutingParts
+    metrics: EventCounters
+    load_timeout_s: float = 10.0
+    secret: bytes = b"secret"
     facts: RequestFacts = field(default_factory=RequestFacts)
 
     async def ask(
@@ -136,16 +141,25 @@ class Door:
             "type": "http", "method": "POST", "path": path,
             "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())],
             "state": {"route": match("POST", path), "caller": caller, "facts": self.facts},
-            "app": SimpleNamespace(state=SimpleNamespace(perft_gate=self.parts)),
+            "app": SimpleNamespace(state=SimpleNamespace(services=self.services())),
         }  # fmt: skip
         await AdapterRouting(self.vllm)(scope, receive or sending(raw), answered.send)
         return answered
+
+    def services(self) -> Services:
+        return partial_services(
+            registry=self.desk.registry,
+            scheduler=self.desk.scheduler,
+            metrics=self.metrics,
+            settings=SimpleNamespace(load_timeout_s=self.load_timeout_s),
+            cache_salt_secret=self.secret,
+        )
 
     def check_nothing_is_held(self) -> None:
         assert all(v.leases == 0 for name in self.desk.registry.names() for v in self.desk.registry.versions(name))
         assert CURRENT.get() is None
         self.desk.scheduler.check_integrity()
-        assert not self.desk.scheduler._running and not self.desk.scheduler._waiters
+        assert not self.desk.scheduler._leases.running and not self.desk.scheduler._waiters
 
 
 def sending(*chunks: bytes, leaves: asyncio.Event | None = None) -> Receive:
@@ -170,8 +184,7 @@ async def doors(
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
         registry = CollectorRegistry()
-        parts = RoutingParts(desk.service, EventCounters(registry), b"secret", load_timeout_s)
-        door = Door(desk, Vllm(script), registry, parts)
+        door = Door(desk, Vllm(script), registry, EventCounters(registry), load_timeout_s)
         yield door
         door.check_nothing_is_held()
 
@@ -248,7 +261,7 @@ async def test_every_tenant_has_a_salt_of_its_own(folder: Path) -> None:
                     assert salts.setdefault((caller.label, given), salt) == salt != given
                     assert len(salt) == 64 and set(salt) <= set("0123456789abcdef")
         assert len(set(salts.values())) == len(salts) == 5 * len(callers)
-        door.parts = RoutingParts(door.desk.service, door.parts.metrics, b"another secret", 10.0)
+        door.secret = b"another secret"
         await door.ask({"model": "base"})
         assert door.vllm.bodies[-1]["cache_salt"] not in salts.values()
 
@@ -308,7 +321,7 @@ def test_what_can_be_read_but_not_written_is_refused_as_well() -> None:
     for _ in range(100_000):
         values = {"x": values}
     with pytest.raises(ApiError, match="RecursionError"):
-        adapter_routing._written(values)
+        adapter_routing._serialize(values)
     while values:
         values = values["x"]
 
@@ -356,14 +369,14 @@ async def test_the_lease_lasts_until_the_last_byte_and_the_place_until_the_engin
 
         async def look(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
             def see() -> None:
-                held.append((version.leases, plan._running.get(version.engine.engine_id, 0)))
+                held.append((version.leases, plan._leases.running.get(version.ref.engine_id, 0)))
 
             exchange = vllm.exchanges[-1]
             await send({"type": "http.response.start", "status": 200, "headers": []})
             see()
-            async with exchange.hold(plan, 1.0):
+            async with exchange.lease(plan, 1.0):
                 see()
-                await exchange.place.aclose()
+                await exchange.first_lease.aclose()
                 see()
             see()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -391,8 +404,8 @@ async def test_a_request_never_waits_for_a_place_it_has(folder: Path) -> None:
             if exchange.version is door.desk.found("poet"):
                 await asyncio.sleep(1.0)  # longer than the other one's patience
                 closed.set()
-            async with exchange.hold(plan, 10.0):
-                await exchange.place.aclose()
+            async with exchange.lease(plan, 10.0):
+                await exchange.first_lease.aclose()
                 await quietly(vllm, scope, receive, send)
 
         door.vllm.script = generate
@@ -447,10 +460,10 @@ async def test_a_client_that_leaves_while_it_waits_for_the_device(folder: Path) 
         await door.desk.until(lambda: ("place", "poet@1") in door.desk.engine.calls)
         leaves = asyncio.Event()
         other = asyncio.create_task(door.ask({}, receive=sending(b'{"model": "poet"}', leaves=leaves)))
-        await door.desk.until(lambda: door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 2)
+        await door.desk.until(lambda: door.desk.scheduler.requests_waiting(door.desk.ref("poet@1")) == 2)
         leaves.set()
         assert not (await other).messages
-        assert door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 1, "it waits on for nobody"
+        assert door.desk.scheduler.requests_waiting(door.desk.ref("poet@1")) == 1, "it waits on for nobody"
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         assert not door.vllm.bodies
@@ -486,7 +499,7 @@ async def test_a_delete_ends_what_waits(folder: Path) -> None:
     async with doors(folder) as door:
         door.desk.engine.delays["place"] = 0.5
         asked = asyncio.create_task(door.ask({"model": "poet"}))
-        await door.desk.until(lambda: door.desk.scheduler.waiting(door.desk.ref("poet@1")) == 1)
+        await door.desk.until(lambda: door.desk.scheduler.requests_waiting(door.desk.ref("poet@1")) == 1)
         await door.desk.service.delete("poet", None, ADMIN)
         assert ((await asked).status, (await asked).code) == (410, "adapter_deleted")
         await door.desk.until_gone("poet")
@@ -497,14 +510,14 @@ async def test_a_delete_ends_what_waits(folder: Path) -> None:
 
 @on_a_loop
 async def test_a_failure_takes_the_place_of_vllms_words(folder: Path) -> None:
-    async with doors(folder, plain(500, ERROR)) as door:
+    async with doors(folder, plain(500, FAILURE)) as door:
         answered = await door.ask({"model": "poet"})
         assert answered.status == 410 and json.loads(answered.body) == ERROR.body()
         assert answered.headers[b"retry-after"] == b"3"
         assert answered.headers[b"content-length"] == str(len(answered.body)).encode()
         door.vllm.script = plain(500)
         assert json.loads((await door.ask({"model": "poet"})).body) == {"error": {"message": "Internal server error"}}
-        door.vllm.script = plain(200, ERROR)
+        door.vllm.script = plain(200, FAILURE)
         assert json.loads((await door.ask({"model": "poet"})).body) == {"fine": True}
 
 
@@ -579,7 +592,7 @@ async def test_a_stream_that_breaks_off_still_says_why(folder: Path) -> None:
 @on_a_loop
 async def test_a_failure_raised_before_anything_was_sent(folder: Path) -> None:
     async def fail(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
-        vllm.exchanges[-1].failure = ERROR
+        vllm.exchanges[-1].failure = FAILURE
         raise RuntimeError
 
     async with doors(folder, fail) as door:

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
@@ -21,8 +20,9 @@ from server.api.route_table import ROUTES, Route
 from server.auth.keys import KeyRing
 from server.auth.origin import OriginPolicy, bind_problem, is_local_bind, is_loopback
 from server.auth.rate_limits import RateLimits
-from server.middleware.access_control import AccessControl, AccessPolicy
+from server.middleware.access_control import AccessControl
 from server.middleware.access_log import AccessLog
+from tests.server.partial_services import partial_services
 
 TEAM, OTHER, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
 LOCAL = "http://127.0.0.1:8000"
@@ -53,8 +53,12 @@ class Server:
         self.app.add_middleware(AccessControl)
         if self.is_started:
             log = AccessLog("json", self.stream)
-            self.app.state.perft_guard = AccessPolicy(
-                self.keys, OriginPolicy(self.is_local), self.limits, log, self.serves_metrics
+            self.app.state.services = partial_services(
+                keys=self.keys,
+                origin=OriginPolicy(self.is_local),
+                rate_limits=self.limits,
+                access_log=log,
+                is_metrics_route_open=self.serves_metrics,
             )
         self.client = TestClient(self.app, self.base_url, raise_server_exceptions=False)
 
@@ -219,10 +223,10 @@ def test_this_machines_own_pages_may(headers: dict[str, str]) -> None:
 
 
 def test_two_hosts_are_none() -> None:
-    raw = [(b"host", b"localhost"), (b"host", b"evil.example")]
-    assert OriginPolicy(True).local_problem(Headers(raw=raw)) and OriginPolicy(True).page_problem(Headers(raw=raw))
-    both = [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"origin", b"http://evil.example")]
-    assert "Origin" in (OriginPolicy(True).local_problem(Headers(raw=both)) or "")
+    two = {"host": ["localhost", "evil.example"]}
+    assert OriginPolicy(True).local_problem(two) and OriginPolicy(True).page_problem(two)
+    both = {"host": ["localhost"], "origin": ["http://localhost", "http://evil.example"]}
+    assert "Origin" in (OriginPolicy(True).local_problem(both) or "")
 
 
 def test_elsewhere_nothing_changes_without_an_admin_key() -> None:

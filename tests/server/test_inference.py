@@ -15,13 +15,13 @@ from prometheus_client import CollectorRegistry
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from perft.engine.scheduler import OUTPUT_INVALID
+from server.app.plugin import _as_vllm_error
 from server.auth.keys import Caller
 from server.auth.rate_limits import RateLimits
-from server.errors import ApiError
+from server.errors import RateLimitedError, ServerError
 from server.inference.engine_hook import EngineHook
-from server.inference.request_context import CURRENT, RequestContext
+from server.inference.request_context import CURRENT, RequestContext, RequestFacts
 from server.metrics.counters import EventCounters
-from server.middleware.access_log import RequestFacts
 from server.registry.version import Version
 from tests.server.desk import ADMIN, ALICE, ROWS, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import FakeEngine, ready_status
@@ -89,7 +89,7 @@ class Around:
     ) -> AsyncGenerator[Any, None]:
         CURRENT.set(exchange)
         version = version or (None if exchange is None else exchange.version)
-        request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.engine)
+        request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.ref)
         params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind))
         prompt = {"prompt_token_ids": PROMPT}
         stream: Any = self.client.generate(prompt, params, "client-chose-this", lora_request=request, **more)
@@ -103,13 +103,13 @@ class Around:
         return self.registry.get_sample_value(name, {"adapter": adapter}) or 0
 
     def leases(self, model: str) -> int:
-        running: int = self.desk.scheduler._running.get(self.desk.ref(model).engine_id, 0)
+        running: int = self.desk.scheduler._leases.running.get(self.desk.ref(model).engine_id, 0)
         return running
 
     def check_nothing_runs(self) -> None:
-        catalog = self.desk.service
-        assert not any(version.running for name in catalog.names() for version in catalog.versions(name))
-        assert not catalog.plan._running and not catalog.plan._waiters and self.inference.base_running == 0
+        registry, scheduler = self.desk.registry, self.desk.scheduler
+        assert not any(version.running for name in registry.names() for version in registry.versions(name))
+        assert not scheduler._leases.running and not scheduler._waiters and self.inference.base_running == 0
         assert self.client.closed == len(self.client.asked)
 
 
@@ -122,8 +122,9 @@ async def surroundings(
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
         registry, limits, client = CollectorRegistry(), RateLimits(None, 1000, clock=lambda: 0.0), Client(engine)
-        inference = EngineHook(desk.service, EventCounters(registry, base_name="base"), limits, load_timeout_s)
-        inference.observe(client)  # type: ignore[arg-type]
+        metrics = EventCounters(registry, base_name="base")
+        inference = EngineHook(desk.registry, desk.scheduler, metrics, limits, load_timeout_s, _as_vllm_error)
+        inference.install(client)  # type: ignore[arg-type]
         around = Around(desk, client, inference, registry, limits)
         yield around
         around.check_nothing_runs()
@@ -150,8 +151,8 @@ async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder:
             assert exchange.version is not None
             seen.append((around.leases("poet@1"), len(exchange.version.running)))
 
-        async with exchange.place:
-            await exchange.place.enter_async_context(exchange.hold(plan, 1.0))
+        async with exchange.first_lease:
+            await exchange.first_lease.enter_async_context(exchange.lease(plan, 1.0))
             await see()
             around.client.script = [see, output(1), see, output(2, reason="stop"), see]
             await around.ask(exchange)
@@ -317,7 +318,7 @@ async def test_an_adapter_that_cannot_be_loaded_is_told_as_such(folder: Path) ->
             await around.ask(exchange)
         assert ended.value.http_status is HTTPStatus.SERVICE_UNAVAILABLE and not around.client.asked
         assert around.counted("poet", "adapter_unavailable") == 1
-        assert isinstance(exchange.failure, ApiError) and exchange.failure.code == "adapter_unavailable"
+        assert isinstance(exchange.failure, ServerError) and exchange.failure.code == "adapter_unavailable"
 
 
 @on_a_loop
@@ -326,7 +327,7 @@ async def test_an_engine_request_waits_for_its_place(folder: Path) -> None:
     async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
         async with around.desk.request("clerk"):
             asked = asyncio.create_task(around.ask(around.exchange("poet")))
-            await around.desk.until(lambda: around.desk.scheduler.waiting(around.desk.ref("poet@1")) == 1)
+            await around.desk.until(lambda: around.desk.scheduler.requests_waiting(around.desk.ref("poet@1")) == 1)
             assert not around.client.asked
         assert len(await asked) == 2
 
@@ -340,7 +341,7 @@ async def test_tokens_are_charged_and_logged(folder: Path) -> None:
         assert (exchange.facts.prompt_tokens, exchange.facts.generation_tokens) == (3, 700)
         around.limits.check("alice")
         await around.ask(around.exchange(None))
-        with pytest.raises(ApiError, match="tokens per minute"):
+        with pytest.raises(RateLimitedError, match="tokens per minute"):
             around.limits.check("alice")
         for _ in range(3):
             await around.ask(around.exchange("poet", ADMIN))
@@ -358,7 +359,7 @@ async def test_what_ends_early_is_charged_for_what_it_used(folder: Path) -> None
         stream = around.generate(around.exchange("poet"))
         await anext(stream)
         await stream.aclose()
-        with pytest.raises(ApiError, match="tokens per minute"):
+        with pytest.raises(RateLimitedError, match="tokens per minute"):
             around.limits.check("alice")
 
 
@@ -380,7 +381,7 @@ async def test_who_leaves_before_the_engine_had_the_request_pays_nothing(folder:
         async with around.desk.request("clerk"):
             exchange = around.exchange("poet")
             asked = asyncio.create_task(around.ask(exchange))
-            await around.desk.until(lambda: around.desk.scheduler.waiting(around.desk.ref("poet@1")) == 1)
+            await around.desk.until(lambda: around.desk.scheduler.requests_waiting(around.desk.ref("poet@1")) == 1)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
         assert exchange.facts.prompt_tokens == 0 and not around.client.asked

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.api.error_responses import as_api_error
 from server.auth.rate_limits import RateLimits
-from server.errors import ApiError
+from server.errors import RateLimitedError
 
 
 class Clock:
@@ -21,10 +22,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def refusal(limits: RateLimits, label: str | None) -> ApiError:
-    with pytest.raises(ApiError) as refused:
+def refusal(limits: RateLimits, label: str | None) -> RateLimitedError:
+    with pytest.raises(RateLimitedError) as refused:
         limits.enter(label)
-    assert (refused.value.status, refused.value.code) == (429, "rate_limited")
+    assert (as_api_error(refused.value).status, refused.value.code) == (429, "rate_limited")
     return refused.value
 
 
@@ -33,7 +34,7 @@ def test_requests_at_once_are_counted_per_label(clock: Clock) -> None:
     for label in ("a", None):
         limits.enter(label)
         limits.enter(label)
-        assert refusal(limits, label).retry_after == 1
+        assert refusal(limits, label).retry_after_s == 1
     limits.leave("a")
     limits.enter("a")
     assert limits.running("a") == 2 and limits.running(None) == 2
@@ -70,11 +71,11 @@ def test_a_minute_of_tokens_is_there_at_once_and_fills_steadily(clock: Clock) ->
     limits.charge("a", 59)
     limits.check("a")
     limits.charge("a", 1)
-    assert refusal(limits, "a").retry_after == 1
+    assert refusal(limits, "a").retry_after_s == 1
     limits.check("b")
     clock.now += 0.5
     limits.charge("a", 1)
-    assert refusal(limits, "a").retry_after == 1
+    assert refusal(limits, "a").retry_after_s == 1
     clock.now += 0.6
     limits.check("a")
 
@@ -82,7 +83,7 @@ def test_a_minute_of_tokens_is_there_at_once_and_fills_steadily(clock: Clock) ->
 def test_an_overdraft_is_paid_back(clock: Clock) -> None:
     limits = RateLimits(tokens_per_minute=60, clock=clock)
     limits.charge("a", 160)
-    assert refusal(limits, "a").retry_after == 101
+    assert refusal(limits, "a").retry_after_s == 101
     clock.now += 100.5
     limits.check("a")
 
@@ -118,11 +119,11 @@ def test_retry_after_is_right(rate: int, charges: list[tuple[int, float]], start
         clock.now += pause
     try:
         limits.check("a")
-    except ApiError as error:
-        assert error.retry_after is not None and error.retry_after >= 1
+    except RateLimitedError as error:
+        assert error.retry_after_s is not None and error.retry_after_s >= 1
         now = clock.now
-        clock.now = now + error.retry_after - 1.001
-        with pytest.raises(ApiError):
+        clock.now = now + error.retry_after_s - 1.001
+        with pytest.raises(RateLimitedError):
             limits.check("a")
-        clock.now = now + error.retry_after + 1e-6
+        clock.now = now + error.retry_after_s + 1e-6
         limits.check("a")

@@ -18,7 +18,7 @@ def test_ready_says_whether_the_engine_carries_the_operator(tmp_path: Path, monk
         engine.answer = EngineStatus(0, None, 0, 0, problem="the layers are gone")
         answer = client.get("/ready")
         assert answer.status_code == 503 and "the layers are gone" in answer.json()["error"]["message"]
-        monkeypatch.setattr(health, "READY_LIMIT_S", 0.05)
+        monkeypatch.setattr(health, "READY_TIMEOUT_S", 0.05)
         engine.delays["status"] = 3600
         answer = client.get("/ready")
         assert answer.status_code == 503 and "TimeoutError" in answer.json()["error"]["message"]

@@ -619,7 +619,9 @@ def test_a_lease_that_comes_too_late_is_refused(play: Play) -> None:
         world.ask(a, 10)
         error = await refused(world, world.ask(b, timeout_s=2), 503, "adapter_unavailable")
         assert error.retry_after_s == 1 and "b@2 found no room on the device within 2 s" in error.message
-        assert world.requests[-1].ended - world.requests[-1].asked == pytest.approx(2) and not world.scheduler.requests_waiting(b)
+        assert world.requests[-1].ended - world.requests[-1].asked == pytest.approx(
+            2
+        ) and not world.scheduler.requests_waiting(b)
 
     play(scenario)
 
@@ -680,7 +682,11 @@ def test_a_removed_version_leaves_in_order(play: Play) -> None:
         await world.scheduler.remove(a)
         assert world.loop.time() >= request.ended + GRACE_S
         assert world.calls("evict", "drop", "forget") == [("evict", a.name), ("drop", a.name), ("forget", a.name)]
-        assert (world.scheduler.tier(a), world.scheduler.failure(a), world.scheduler.requests_waiting(a)) == ("disk", None, 0)
+        assert (world.scheduler.tier(a), world.scheduler.failure(a), world.scheduler.requests_waiting(a)) == (
+            "disk",
+            None,
+            0,
+        )
         await world.scheduler.remove(b)
         await world.scheduler.remove(world.add("never-loaded"))
         assert [operation for operation, _ in world.engine.calls[-3:]] == ["drop", "forget", "forget"]
@@ -1052,7 +1058,10 @@ def test_a_pin_beside_which_it_does_not_fit_is_refused(play: Play) -> None:
         await world.scheduler.pin(a)
         with pytest.raises(ServerError) as caught:
             await world.scheduler.pin(b)
-        assert (as_api_error(caught.value).status, caught.value.code) == (409, "device_full") and "b@2" in caught.value.message
+        assert (as_api_error(caught.value).status, caught.value.code) == (
+            409,
+            "device_full",
+        ) and "b@2" in caught.value.message
         await refused(world, world.ask(b), 409, "device_full")
         assert world.tiers(b) == "x"
         await world.scheduler.load(b)

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from server.registry.service import AdapterService
+from server.api.dependencies import Services
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -53,10 +53,10 @@ def test_an_unknown_name_is_404_with_openais_error(client: TestClient, model: st
 
 
 def test_made_up_names_leave_nothing_behind(client: TestClient) -> None:
-    catalog: AdapterService = client.app.state.perft_catalog  # type: ignore[attr-defined]
+    services: Services = client.app.state.services  # type: ignore[attr-defined]
 
     def sizes() -> dict[str, int]:
-        kept = {**vars(catalog), **vars(catalog.plan)}
+        kept = {**vars(services.registry), **vars(services.adapters), **vars(services.scheduler)}
         return {key: len(value) for key, value in kept.items() if hasattr(value, "__len__")}
 
     before = sizes()

@@ -11,21 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from server.app.banner import banner
-from server.app.warm_up import warm_up
 from vllm.exceptions import VLLMValidationError
 
 from adapters.format.files import Limits
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
 from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
+from server.app.given_adapters import NamedFolder, check_folders, parse_named_folders, store_given_adapters
 from server.app.serve import load_plugins, prepare_environment
-from server.app.startup import NamedFolder, check_folders, check_status, parse_named_folders, serve_at_start
+from server.app.startup import banner, check_status, warm_up
 from server.engine.protocol import EngineStatus
 from server.errors import StartError
 from server.settings.sources import load
 from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
+from tests.server.partial_services import partial_services
 from tests.synthetic import RANDOM_R, write_adapter
 
 
@@ -37,7 +37,9 @@ def named(folder: Path, name: str, seed: int, values: dict[str, Any] = RANDOM_R)
 @on_a_loop
 async def test_every_adapter_is_loaded_and_served_as_version_one(store: Path) -> None:
     async with opened(store) as desk:
-        await serve_at_start(desk.service, [named(store, name, seed) for seed, name in enumerate("ab")])
+        await store_given_adapters(
+            desk.registry, desk.service, [named(store, name, seed) for seed, name in enumerate("ab")]
+        )
         assert [desk.found(name).id for name in "ab"] == ["a@1", "b@1"] and len(desk.engine.on_host) == 2
         assert not list((store / "staging").iterdir())
         assert [(action, details["name"]) for action, details in desk.audit.records] == [
@@ -50,7 +52,7 @@ async def test_the_next_start_gives_the_same_versions(store: Path) -> None:
     folders = [named(store, "a", 1)]
     for _ in range(2):
         async with opened(store) as desk:
-            await serve_at_start(desk.service, folders)
+            await store_given_adapters(desk.registry, desk.service, folders)
             assert [version.id for version in desk.registry.versions("a")] == ["a@1"]
 
 
@@ -60,7 +62,7 @@ async def test_a_start_never_changes_what_is_active(store: Path) -> None:
         await desk.upload("a", 1)
         await desk.upload("off", 1)
         await desk.patch("off", active=None)
-        await serve_at_start(desk.service, [named(store, "a", 2), named(store, "off", 2)])
+        await store_given_adapters(desk.registry, desk.service, [named(store, "a", 2), named(store, "off", 2)])
         assert desk.found("a").number == 1 and desk.found("a@2")
         assert desk.registry.adapter("off", ADMIN).active is None and desk.found("off@2")
 
@@ -71,7 +73,7 @@ async def test_a_name_of_which_only_a_delete_is_left_is_a_new_one(store: Path) -
         await desk.upload("a", 1)
         async with desk.request("a"):
             await desk.service.delete("a", None, ADMIN)
-            await serve_at_start(desk.service, [named(store, "a", 1)])
+            await store_given_adapters(desk.registry, desk.service, [named(store, "a", 1)])
             assert desk.found("a").number == 2
 
 
@@ -80,7 +82,7 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
     settings = load(Namespace(perft_api_keys=["a=first-key"]))
     async with opened(store) as desk:
         await desk.upload("poet")
-        runtime: Any = SimpleNamespace(catalog=desk.service, base_names=["base"], settings=settings)
+        services = partial_services(registry=desk.registry, base_names=["base"], keys=settings.key_ring)
         for flags, url, curl in (
             ([], "http://127.0.0.1:8000/v1", "curl http://127.0.0.1:8000/v1"),
             (["--host", "::1", "--port", "81"], "http://[::1]:81/v1", "curl http://[::1]:81/v1"),
@@ -88,7 +90,7 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
             (["--uds", "/run/a b"], "/run/a b", "curl --unix-socket '/run/a b' http://localhost/v1"),
             (["--uds", "/s", "--ssl-certfile", "/c"], "/s", "curl --unix-socket /s https://localhost/v1"),
         ):
-            said = banner(make_parser().parse_args(["/m", *flags]), runtime)
+            said = banner(make_parser().parse_args(["/m", *flags]), services)
             assert f"PERFT is serving at {url}: base 'base' and 1 adapters: poet. Try:" in said
             assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
             assert '"model": "poet"' in said and "first-key" not in said
@@ -107,10 +109,10 @@ async def test_embedded_adapters_need_a_base_that_shows_its_top_k(store: Path) -
     folders = [named(store, "e", 0, values)]
     async with opened(store, base=base) as desk:
         with pytest.raises(StartError, match="monolithic expert kernel"):
-            await serve_at_start(desk.service, folders)
+            await store_given_adapters(desk.registry, desk.service, folders)
         assert not desk.registry.names() and not list((store / "staging").iterdir())
     async with opened(store) as desk:
-        await serve_at_start(desk.service, folders)
+        await store_given_adapters(desk.registry, desk.service, folders)
         assert desk.found("e")
 
 
@@ -118,13 +120,13 @@ async def test_embedded_adapters_need_a_base_that_shows_its_top_k(store: Path) -
 async def test_adapters_may_exceed_the_pool_together_but_none_alone(store: Path) -> None:
     folders = [named(store, name, seed) for seed, name in enumerate("abc")]
     async with opened(store, FakeEngine(ready_status(rows_total=ROWS))) as desk:
-        await serve_at_start(desk.service, folders)
+        await store_given_adapters(desk.registry, desk.service, folders)
         for name in "abca":
             async with desk.request(name):
                 assert desk.engine.rows_used == ROWS
     async with opened(store.with_name("other"), FakeEngine(ready_status(rows_total=ROWS - 1))) as desk:
         with pytest.raises(StartError, match=rf"too_many_rows: the adapter takes {ROWS} rows.*--pool-rows"):
-            await serve_at_start(desk.service, folders)
+            await store_given_adapters(desk.registry, desk.service, folders)
 
 
 @on_a_loop
@@ -135,7 +137,7 @@ async def test_everything_that_is_wrong_is_said_at_once(store: Path) -> None:
     folders = [named(store, "base", 1), gone, named(store, "broken", 2), named(store, "fine", 3)]
     async with opened(store, engine) as desk:
         with pytest.raises(StartError) as refused:
-            await serve_at_start(desk.service, folders)
+            await store_given_adapters(desk.registry, desk.service, folders)
         said = str(refused.value).splitlines()
         assert [line.partition("=")[0] for line in said] == [f"--adapter {n}" for n in ("base", "gone", "broken")]
         assert "the base model's served name" in said[0] and "No such file" in said[1] and "told to fail" in said[2]

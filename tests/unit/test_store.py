@@ -294,7 +294,9 @@ def test_a_second_store_on_the_folder_is_refused(store: Store, folder: Path) -> 
     upload(store, "a", perft(1))
     with pytest.raises(StoreLockedError, match=r"is open in process \d+, expected no other process: stop"):
         Store.open(folder)
-    program = f"import sys; from adapters.store import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
+    program = (
+        f"import sys; from adapters.store import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "StoreLockedError" in done.stderr and "is open in process" in done.stderr
     upload(store, "a", perft(2))

@@ -353,7 +353,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         before = table(store)
         staged = perft(2).write(store.stage())
         fill(ballast) if real else setattr(disk, "full", True)
-        with pytest.raises(StorageFullError, match=r"No space left on device.*free space, or delete adapters"):
+        with pytest.raises(StorageFullError, match=r"No space left on device.*free space or delete adapters"):
             store.add("a", staged, perft(2).digest, "PERFT", activate=True)
         assert table(store) == before and not staged.exists() and verify_folder(folder) == []
         store.close()
