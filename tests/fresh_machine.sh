@@ -95,7 +95,7 @@ pass_network() {
 
 # Where this machine's pip looks: its configuration files, its environment, and the local paths that these name.
 pass_pip() {
-  local root=$1 file setting path home=/home/$user
+  local root=$1 file path home=/home/$user
   local -a files=(/etc/pip.conf "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" "$HOME/.pip/pip.conf")
   local -a system_files
   IFS=: read -ra system_files <<<"${XDG_CONFIG_DIRS:-/etc/xdg}"
@@ -211,8 +211,7 @@ wait_for_end() {
 }
 
 say_sizes() {
-  du -sm --one-file-system "$1/home/$user/perft-server/.venv" "$1/home/$user"/.cache/* "$1" 2>/dev/null |
-    sed 's/^\([0-9]*\)\t/fresh_machine: \1 MB in /'
+  as_user "$1" "du -sm perft-server/.venv .cache/*" | sed 's/^\([0-9]*\)\t/fresh_machine: \1 MB in /'
 }
 
 if [[ ${1:-} == --inside ]]; then

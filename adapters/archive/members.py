@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapters.archive.inflate import DamagedArchiveError
-from adapters.format.files import CONFIG_FILE, MAX_CONFIG_BYTES, MAX_README_BYTES, README_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits, size_limits
 from adapters.format.strict_json import on_one_line
 
 MAX_MEMBERS = 64
@@ -28,7 +28,7 @@ class Members:
 
     def __init__(self, into: Path, max_weights_bytes: int) -> None:
         self.violations: list[str] = []
-        self.limits = {CONFIG_FILE: MAX_CONFIG_BYTES, README_FILE: MAX_README_BYTES, WEIGHTS_FILE: max_weights_bytes}
+        self.limits = size_limits(Limits(max_weights_bytes))
         self._into = into
         self._seen: set[str] = set()
 

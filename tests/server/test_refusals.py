@@ -122,7 +122,7 @@ def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Pat
     for part in (
         "peft_type: found 'IA3'", "format_version: found 2", "bottleneck: found 0", "alpha: found 2.0",
         "num_experts: found True", "top_k: found '2'", "gate_weight: found 'other'", "layers: found [1, 0]",
-        "r: unknown key", "key 'r' stands there more than once", "renormalize: missing",
+        "r: unknown key", "duplicate key 'r'", "renormalize: missing",
         "base_model_name_or_path: missing", "more.bin: not part of an adapter",
         "adapter_model.safetensors: not a readable safetensors file",
     ):  # fmt: skip

@@ -1,0 +1,71 @@
+"""Every error of the domain has its row in the one table that says what it becomes on the wire."""
+
+import inspect
+import re
+
+import pytest
+
+from adapters import errors as adapters
+from server import errors
+from server.api.error_responses import ERROR_TABLE, as_api_error
+
+CONTRACT = {
+    "invalid_adapter": {400}, "invalid_name": {400}, "invalid_request": {400}, "invalid_api_key": {401},
+    "forbidden": {403}, "model_not_found": {404}, "adapter_not_found": {404}, "version_not_found": {404},
+    "upload_timeout": {408}, "name_conflict": {409}, "version_active": {409}, "active_changed": {409},
+    "device_full": {409}, "adapter_deleted": {410}, "adapter_too_large": {413}, "quota_exceeded": {429},
+    "rate_limited": {429}, "adapter_output_invalid": {500}, "engine_unavailable": {503},
+    "adapter_unavailable": {503}, "storage_full": {507},
+}  # fmt: skip
+"""API.md, "Errors": the statuses that a code may have."""
+
+
+def descendants(kind: type[Exception]) -> set[type[Exception]]:
+    return {kind}.union(*(descendants(child) for child in kind.__subclasses__()))
+
+
+ABSTRACT = {errors.ServerError, errors.UploadError}
+DOMAIN = sorted(
+    (descendants(errors.ServerError) | descendants(adapters.StoreError) | {adapters.InvalidAdapterError}) - ABSTRACT,
+    key=lambda kind: kind.__name__,
+)
+
+
+def made(kind: type[Exception]) -> Exception:
+    """An error of that kind with some words."""
+    parameters = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    values = {"version": 3, "violations": ["a: found b"], "message": "some words"}
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return kind(*(values.get(p.name, "some words") for p in positional))
+
+
+@pytest.mark.parametrize("kind", DOMAIN, ids=lambda kind: kind.__name__)
+def test_a_domain_error_is_mapped_as_the_contract_says(kind: type[Exception]) -> None:
+    assert any(base in ERROR_TABLE for base in kind.__mro__), f"{kind.__name__} has no row"
+    shown = as_api_error(made(kind))
+    assert shown.status in CONTRACT[shown.code] and shown.message
+    assert shown.code != "internal_error"
+
+
+def test_the_table_has_no_row_for_an_error_that_is_none_of_ours() -> None:
+    assert set(ERROR_TABLE) <= set(DOMAIN)
+
+
+def test_the_tree_in_the_errors_docstring_is_the_tree_there_is() -> None:
+    drawn = set(re.findall(r"[├└]── (\w+)", errors.__doc__ or ""))
+    there = {kind.__name__ for kind in descendants(errors.ServerError)} | {"StartError"}
+    assert drawn == there
+
+
+def test_what_the_raiser_knows_goes_before_the_table_and_the_table_before_the_request() -> None:
+    assert as_api_error(errors.DeviceFullError("full"), field="model").param == "model"
+    assert as_api_error(errors.DeviceFullError("full", param="pinned"), field="model").param == "pinned"
+    assert as_api_error(errors.AdapterNotFoundError("poet"), field="model").param == "name"
+    assert as_api_error(errors.QuotaExceededError("many")).retry_after_s == 60
+    assert as_api_error(errors.QuotaExceededError("many", retry_after_s=3)).retry_after_s == 3
+
+
+def test_an_unforeseen_error_keeps_its_words_and_names_the_request() -> None:
+    shown = as_api_error(ValueError("secret words"), "request-7")
+    assert (shown.status, shown.code) == (500, "internal_error")
+    assert "request-7" in shown.message and "secret" not in shown.message
