@@ -92,12 +92,10 @@ def test_what_a_worker_should_not_hold_is_freed(folder: Path, is_known: bool) ->
         world.engine.on_host.add(key)
         world.engine.on_device[key] = 4
         found = await reconciler.run()
-        words = (
-            "is on the {} and should not be"
-            if is_known
-            else "the {} holds content 000000000000..., which no version has"
-        )
-        assert len(found) == 2 and all(words.format(tier) in text for tier, text in zip(("host", "device"), found))
+        orphan = "the {} holds content 000000000000..., which no version has"
+        words = "is on the {} and should not be" if is_known else orphan
+        assert len(found) == 2
+        assert all(words.format(tier) in text for tier, text in zip(("host", "device"), found, strict=True))
         await asyncio.sleep(1)
         assert not world.engine.on_host and not world.engine.on_device
         await world.use(a)
