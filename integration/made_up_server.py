@@ -12,9 +12,9 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
-from server.errors import ApiError
+from server.api.error_responses import ApiError
 from server.metrics.counters import EventCounters
-from server.metrics.exposition import MetricsPage, respond
+from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
 
 ADAPTERS = [f"tenant-{number:04}" for number in range(5_000)]
@@ -46,7 +46,9 @@ def build_app(key: str) -> FastAPI:
             return ApiError(401, "invalid_api_key", "found another key, expected the one of --key").response()
         scrapes += 1
         count_bad_things(metrics)
-        return respond(page, request)
+        names, encoding = request.query_params.getlist("name[]"), request.headers.get("accept-encoding", "")
+        body, headers = render(page, names, encoding)
+        return Response(body, headers=headers)
 
     return app
 
@@ -55,7 +57,7 @@ def count_bad_things(metrics: EventCounters) -> None:
     happened: tuple[Callable[[], None], ...] = (
         lambda: metrics.request_finished(ADAPTERS[0], "adapter_output_invalid", 1, 1, 0.1),
         lambda: metrics.load_finished("host", 1.0, "failed"),
-        lambda: metrics.upload("storage_full"),
+        lambda: metrics.upload_finished("storage_full"),
         lambda: metrics.experts_worked(ADAPTERS[0], [9, 1]),
     )
     for happen in happened:

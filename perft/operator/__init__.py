@@ -2,12 +2,9 @@
 
     y[t] += sum_k weight[t, k] * scale[seg] * Up[seg] act(Down[seg] x[t])        seg = segment[t, k]
 
-A segment is the run of B rows of the row pool that holds one PEFT expert of one adapter at one layer (`scale` is
-folded into its up rows). The
-variants differ only in which (token, segment, weight) triples there are: R takes the K its own router picked,
-E those of the base's top-k, D and S all of the adapter's with weight 1, a token without an adapter none.
-
-`base` holds the operands and the interface, `torch_backend` the back end that is always there.
+A segment is the run of B rows of the row pool that holds one PEFT expert of one adapter at one layer (`scale` is folded
+into its up rows). The variants differ only in which (token, segment, weight) triples there are: R takes the K its own
+router picked, E those of the base's top-k, D and S all of the adapter's with weight 1, a token without an adapter none.
 """
 
 from perft.operator.base import LayerPlan, LayerRows, Operator, PlacedAdapter, TokenGroup
