@@ -57,6 +57,7 @@ def count_bad_things(metrics: EventCounters) -> None:
     happened: tuple[Callable[[], None], ...] = (
         lambda: metrics.request_finished(ADAPTERS[0], "adapter_output_invalid", 1, 1, 0.1),
         lambda: metrics.load_finished("host", 1.0, "failed"),
+        lambda: metrics.repaired("device"),
         lambda: metrics.upload_finished("storage_full"),
         lambda: metrics.experts_worked(ADAPTERS[0], [9, 1]),
     )

@@ -17,7 +17,13 @@ DASHBOARD = DEPLOYED.parent / "grafana" / "dashboards" / "perft.json"
 ONE_SERIES = ("perft_moe_layers", "perft_device_rows_total", "perft_device_rows_used", "perft_store_bytes")
 MADE_UP_KEY = "made-up-metrics-key"
 # Alerts without a waiting time whose condition the made-up server counts at every scrape.
-AT_ONCE = {"PerftStepLoadBytes", "PerftAdapterOutputInvalid", "PerftLoadsFail", "PerftUploadsFail"}
+AT_ONCE = {
+    "PerftStepLoadBytes",
+    "PerftResidencyRepaired",
+    "PerftAdapterOutputInvalid",
+    "PerftLoadsFail",
+    "PerftUploadsFail",
+}
 
 
 def test_promtool_accepts_the_rules() -> None:

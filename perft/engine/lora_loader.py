@@ -13,11 +13,10 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
 from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
-from adapters.identity import lora_digest
 from adapters.ref import AdapterRef
 from perft.engine.host_cache import OtherContentsError, Outcome
 from perft.engine.ordered_loading import Movers
-from perft.engine.peft_lora import peft_lora_violations
+from perft.engine.peft_lora import check_peft_lora
 
 UNKNOWN_DIGEST = "unknown"
 """Stands for the digest in the key of an adapter that vLLM loaded inside a step."""
@@ -72,11 +71,12 @@ class LoRALoader:
         Raises OtherContentsError, or InvalidAdapterError for an adapter that was accepted by a server with other
         settings.
         """
-        if (found := lora_digest(adapter.folder)) != adapter.digest:
+        violations, found = check_peft_lora(adapter.folder, self._vllm_config, self._limits)
+        if found != adapter.digest and found is not None:
             raise OtherContentsError(
                 f"found digest {found}, expected {adapter.digest}: the files in {adapter.folder} were changed"
             )
-        if violations := peft_lora_violations(adapter.folder, self._vllm_config, self._limits):
+        if violations:
             raise InvalidAdapterError(adapter.name, violations)
         model = self._lora._load_adapter(LoRARequest(adapter.name, adapter.engine_id, str(adapter.folder)))
         self._lora._adapter_manager._create_merged_loras_inplace(model)

@@ -29,6 +29,7 @@ from adapters.format.header import TensorEntry, UnreadableWeightsError, opened
 from adapters.format.strict_json import on_one_line, quote
 from adapters.format.values import DTYPES, read_values
 from adapters.format.weights import metadata_violations
+from adapters.identity import digest_of
 from perft.engine.peft_lora_config import parse_peft_config
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -92,29 +93,39 @@ def lora_problem(vllm_config: Any) -> str | None:
     return None
 
 
-def peft_lora_violations(
+def check_peft_lora(
     folder: Path, vllm_config: Any, limits: Limits = DEFAULT_LIMITS, *, values: bool = True
-) -> list[str]:
-    """Every reason not to accept the PEFT LoRA adapter in `folder`; empty: it can be served.
+) -> tuple[list[str], str | None]:
+    """Every reason not to accept the PEFT LoRA adapter in `folder` (none: it can be served), and its digest.
 
-    Without `values` only the header of the weights is read.
+    One pass over the weights checks and hashes them. Without `values` only their header is read; then, and for a file
+    that cannot be read, there is no digest.
     """
     if problem := lora_problem(vllm_config):
-        return [problem]
+        return [problem], None
     if not folder.is_dir():
-        return [f"found no folder at {folder}, expected one with {CONFIG_FILE} and {WEIGHTS_FILE}"]
+        return [f"found no folder at {folder}, expected one with {CONFIG_FILE} and {WEIGHTS_FILE}"], None
     target = LoRATarget.of(vllm_config)
     found = file_violations(folder, limits)
     helper: PEFTHelper | None = None
+    raw, weights_hash = b"", None
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if is_plain_file(config) and config.stat().st_size <= MAX_CONFIG_BYTES:
-        helper, config_violations = parse_peft_config(config.read_bytes(), target.lora_config)
+        raw = config.read_bytes()
+        helper, config_violations = parse_peft_config(raw, target.lora_config)
         found += config_violations
     if helper is not None:
         found += _target_violations(helper, target)
     if is_plain_file(weights) and weights.stat().st_size <= limits.max_weights_bytes:
-        found += _weights_violations(weights, helper, target, values)
-    return [on_one_line(text) for text in found]
+        weights_violations, weights_hash = _read_weights(weights, helper, target, values)
+        found += weights_violations
+    digest = None if weights_hash is None else digest_of(raw, weights_hash)
+    return [on_one_line(text) for text in found], digest
+
+
+def peft_lora_violations(folder: Path, vllm_config: Any, limits: Limits = DEFAULT_LIMITS) -> list[str]:
+    """Every reason not to accept the PEFT LoRA adapter in `folder`; empty: it can be served."""
+    return check_peft_lora(folder, vllm_config, limits)[0]
 
 
 def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
@@ -128,7 +139,10 @@ def _target_violations(helper: PEFTHelper, target: LoRATarget) -> list[str]:
     ]
 
 
-def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarget, values: bool) -> list[str]:
+def _read_weights(
+    path: Path, helper: PEFTHelper | None, target: LoRATarget, values: bool
+) -> tuple[list[str], bytes | None]:
+    """Every violation in the weights file, and sha256 of its bytes (None if they were not all read)."""
     try:
         with opened(path) as (file, header):
             names = [tensor.name for tensor in header.tensors]
@@ -139,12 +153,13 @@ def _weights_violations(path: Path, helper: PEFTHelper | None, target: LoRATarge
                 if tensor.name in placed:
                     expected = _expected_shape(*placed[tensor.name], helper, target)
                     found += _tensor_violations(tensor, expected)
-            if values:
-                scales = {name: _scaling(module, factor, helper) for name, (module, factor) in placed.items()}
-                found += read_values(file, header, scales, target.dtype)[0]
-            return found
+            if not values:
+                return found, None
+            scales = {name: _scaling(module, factor, helper) for name, (module, factor) in placed.items()}
+            not_finite, weights_hash = read_values(file, header, scales, target.dtype)
+            return found + not_finite, weights_hash
     except UnreadableWeightsError as error:
-        return [str(error)]
+        return [str(error)], None
 
 
 def _place(name: str, target: LoRATarget) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError
 
-from perft.engine.peft_lora import lora_problem, peft_lora_violations
+from perft.engine.peft_lora import check_peft_lora, lora_problem
 from server.api import adapters, health, metrics, models
 from server.api.error_responses import as_api_error
 from server.api.openapi import describe
@@ -113,7 +113,7 @@ def _lora_check(vllm_config: Any, settings: Settings) -> LoRACheck | None:
     """How PEFT LoRA adapters are checked; None where they are not served."""
     if lora_problem(vllm_config) is not None:
         return None
-    return partial(peft_lora_violations, vllm_config=vllm_config, limits=settings.adapter_limits)
+    return partial(check_peft_lora, vllm_config=vllm_config, limits=settings.adapter_limits)
 
 
 async def _once_listening(state: State, drain: SignalHandler, text: str) -> None:

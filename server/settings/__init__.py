@@ -1,1 +1,1 @@
-"""Every setting, described once; where settings are read from; the files that hold keys."""
+"""Every setting, described once; the sources that settings are read from; the files that hold keys."""

@@ -1,7 +1,7 @@
 """Owns the files that hold keys.
 
-Invariant: a file that other users may read, or that anybody but its owner may write, is refused. Its group may read it:
-so Kubernetes mounts secrets for a pod's fsGroup.
+Invariant: a file that other users can read, or that anyone but its owner can write, is rejected. Its group may read it,
+because Kubernetes mounts secrets so for a pod's fsGroup.
 """
 
 import stat
@@ -10,17 +10,17 @@ from pathlib import Path
 from server.auth.keys import KeyProblems, key_problem, labelled_keys
 
 SECRET_FILE = "chmod 600, or 640 where its group may read it"
-"""What is expected of such a file, in the words of the documentation."""
+"""The mode expected of such a file, as the documentation says it."""
 _TOO_OPEN = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 def read_api_keys(path: Path) -> list[tuple[str, str]]:
-    """One LABEL=KEY a line; empty lines and what begins with # are passed over. Raises ValueError."""
+    """(label, key) of every line LABEL=KEY; empty lines and lines that begin with # are skipped. Raises ValueError."""
     lines = enumerate(read_secret(path).splitlines(), start=1)
     items = [(f"{path}, line {number}", line.strip()) for number, line in lines]
     found = labelled_keys((where, line) for where, line in items if line and not line.startswith("#"))
     if not found:
-        raise ValueError(f"{path}: found no key, expected one LABEL=KEY a line")
+        raise ValueError(f"{path}: found no key, expected one LABEL=KEY per line")
     return found
 
 
@@ -33,7 +33,7 @@ def read_admin_key(path: Path) -> str:
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file with secrets. Raises ValueError if there is none, or if it is too open."""
+    """The text of a file with secrets. Raises ValueError if it cannot be read, or if its mode is too open."""
     if problem := file_problem(path):
         raise ValueError(problem)
     try:
@@ -43,16 +43,16 @@ def read_secret(path: Path) -> str:
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a file is not fit to hold secrets."""
+    """Why a file cannot hold secrets; None if it can."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return f"{path}: found no file that can be read ({error.strerror})"
+        return f"{path}: found no readable file ({error.strerror})"
     if not stat.S_ISREG(mode):
         return f"{path}: found no regular file, expected one"
     if mode & _TOO_OPEN:
         return (
             f"{path}: found a file of mode {stat.S_IMODE(mode):o}, expected one that other users cannot read and only "
-            "its owner can write; chmod 600 it"
+            "its owner can write; run chmod 600"
         )
     return None

@@ -1,4 +1,4 @@
-"""Owns every setting of our server, documented once; `server.settings.sources` makes flags and the reference page.
+"""Owns every setting of our server, documented once; `server.settings.sources` makes the flags and docs/settings.md.
 
 vLLM's own flags stay vLLM's. Invariant: settings that validate can be used together, and no message repeats a secret.
 """
@@ -27,80 +27,80 @@ from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
 LogFormat = Literal["text", "json"]
 ENVIRONMENT_PREFIX = "PERFT_"
 FILE_ARGUMENT = "perft_config"
-"""The argument of Settings that is no setting: the TOML file."""
+"""The argument of Settings that is not a setting: the path of the TOML file."""
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _STORE_DEFAULT = "`$XDG_DATA_HOME/perft/store`, else `~/.local/share/perft/store`"
 
 
 def default_store() -> Path:
-    """Where adapters lie if nobody says."""
+    """The folder of the store unless it is set."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "perft" / "store"
 
 
 def _shown(default: str) -> dict[str, Any]:
-    """The default as the documentation says it."""
+    """The default as the documentation shows it."""
     return {"default": default}
 
 
 class Settings(BaseSettings):
-    """Named as in the file; PERFT_ and capitals in the environment; --with-dashes as a flag (`api_keys`: --api-key).
+    """Named as in the TOML file; in the environment PERFT_ and capitals; as a flag --with-dashes (`api_keys`: --api-key).
 
-    Read through `server.settings.sources.load`, which also refuses what nobody knows and explains what is wrong.
+    Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
     )
 
-    # Keys and reach
+    # Keys and access
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="LABEL=KEY, a key for inference; the flag repeats, the environment takes several separated by "
-        "commas or a JSON list; none: inference needs no key",
+        description="LABEL=KEY, a key for inference; the flag can be repeated, the environment variable takes several, "
+        "separated by commas or as a JSON list; with none, inference needs no key",
     )
     api_key_file: Path | None = Field(
-        None, description=f"more of them, one LABEL=KEY a line, # begins a comment; {SECRET_FILE}"
+        None, description=f"a file with more API keys, one LABEL=KEY per line, # begins a comment; {SECRET_FILE}"
     )
     admin_key: SecretStr | None = Field(
         None,
-        description="the key for everything that changes adapters; it has no limits; without one those routes answer "
-        "only this machine, and a bind elsewhere does not start",
+        description="the key for every route that changes adapters; it has no rate limits; without one, those routes "
+        "answer only this machine, and the server does not start on an address that others can reach",
     )
-    admin_key_file: Path | None = Field(None, description=f"a file with nothing but the admin key; {SECRET_FILE}")
+    admin_key_file: Path | None = Field(None, description=f"a file that holds only the admin key; {SECRET_FILE}")
     metrics_key: SecretStr | None = Field(
         None,
-        description="the key for GET /metrics, which the admin key reads too; with neither, only this machine reads "
-        "it, and needs any API key where there are some",
+        description="the key for GET /metrics; the admin key works too; with neither, only this machine can read it, "
+        "with any API key if there are some",
     )
     metrics_bind: str | None = Field(
         None,
-        description="HOST:PORT of a listener for /metrics alone, which is then not on the main one; it asks for no "
-        "key: keep it on a private network",
+        description="HOST:PORT of a separate listener for /metrics, which the main one then does not serve; it asks for "
+        "no key: keep it on a private network",
     )
 
     # Adapters
     adapter_store: Path = Field(
         default_factory=default_store,
-        description="the folder with every version of every adapter",
+        description="the folder that holds every version of every adapter",
         json_schema_extra=_shown(_STORE_DEFAULT),
     )
-    allow_other_base: bool = Field(False, description="take adapters whose base_fingerprint is another base's")
+    allow_other_base: bool = Field(False, description="accept adapters whose base_fingerprint is that of another base")
     max_adapter_bytes: int = Field(
-        Limits.max_weights_bytes, ge=1, description="largest weights file of an adapter; a larger upload is stopped"
+        Limits.max_weights_bytes, ge=1, description="bytes of an adapter's weights file; a larger upload is rejected"
     )
     max_adapters: int = Field(10_000, ge=1, description="adapter names in the store")
     max_versions: int = Field(1_000, ge=1, description="versions of one adapter in the store")
-    max_uploads: int = Field(8, ge=1, description="uploads received at once; further ones wait, unread")
+    max_uploads: int = Field(8, ge=1, description="uploads received at once; others wait, unread")
     max_store_bytes: int | None = Field(
-        None, ge=1, description="bytes of all adapters in the store", json_schema_extra=_shown("what the disk has")
+        None, ge=1, description="bytes of all adapters in the store", json_schema_extra=_shown("the size of the disk")
     )
 
     # Memory
     pool_rows: int | None = Field(
         None,
         ge=1,
-        description="rows of the device's pool of adapters",
+        description="rows of the device pool, which holds adapters",
         json_schema_extra=_shown("5 % of the device's memory"),
     )
     host_cache_bytes: int | None = Field(
@@ -112,33 +112,38 @@ class Settings(BaseSettings):
 
     # Limits of a key
     key_max_requests: int | None = Field(
-        None, ge=1, description="generating requests of one key at once", json_schema_extra=_shown("no limit")
+        None, ge=1, description="inference requests of one key at once", json_schema_extra=_shown("no limit")
     )
     key_tokens_per_minute: int | None = Field(
-        None, ge=1, description="prompt and generated tokens of one key", json_schema_extra=_shown("no limit")
+        None,
+        ge=1,
+        description="prompt and generated tokens of one key per minute",
+        json_schema_extra=_shown("no limit"),
     )
 
     # Time
     upload_timeout_s: float = Field(600.0, gt=0, description="seconds for the whole body of an upload")
-    upload_idle_timeout_s: float = Field(30.0, gt=0, description="seconds without a byte after which an upload ends")
+    upload_idle_timeout_s: float = Field(30.0, gt=0, description="seconds without a byte after which an upload fails")
     load_timeout_s: float = Field(60.0, gt=0, description="seconds a request waits for its adapter to be loaded")
     drain_timeout_s: float = Field(
         300.0, ge=0, description="seconds a deleted version's running requests have to finish"
     )
     shutdown_timeout_s: float = Field(60.0, ge=0, description="seconds running requests have to finish after SIGTERM")
 
-    # What is written
+    # Logs and metrics
     audit_log: Path | None = Field(
         None,
-        description="the file that says who changed what; not inside the store",
+        description="the file that records who changed what; outside the store",
         json_schema_extra=_shown("`ADAPTER_STORE.audit.jsonl`, beside the store"),
     )
-    log_format: LogFormat = Field("text", description="access log, one line a request: `text` or `json`")
+    log_format: LogFormat = Field(
+        "text", description="format of the access log, one line per request: `text` or `json`"
+    )
     metrics_max_adapters: int = Field(
-        500, ge=1, description="adapters with metrics of their own; the others count as `_other`"
+        500, ge=1, description="adapters with metrics under their own name; the others count as `_other`"
     )
     expert_sampling: int = Field(
-        64, ge=0, description="every n-th engine step counts the tokens of each expert; 0: none does"
+        64, ge=0, description="count the tokens of each expert in every n-th engine step; 0: in none"
     )
 
     @classmethod
@@ -157,12 +162,12 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
-        """The environment's commas or JSON, and a file's table of labels."""
+        """Accept the environment's commas or JSON, and a TOML table of labels."""
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
-                raise ValueError("found broken JSON, expected a list of LABEL=KEY") from None
+                raise ValueError("found invalid JSON, expected a list of LABEL=KEY") from None
         if isinstance(value, str):
             return [item.strip() for item in value.split(",")] if value.strip() else []
         return [f"{label}={key}" for label, key in value.items()] if isinstance(value, dict) else value
@@ -204,8 +209,8 @@ class Settings(BaseSettings):
             problems.append("admin_key and admin_key_file: found both, expected one of them")
         if self.metrics_key is not None and self.metrics_bind is not None:
             problems.append(
-                "metrics_key and metrics_bind: found both, expected one of them: a listener of its own asks for no "
-                "key; give it alone, on a private network, or the key alone, for /metrics on the main one"
+                "metrics_key and metrics_bind: found both, expected one of them: a separate listener asks for no key; "
+                "set metrics_bind on a private network, or metrics_key for /metrics on the main listener"
             )
         try:
             self.key_ring  # noqa: B018 (reads the files and compares the keys)
@@ -217,7 +222,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def key_ring(self) -> KeyRing:
-        """The keys, of the files too (read once). Raises ValueError for files and keys that cannot be used."""
+        """The keys, with those of the files (read once). Raises ValueError for files and keys that cannot be used."""
         given = labelled_keys(("api_keys", key.get_secret_value()) for key in self.api_keys)
         from_file = [] if self.api_key_file is None else read_api_keys(self.api_key_file)
         admin = None if self.admin_key is None else self.admin_key.get_secret_value()
@@ -228,12 +233,12 @@ class Settings(BaseSettings):
 
     @property
     def audit_path(self) -> Path:
-        """Where the audit log is: beside the store if nobody says."""
+        """The path of the audit log: beside the store unless it is set."""
         return self.audit_log or self.adapter_store.with_name(f"{self.adapter_store.name}.audit.jsonl")
 
     @property
     def adapter_limits(self) -> Limits:
-        """What the operator allows of an adapter."""
+        """The operator's limits of one adapter."""
         return Limits(self.max_adapter_bytes, self.allow_other_base)
 
     @property

@@ -1,6 +1,7 @@
-"""Owns the ways a setting is given: flag, then environment, then the TOML file; the first that has it counts.
+"""Owns the sources of settings: flag, then environment variable, then TOML file; the first that has a setting wins.
 
-Invariant: whatever is wrong is said in one message, by the name under which it was given, and no secret is printed.
+Invariant: one message lists every problem, each under the name by which the setting was given, and shows no secret.
+`python -m server.settings.sources` prints docs/settings.md.
 """
 
 import os
@@ -20,12 +21,21 @@ from server.errors import StartError
 from server.settings.key_files import file_problem
 from server.settings.model import ENVIRONMENT_PREFIX, FILE_ARGUMENT, Settings
 
-__all__ = ["Settings", "add_flags", "load", "reference", "repeated_flags"]
+__all__ = ["Settings", "add_flags", "load", "reference", "reference_page", "repeated_flags"]
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--perft-config", "PERFT_CONFIG"
-CONFIG_HELP = "a TOML file with settings, named as in the table; flags and environment go before it"
-# Read elsewhere: where the demo keeps its base, the engine's kill switch, and whom `perft adapters` asks.
+CONFIG_HELP = "a TOML file with settings, named as in the table; flags and environment variables override it"
+# Read elsewhere: the demo's folder for its base, the engine's kill switch, and the server that `perft adapters` calls.
 OTHER_VARIABLES = ("PERFT_CACHE", "PERFT_DISABLED", "PERFT_SERVER")
+PAGE_HEAD = """# Settings
+
+Every setting of PERFT is a flag, an environment variable and a key of a TOML file; the first that has it wins. Unknown
+keys in the file and unknown `PERFT_` variables are errors. vLLM's own flags stay as they are (`perft serve --help=all`).
+
+Three variables are not settings of the server: `PERFT_SERVER` is the URL that `perft adapters` calls, `PERFT_CACHE` is
+where the demo keeps its base, and `PERFT_DISABLED=1` leaves vLLM untouched (`perft serve` then refuses to start).
+
+"""
 _DESTINATION = "perft_"
 _SPECIAL_FLAGS = {"api_keys": "--api-key"}
 # Kubernetes sets these in every pod beside a Service whose name begins with `perft`.
@@ -50,7 +60,7 @@ def repeated_flags() -> dict[str, str]:
 
 
 def add_flags(group: _ArgumentGroup | ArgumentParser) -> None:
-    """One flag per setting, without a default: what is not given leaves no attribute behind.
+    """Add one flag per setting, without a default: a flag that is not given leaves no attribute.
 
     vLLM's own `--api-key` (no labels, part of the routes only) is replaced by ours; its attribute stays, as None.
     """
@@ -63,9 +73,9 @@ def add_flags(group: _ArgumentGroup | ArgumentParser) -> None:
 
 
 def load(args: Namespace) -> Settings:
-    """The settings. Takes our attributes out of `args`, so that nobody logs a key that was given as a flag.
+    """Read the settings. Removes our attributes from `args`, so that a key given as a flag is never logged.
 
-    Raises StartError with every problem there is.
+    Raises StartError with every problem.
     """
     flags = {name: args.__dict__.pop(_DESTINATION + name) for name in _given(args)}
     chosen = flags.pop("config", None) or os.environ.get(CONFIG_VARIABLE)
@@ -84,7 +94,7 @@ def load(args: Namespace) -> Settings:
 
 
 def environment_problems(environment: Mapping[str, str]) -> list[str]:
-    """Every PERFT_ variable that means nothing here."""
+    """What is wrong with the PERFT_ variables: unknown ones."""
     known = [*map(variable_of, Settings.model_fields), CONFIG_VARIABLE, *OTHER_VARIABLES]
     given = (name for name in sorted(environment) if name.upper().startswith(ENVIRONMENT_PREFIX))
     return [
@@ -95,11 +105,11 @@ def environment_problems(environment: Mapping[str, str]) -> list[str]:
 
 
 def config_problem(path: Path) -> str | None:
-    """Why a settings file cannot be used."""
+    """Why a settings file cannot be used; None if it can."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        return f"{CONFIG_FLAG} {path}: found no file that can be read ({error.strerror}), expected TOML"
+        return f"{CONFIG_FLAG} {path}: found no readable file ({error.strerror}), expected TOML"
     except UnicodeDecodeError:
         return f"{CONFIG_FLAG} {path}: found no UTF-8 text, expected TOML"
     except tomllib.TOMLDecodeError as error:
@@ -118,6 +128,11 @@ def reference() -> str:
             f"| `{flag_of(name)}` | `{variable_of(name)}` | `{name}` | {_default_of(field)} | {field.description} |"
         )
     return "\n".join(["| flag | environment | in the file | default | meaning |", "|---|---|---|---|---|", *rows, ""])
+
+
+def reference_page() -> str:
+    """The text of docs/settings.md."""
+    return PAGE_HEAD + reference()
 
 
 def _given(args: Namespace) -> list[str]:
@@ -186,5 +201,9 @@ def _explain(error: ErrorDetails, flags: dict[str, Any], path: Path | None) -> s
 
 def _unknown(where: str, name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{where}: found an unknown setting; {hint}Known: {', '.join(sorted(known))}"
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{where}: found an unknown setting{hint}, expected one of {', '.join(sorted(known))}"
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

@@ -11,7 +11,7 @@ from adapters.errors import InvalidAdapterError
 from adapters.format.files import WEIGHTS_FILE, Limits
 from adapters.format.folder import read_folder
 from adapters.format.weights import header_violations
-from adapters.identity import config_bytes, lora_digest, peft_type_of
+from adapters.identity import config_bytes, peft_type_of
 from adapters.ref import Kind
 from adapters.store import VersionRecord
 from perft.base_model import BaseShape, fit_violations
@@ -20,9 +20,9 @@ from server.residency.state import Need
 
 
 class LoRACheck(Protocol):
-    """Every violation of a PEFT LoRA adapter in a folder; without `values` only the headers are read."""
+    """Every violation of a PEFT LoRA adapter in a folder, and its digest; without `values` only headers are read."""
 
-    def __call__(self, folder: Path, *, values: bool = True) -> list[str]: ...
+    def __call__(self, folder: Path, *, values: bool = True) -> tuple[list[str], str | None]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class UploadValidator:
         if version.kind == "LORA":
             if self.check_lora is None:
                 raise InvalidAdapterError("the stored adapter", [LORA_IS_OFF])
-            if violations := self.check_lora(folder, values=False):
+            if violations := self.check_lora(folder, values=False)[0]:
                 raise InvalidAdapterError("the stored adapter", violations)
             return ValidatedAdapter("LORA", version.digest, None, Need(0, 1, version.size_bytes))
         config = AdapterConfig.model_validate_json(version.config)
@@ -86,10 +86,11 @@ class UploadValidator:
     def _check_lora(self, folder: Path) -> ValidatedAdapter:
         if self.check_lora is None:
             raise InvalidAdapterError("the upload", [LORA_IS_OFF])
-        if violations := self.check_lora(folder):
+        violations, digest = self.check_lora(folder)
+        if violations or digest is None:
             raise InvalidAdapterError("the upload", violations)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        return ValidatedAdapter("LORA", lora_digest(folder), None, Need(0, 1, size))
+        return ValidatedAdapter("LORA", digest, None, Need(0, 1, size))
 
 
 LORA_IS_OFF = (

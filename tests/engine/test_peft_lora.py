@@ -1,7 +1,7 @@
 """PEFT LoRA adapters are checked before they are accepted, as strictly as vLLM loads them. No engine is started."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
+from adapters.format import values
+from adapters.format.files import WEIGHTS_FILE
 from adapters.identity import lora_digest
-from perft.engine.peft_lora import LoRATarget, peft_lora_violations
+from perft.engine.peft_lora import LoRATarget, check_peft_lora, peft_lora_violations
 from tests import tiny
 from tests.engine.engines import PERFT_SETTINGS, settings
 
@@ -304,3 +306,23 @@ def test_the_digest_is_that_of_the_two_files(tmp_path: Path, configs: Any) -> No
     assert lora_digest(folder) == digest
     alter(folder, put(f"{Q0}A.weight", torch.zeros(RANK, 64)))
     assert lora_digest(folder) != digest
+
+
+def test_an_adapter_is_read_once_and_its_digest_is_that_of_the_format(
+    tmp_path: Path, configs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "lora", configs())
+    read: list[int] = []
+    blocks = values._blocks
+
+    def counted(file: Any, size: int, buffer: memoryview) -> Iterator[memoryview]:
+        for block in blocks(file, size, buffer):
+            read.append(len(block))
+            yield block
+
+    monkeypatch.setattr(values, "_blocks", counted)
+    assert check_peft_lora(folder, configs()) == ([], lora_digest(folder))
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    data_bytes = len(weights) - 8 - int.from_bytes(weights[:8], "little")
+    assert sum(read) == data_bytes
+    assert check_peft_lora(folder, configs(), values=False) == ([], None) and sum(read) == data_bytes

@@ -168,8 +168,8 @@ def test_everything_wrong_is_in_one_message(file: File, monkeypatch: pytest.Monk
     monkeypatch.setenv("PERFT_ADMINKEY", SECRET)
     lines = refusal("--perft-config", str(path), "--pool-rows", "many", "--metrics-bind", "here").splitlines()
     for expected in (
-        "PERFT_ADMINKEY: found an unknown setting; did you mean PERFT_ADMIN_KEY? Known: PERFT_",
-        f"{path}: max_adapter: found an unknown setting; did you mean max_adapters? Known: adapter_store",
+        "PERFT_ADMINKEY: found an unknown setting (did you mean PERFT_ADMIN_KEY?), expected one of PERFT_",
+        f"{path}: max_adapter: found an unknown setting (did you mean max_adapters?), expected one of adapter_store",
         f"{path}: max_adapters: found 0; input should be greater than or equal to 1",
         "PERFT_LOG_FORMAT: found 'xml'; input should be 'text' or 'json'",
         "--pool-rows: found 'many'; input should be a valid integer",
@@ -219,10 +219,14 @@ def test_broken_keys_of_the_environment(given: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("mode", "text", "expected"),
     [
-        (0o644, "a=good-key-1", "expected one that other users cannot read and only its owner can write; chmod 600"),
+        (
+            0o644,
+            "a=good-key-1",
+            "expected one that other users cannot read and only its owner can write; run chmod 600",
+        ),
         (0o602, "a=good-key-1", "found a file of mode 602"),
         (0o660, "a=good-key-1", "found a file of mode 660"),
-        (0o600, "\n# nothing\n", "found no key, expected one LABEL=KEY a line"),
+        (0o600, "\n# nothing\n", "found no key, expected one LABEL=KEY per line"),
         (0o600, f"a=good-key-1\n{SECRET}\n\na=x\n", "line 2: found no '='"),
     ],
 )
@@ -235,7 +239,7 @@ def test_key_files_that_are_refused(tmp_path: Path, mode: int, text: str, expect
 
 
 def test_a_key_file_that_is_no_file(tmp_path: Path) -> None:
-    assert "found no file that can be read" in refusal("--api-key-file", str(tmp_path / "missing"))
+    assert "found no readable file" in refusal("--api-key-file", str(tmp_path / "missing"))
     assert "found no regular file" in refusal("--admin-key-file", str(tmp_path))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "bytes").chmod(0o600)
@@ -250,7 +254,7 @@ def test_an_admin_key_file_with_more_than_the_key(tmp_path: Path) -> None:
 
 
 def test_settings_files_that_are_refused(file: File, tmp_path: Path) -> None:
-    assert "found no file that can be read" in refusal("--perft-config", str(tmp_path / "missing.toml"))
+    assert "found no readable file" in refusal("--perft-config", str(tmp_path / "missing.toml"))
     broken = refusal("--perft-config", str(file(f'admin_key = "{SECRET}\n')))
     assert "found no valid TOML (at line 1" in broken and SECRET not in broken
     open_to_all = refusal("--perft-config", str(file(f'ADMIN_KEY = "{SECRET}"', 0o644)))

@@ -18,9 +18,9 @@ class Looked:
     def __init__(self, *violations: str) -> None:
         self.violations, self.values = list(violations), [True]
 
-    def __call__(self, folder: Path, *, values: bool = True) -> list[str]:
+    def __call__(self, folder: Path, *, values: bool = True) -> tuple[list[str], str | None]:
         self.values.append(values)
-        return self.violations
+        return self.violations, "0" * 64
 
 
 def stored(tmp_path: Path) -> VersionRecord:

@@ -31,7 +31,7 @@ SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.settings.EngineSettings",
     "perft.engine.compatibility.environment_problems",
     "perft.engine.peft_lora.lora_problem",
-    "perft.engine.peft_lora.peft_lora_violations",
+    "perft.engine.peft_lora.check_peft_lora",
     "perft.engine.scheduler.OUTPUT_INVALID",
 )
 ADAPTERS_MAY_USE = ("torch", "safetensors", "pydantic", "perft", "adapters")
