@@ -1,8 +1,8 @@
-"""What more adapters than the pool holds cost: time to first token, on the demo base.
+"""The cost of more adapters than the pool holds: time to first token, on the demo base.
 
-Two servers in one run, one with a pool for a quarter of the adapters, one with a pool for all; they are asked the same
-in turns (only one is busy at a time), because machines drift. Every adapter is on the host. Popularity: Zipf (the
-n-th adapter is asked 1/n as often as the first) and uniform.
+Two servers in one run, one with a pool for a quarter of the adapters, one with a pool for all. They get the same
+requests in turns (only one is busy at a time), because machines drift. Every adapter is on the host. Popularity: Zipf
+(the n-th adapter gets 1/n as many requests as the first) and uniform.
 
     python benchmarks/overflow.py [--adapters 32] [--requests 200] [--rounds 5] [--at-once 8] [--output FILE]
 """
@@ -34,13 +34,13 @@ def name_of(number: int) -> str:
 
 
 def chosen(popularity: str, adapters: int, requests: int) -> list[str]:
-    """The adapters that are asked, in order; the same in every run."""
+    """The adapters of the requests, in order; the same in every run."""
     weights = [1 / rank if popularity == "zipf" else 1.0 for rank in range(1, adapters + 1)]
     return [name_of(number) for number in Random(popularity).choices(range(adapters), weights, k=requests)]
 
 
 def ask(client: Client, asked: list[str], at_once: int) -> list[float]:
-    """Seconds to the first token of every request."""
+    """Seconds to the first token of every request, `at_once` of them at a time."""
 
     def first_token(pair: tuple[int, str]) -> float:
         number, model = pair

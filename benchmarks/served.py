@@ -1,4 +1,4 @@
-"""What the benchmarks over HTTP share: a server of the demo base, adapters like the demo's, streams, percentiles."""
+"""Shared by the benchmarks over HTTP: a server of the demo base, adapters like the demo's, streams, percentiles."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SHAPE = RANDOM_R | {"bottleneck": 16}
 
 
 def demo_base() -> Path:
-    """The demo base's folder; built if it is not there."""
+    """The demo base's folder; built if it does not exist."""
     return build(default_folder())
 
 
@@ -46,7 +46,7 @@ def adapters(folder: Path, shape: BaseShape, count: int) -> list[Path]:
 
 @contextmanager
 def serving(base: Path, folder: Path, pool_adapters: int) -> Iterator[ServerProcess]:
-    """`perft serve` as the demo runs it, without keys, with a store in `folder` and a pool of so many adapters."""
+    """`perft serve` as the demo runs it, without keys, with a store in `folder` and a pool for `pool_adapters`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder.mkdir()
@@ -61,7 +61,7 @@ def serving(base: Path, folder: Path, pool_adapters: int) -> Iterator[ServerProc
 
 
 class Client:
-    """HTTP to a server, from as many threads as there are."""
+    """An HTTP client of one server. Safe from any thread."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.http = httpx.Client(base_url=server.url, timeout=300)
@@ -75,7 +75,7 @@ class Client:
         self.http.post("/v1/adapters", data={"name": name}, files=files).raise_for_status()
 
     def stream(self, model: str, prompt: Sequence[int], tokens: int) -> Iterator[float]:
-        """When each token of a greedy stream arrived."""
+        """When each token of a greedy stream arrived (`time.perf_counter` seconds)."""
         body = {
             "model": model, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
             "stream": True,
@@ -102,12 +102,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def calm() -> str:
-    """How busy the machine is before anything was started: what else runs spoils every number."""
+    """How busy the machine is before the start: anything else that runs distorts every number."""
     return f"load before the start: {os.getloadavg()[0]:.2f}"
 
 
 def write(output: Path | None, question: str, facts: dict[str, Any], results: dict[str, Any]) -> None:
-    """Print the result as JSON; into `output`, or a file of benchmarks/results named by question and date."""
+    """Print the result as JSON, and write it to `output`, or to benchmarks/results named by question and date."""
     text = json.dumps({"machine": facts, **results}, indent=1)
     print(text, flush=True)
     folder = Path(__file__).parent / "results"

@@ -1,10 +1,10 @@
-"""What `make test` runs in a short form, in full (`make soak`): kills, failing storage, and 500 rounds on one server.
+"""The soak tests in full (`make soak`; `make test` runs them in a short form): kills, failing storage, 500 rounds.
 
     python benchmarks/soak.py [--only PART ...] [--seed 1] [--kills 200] [--engine-kills 5] [--rounds 500]
 
-kills: kill -9 of a whole server over the fake engine. engine-kills: of `perft serve` with its engine process. storage:
-full and read-only disks, two servers on one folder. rounds: upload, serve, delete on a real engine, and what grows.
-The report is the last thing printed, as JSON, and lies in benchmarks/results/ afterwards. Exits with 1 if a part fails.
+kills: kill -9 of a whole server on the fake engine. engine-kills: of `perft serve` with its engine process. storage:
+full and read-only disks, two servers on one folder. rounds: upload, serve and delete on a real engine; nothing grows.
+The JSON report is printed last, and written to benchmarks/results/. Exits with 1 if a part fails.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def machine() -> dict[str, Any]:
 
 
 def carry_out(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One part's report; a failure is a report too."""
+    """Run one part and return its report, also of a failure."""
     print(f"{name}: begun at {time.strftime('%H:%M:%S')}", flush=True)
     with tempfile.TemporaryDirectory(prefix="perft-soak-") as folder:
         try:

@@ -1,11 +1,11 @@
-"""What streams feel of adapters being swapped beside them: their inter-token latency, on the demo base.
+"""The effect of swapping adapters on running streams: their inter-token latency, on the demo base.
 
 One server, a pool that is always full. Streams run without a break through interleaved phases (alone, asked, swapped,
-alone, ...), because machines drift: what counts are ratios within a round.
+alone, ...), because machines drift: compare ratios within a round.
 
-    alone    nothing but the streams
-    asked    and one short request a second, for an adapter that is on the device
-    swapped  and one upload a second of a new version, activated, and such a request for it (it evicts another)
+    alone    only the streams
+    asked    plus one short request per second, for an adapter that is on the device
+    swapped  plus one upload per second of a new version, activated, and a short request for it (it evicts another)
 
     python benchmarks/swapping.py [--rounds 5] [--seconds 16] [--streams 8] [--output FILE]
 """
@@ -29,13 +29,13 @@ from server.demo.__main__ import BASE_NAME
 
 PHASES = ("alone", "asked", "swapped")
 STREAMED, SPARE = 3, 3
-"""Adapters that are streamed, and further ones the pool has room for."""
+"""Adapters that streams use, and further ones that the pool has room for."""
 SETTLE_S = 1.0
 STREAM_TOKENS = 1900
 
 
 class Streams:
-    """Streams in threads, over and over until they are told to end; `gaps` holds (when, seconds since the last)."""
+    """Streams in threads, repeated until `end`; `gaps` holds (perf_counter seconds, seconds since the last token)."""
 
     def __init__(self, client: Client, models: list[str]) -> None:
         self.gaps: list[tuple[float, float]] = []
@@ -70,7 +70,7 @@ class Streams:
 
 
 def every_second(work: Callable[[], None], seconds: float) -> list[float]:
-    """Start `work` once a second for so long, whether or not the last has ended; how long each took."""
+    """Start `work` once a second for `seconds`, whether or not the last has ended; the seconds that each took."""
 
     def timed(tick: int) -> float:
         time.sleep(max(0.0, start + tick - time.perf_counter()))
@@ -86,7 +86,7 @@ def every_second(work: Callable[[], None], seconds: float) -> list[float]:
 
 
 def measure(client: Client, folders: list[Path], streams: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Gaps in milliseconds per phase and round, and how long a request, or an upload with its request, took."""
+    """Gaps in milliseconds by phase and round, and the seconds that a request, or an upload with its request, took."""
     names = [f"streamed-{number}" for number in range(STREAMED)]
     for name in [*names, "asked", "swapped"]:
         client.upload(name, folders.pop())

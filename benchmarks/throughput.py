@@ -1,6 +1,6 @@
 """Tokens per second with 0, 1, 8 and 32 different adapters in the batch, on the demo base (`make bench`).
 
-One engine, rounds interleaved (0, 1, 8, 32, 0, 1, ...), because machines drift: what counts is the ratio to the base
+One engine, rounds interleaved (0, 1, 8, 32, 0, 1, ...), because machines drift: compare the ratio to the base
 of the same round. Adapters: R, M 4, K 2, bottleneck 16, all layers, random weights.
 
     python benchmarks/throughput.py [--rounds 5] [--tokens 32] [--output FILE]
@@ -39,7 +39,7 @@ def start_engine(base: Path) -> Any:
 
 
 def make_adapters(llm: Any, folder: Path) -> list[Any]:
-    """32 different random adapters, resident."""
+    """32 different random adapters, loaded."""
     from vllm.lora.request import LoRARequest
 
     from server.engine.vllm import base_shape_of

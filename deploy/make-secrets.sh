@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the secret files of compose.yaml beside this script (or in the folder given), each once: what is there stays.
-# The folder is closed to other users; the files in it are readable, because containers read them as users of their own.
+# Makes the secret files of compose.yaml beside this script (or in the folder given). Existing files are kept.
+# Other users cannot enter the folder; its files are readable by all, because containers read them as their own users.
 set -eu
 
 folder=${1:-$(dirname "$0")/secrets}

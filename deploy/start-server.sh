@@ -1,7 +1,7 @@
 #!/bin/sh
-# What the server's container in compose.yaml runs: `perft serve` with the keys in the secret files. The arguments are
-# those of `perft serve`. Without any, it builds the demo base once (`python -m server.demo.base`) and serves it with
-# the demo's adapters.
+# The entry point of the server's container in compose.yaml: runs `perft serve` with the keys in the secret files and the
+# arguments given. Without arguments it builds the demo base once (`python -m server.demo.base`) and serves it with the
+# demo's adapters.
 set -eu
 
 secrets=${SECRETS_FOLDER:-/run/secrets}

@@ -1,10 +1,10 @@
-"""Fetches what `make integration` needs beside Python: Debian's Prometheus and the openai JavaScript client.
+"""Fetches what `make integration` needs besides Python: Debian's Prometheus and the openai JavaScript client.
 
     python integration/fetch.py
 
-Prometheus is unpacked into .integration/ (no root, no service is started) unless one is installed; the client goes to
-integration/js/node_modules, exactly as its lock file says. A second call returns at once. Every failure is one
-sentence and exit code 1.
+Prometheus is unpacked into .integration/ (no root, no service is started) unless one is installed; the client is
+installed in integration/js/node_modules, exactly as its lock file says. A second call returns at once. Every failure is
+one sentence and exit status 1.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def fetch_prometheus() -> None:
 
 
 def unpack_debian(package: str) -> bool:
-    """Unpack a Debian package into the cache; whether that went well."""
+    """Unpack a Debian package into the cache; whether that succeeded."""
     downloads = CACHE / "download"
     shutil.rmtree(downloads, ignore_errors=True)
     downloads.mkdir()
@@ -102,7 +102,7 @@ def fetch_node() -> None:
 
 
 def is_new_enough(path: Path | None, oldest: tuple[int, ...]) -> bool:
-    """Whether the program runs and says such a version."""
+    """Whether the program runs and reports a version of at least `oldest`."""
     if path is None:
         return False
     try:

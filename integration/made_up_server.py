@@ -1,8 +1,8 @@
-"""A /metrics page over made-up state and 5,000 adapters, for what a healthy server never shows.
+"""A /metrics page with made-up state and 5,000 adapters, for conditions that a healthy server never shows.
 
     python -m integration.made_up_server --port N --key KEY
 
-Every scrape counts one more of each thing that an alert without waiting time is about.
+Every scrape counts one more event for each alert that fires without waiting.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, with the configuration of deploy/ but for the target, its key and the pace."""
+"""A real Prometheus on loopback, with the configuration of deploy/ except the target, its key and the intervals."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ _Found = TypeVar("_Found")
 
 
 def promtool(*arguments: str, folder: Path = DEPLOYED) -> None:
-    """Run promtool. Raises AssertionError with what it said unless it agreed."""
+    """Run promtool. Raises AssertionError with its output if it fails."""
     done = subprocess.run(
         [str(program("promtool")), *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -50,7 +50,7 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer of its HTTP API."""
+        """The `data` of a response of its HTTP API."""
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=10) as answer:
             return json.load(answer)["data"]
@@ -66,7 +66,7 @@ class Prometheus:
         return float(found[0]["value"][1]) if len(found) == 1 else None
 
     def wait_for(self, ask: Callable[[], _Found], is_there: Callable[[_Found], bool]) -> _Found:
-        """What `ask` says once it is there. Raises AssertionError with what it said last."""
+        """The first result of `ask` for which `is_there`. Raises AssertionError with the last one."""
         deadline = time.monotonic() + LIMIT_S
         while True:
             try:

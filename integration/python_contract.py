@@ -1,8 +1,8 @@
-"""What the openai Python client gets from the server; js/contract.mjs is the same in JavaScript.
+"""The server's contract, checked with the openai Python client; js/contract.mjs is the same in JavaScript.
 
     BASE_URL=http://127.0.0.1:8000/v1 API_KEY=... ADMIN_KEY=... ADAPTER=pirate BASE=demo-base python python_contract.py
 
-Prints one line a check and ends with 1 at the first that fails. MAX_ADAPTER_BYTES and REQUESTS_AT_ONCE are limits of
+Prints one line per check and exits with 1 at the first failure. MAX_ADAPTER_BYTES and REQUESTS_AT_ONCE are limits of
 the server.
 """
 
@@ -112,7 +112,7 @@ def a_bad_upload_is_refused() -> None:
 
 
 def more_requests_at_once_than_the_key_has_are_refused() -> None:
-    """A stream holds its place until it is closed; the server counts by key."""
+    """A stream counts until it is closed; the server counts by key."""
     streams = [chat(BASE, stream=True, max_tokens=400, extra_body={"ignore_eos": True}) for _ in range(at_once())]
     try:
         for stream in streams:

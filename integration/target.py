@@ -1,4 +1,4 @@
-"""Which server the integration tests talk to: one they start, or one that runs already.
+"""The server of the integration tests: one that they start, or one that runs already.
 
 A running one (`--server-url`) is described by the environment: API_KEY, ADMIN_KEY, METRICS_KEY, ADAPTER (a name with
 version 1, active), BASE (the base's served name).
@@ -54,7 +54,7 @@ def running(url: str) -> Target:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Target]:
-    """The demo on a free port, with keys, a store of its own, and limits small enough to be met."""
+    """The demo on a free port, with keys, its own store, and limits small enough to reach."""
     port = free_port()
     target = Target(f"http://127.0.0.1:{port}")
     server = launch(

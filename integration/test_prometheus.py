@@ -35,7 +35,7 @@ def test_every_alert_fires_in_its_condition_and_not_below() -> None:
 
 
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
-    """But for the target and the key's file, which is there in the container."""
+    """Except the target and the key's file, which exists only in the container."""
     promtool("check", "config", str(write_configuration(tmp_path, "server:8000", "a-key")))
 
 

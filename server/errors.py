@@ -1,12 +1,11 @@
-"""Owns the errors of the server as the domain knows them; what each becomes on the wire is `api/error_responses`'s
-table.
+"""Owns the domain errors of the server; the table in `api/error_responses` maps each one to an HTTP response.
 
 Invariant: every `ServerError` has a row in that table (a test walks the tree), and none knows an HTTP status.
 
 Exception
 ├── StartError                       the server refuses to start; the message is the reason
 └── ServerError                      a request cannot be served as asked
-    ├── InvalidRequestError          a parameter or a body is not what it must be
+    ├── InvalidRequestError          a parameter or the body is invalid
     ├── EngineUnavailableError       the engine is starting, stopping or not answering
     ├── InvalidKeyError              no API key, or an unknown one
     ├── ForbiddenError               a known caller without the right
@@ -25,7 +24,7 @@ Exception
     ├── AdapterOutputInvalidError    the adapter drove the logits to NaN or infinity
     ├── DeviceFullError              pinned adapters leave no room
     └── UploadError                  an upload is rejected while its body may still be arriving
-        ├── MalformedUploadError     the body is not the form it must be
+        ├── MalformedUploadError     the body is not a valid form
         ├── InvalidUploadError       the files break the format
         ├── InvalidUploadNameError   the adapter's name cannot be read
         ├── UploadTooLargeError      over max_adapter_bytes
@@ -44,8 +43,8 @@ class StartError(Exception):
 class ServerError(Exception):
     """A request cannot be served as asked.
 
-    code: the error's stable name, on the wire and in metrics. param: the caller's field, where the raiser knows it.
-    retry_after_s: seconds until it is worth trying again (None: not said).
+    code: the error's stable name, in responses and metrics. param: the caller's field, where the raiser knows it.
+    retry_after_s: seconds to wait before a retry (None: not known).
     """
 
     code: ClassVar[str]

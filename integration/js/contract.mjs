@@ -1,8 +1,8 @@
-// What the openai JavaScript client gets from the server; ../python_contract.py is the same in Python.
+// The server's contract, checked with the openai JavaScript client; ../python_contract.py is the same in Python.
 //
 //   BASE_URL=http://127.0.0.1:8000/v1 API_KEY=... ADMIN_KEY=... ADAPTER=pirate BASE=demo-base node contract.mjs
 //
-// Prints one line a check and ends with 1 at the first that fails.
+// Prints one line per check and exits with 1 at the first failure.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import OpenAI from "openai";

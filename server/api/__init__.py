@@ -1,1 +1,1 @@
-"""What stands on the wire: routes, schemas, errors, the OpenAPI document."""
+"""The HTTP API: routes, schemas, errors, the OpenAPI document."""

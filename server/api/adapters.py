@@ -1,4 +1,4 @@
-"""Owns the routes under /v1/adapters (API.md): what stands on the wire, and nothing of what it does.
+"""Owns the routes under /v1/adapters (docs/api.md): requests and responses, not the changes themselves.
 
 Invariant: every change goes through the AdapterService, and the folder an upload is staged in is gone when its response
 is sent.
@@ -62,7 +62,7 @@ class Page(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(100, ge=1, le=1000, description="at most so many")
+    limit: int = Field(100, ge=1, le=1000, description="the most adapters to return")
     after: str | None = Field(
         None, pattern=f"^{NAME_PATTERN}$", description="only names after this one: a page's `next`"
     )

@@ -1,4 +1,4 @@
-"""Owns what an error becomes on the wire: OpenAI's error object with a status, a code and a `param` of API.md.
+"""Owns the HTTP response to every error: OpenAI's error object with a status, a code and a `param` (docs/api.md).
 
 Invariant: every error leaves our routes through `as_api_error`, inside the route itself, so that no exception handler
 of the app around it (vLLM registers some) can answer in another form.
@@ -67,7 +67,7 @@ ERROR_TABLE: dict[type[Exception], ErrorRow] = {
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error as it stands on the wire. violations: every broken rule of the format, for invalid_adapter.
+    """An error response. violations: every broken rule of the format, for invalid_adapter.
 
     retry_after_s: seconds. closes: whether the connection is closed, because more of the body may be coming.
     """
@@ -117,7 +117,7 @@ class ContractRoute(APIRoute):
 
 
 def as_api_error(error: Exception, request_id: str | None = None, field: str | None = None) -> ApiError:
-    """What `error` becomes on the wire. An unforeseen one is logged; its words stay in the log.
+    """The response to `error`. An unforeseen error is logged; its message stays in the log.
 
     field: the caller's field that the request as a whole is about, where neither error nor table names one.
     """
@@ -137,7 +137,7 @@ def as_api_error(error: Exception, request_id: str | None = None, field: str | N
 
 
 def internal_error(request_id: str | None) -> ApiError:
-    """500, for an error that nobody foresaw."""
+    """500, for an unforeseen error."""
     where = f" for request ID {request_id}" if request_id else ""
     return ApiError(500, "internal_error", f"internal error; see the server log{where}")
 
@@ -185,7 +185,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     if error["type"] == "extra_forbidden":
-        return "unknown here; remove it"
+        return "unknown field; remove it"
     if error["type"] == "missing":
         return "missing"
     return f"found {_short(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"

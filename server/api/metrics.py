@@ -1,4 +1,4 @@
-"""Owns GET /metrics: the page, with counters that the workers were just asked for."""
+"""Owns GET /metrics: the page, with the workers' counters of this moment."""
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool

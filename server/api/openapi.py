@@ -1,4 +1,4 @@
-"""Owns what the OpenAPI document says of our routes beyond what FastAPI sees in their signatures.
+"""Owns what the OpenAPI document says of our routes beyond what FastAPI reads from their signatures.
 
 Invariant: a status is documented exactly where a route can answer it.
 """
@@ -13,7 +13,7 @@ from server.api.error_responses import ContractRoute
 from server.api.schemas import AdapterObject, ErrorObject
 
 ERRORS = {
-    400: "invalid_request: a parameter or the body is not what it must be; `param` names it",
+    400: "invalid_request: a parameter or the body is invalid; `param` names it",
     401: "invalid_api_key: no key, or a wrong one",
     403: "forbidden: a key without the right, or a page of another origin",
     404: "model_not_found, adapter_not_found or version_not_found: also for what this key may not see",
@@ -25,7 +25,7 @@ ERRORS = {
     503: "engine_unavailable or adapter_unavailable",
     507: "storage_full",
 }
-RETRY_AFTER = {"Retry-After": {"description": "seconds until it is worth trying again", "schema": {"type": "integer"}}}
+RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer"}}}
 
 _FILE = {"type": "string", "format": "binary"}
 _NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "description": "the adapter's name"}
@@ -62,7 +62,7 @@ UPLOAD_BODY: dict[str, Any] = {
 _TEXT = {"schema": {"type": "string"}}
 _LOCATION = {"Location": _TEXT | {"description": "the adapter's path"}}
 UPLOADED: dict[int | str, dict[str, Any]] = {
-    200: {"model": AdapterObject, "description": "That content is a version already", "headers": _LOCATION},
+    200: {"model": AdapterObject, "description": "The content is already a version", "headers": _LOCATION},
     201: {"description": "The adapter with its new version", "headers": _LOCATION},
 }
 FILE_SENT: dict[int | str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"
 
 
 KEY = Security(HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key"))
-"""Says in the document that a route needs a key."""
+"""Documents that a route needs a key."""
 ACCESS_ERRORS = (401, 403, 429)
 """What access control, in front of every route, may answer."""
 

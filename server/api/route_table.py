@@ -1,8 +1,8 @@
-"""Owns the one list of routes and what each needs: default deny. What is not on it is not there.
+"""Owns the one list of routes and the key that each needs. What is not on it does not exist (default deny).
 
-Invariant: a request is matched by Starlette's own matcher, so what is asked for here is what the router would route.
+Invariant: a request is matched by Starlette's own matcher, so the route checked here is the one that the router runs.
 Left out on purpose: stored responses (GET and cancel of /v1/responses/{id} know no owner), /docs and /redoc (they run
-another site's script on this origin), and whatever generates without passing through our checks of model and salt.
+another site's script on this origin), and whatever generates without our handling of model and salt.
 """
 
 import re
@@ -48,7 +48,7 @@ class Route:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes two routes the same: parameters count by place, not by name."""
+        """What makes two routes the same: parameters count by position, not by name."""
         return self.method, _PARAMETER.sub("{", self.path)
 
     def matches(self, scope: Scope) -> bool:
@@ -111,16 +111,16 @@ def match(method: str, path: str, root_path: str = "") -> Route | None:
 
 
 def prune(app: FastAPI, keep_vllm_metrics: bool = False) -> None:
-    """Remove every route of the app that is not on the list: also mounts, websockets and what is of an unknown kind.
+    """Remove every route of the app that is not on the list, mounts, websockets and unknown kinds included.
 
-    keep_vllm_metrics: leave vLLM's /metrics, which is a route and a mount; else only a plain /metrics route of ours.
+    keep_vllm_metrics: keep vLLM's /metrics, a route and a mount; else only a plain /metrics route of ours.
     """
     app.router.routes[:] = [route for route in app.routes if _is_listed(route, keep_vllm_metrics)]
     app.openapi_schema = None
 
 
 def missing(app: FastAPI) -> list[Route]:
-    """The listed routes that the app does not have, but for the OpenAPI document, which an operator may switch off."""
+    """The listed routes that the app does not have, except the OpenAPI document, which an operator may switch off."""
     there = {key for route in app.routes for key in _keys(route)}
     return [route for route in ROUTES if route.key not in there and route.path != "/openapi.json"]
 
@@ -141,7 +141,7 @@ def _is_vllms_metrics(route: BaseRoute) -> bool:
 
 
 def _keys(route: BaseRoute) -> set[tuple[str, str]]:
-    """A route of the app as keys of the list, without the HEAD of a GET; none for what is no plain route."""
+    """A route of the app as keys of the list, without the HEAD of a GET; empty unless it is a plain route."""
     if not isinstance(route, PathRoute) or not route.methods:
         return set()
     methods = set(route.methods) - ({"HEAD"} if "GET" in route.methods else set())

@@ -1,4 +1,4 @@
-"""Owns the objects of the adapter routes as they stand on the wire (API.md): one model each, all of them documented."""
+"""Owns the JSON objects of the adapter routes (docs/api.md): one documented model each."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ VersionState = Literal["ready", "draining", "failed"]
 
 
 class VersionObject(BaseModel):
-    """One version of an adapter. What a PEFT LoRA adapter does not have (variant, ...) is null."""
+    """One version of an adapter. Fields that PEFT LoRA adapters do not have (variant, ...) are null."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -57,7 +57,7 @@ class AdapterList(BaseModel):
 
 
 class AdapterPatch(BaseModel):
-    """What PATCH changes; a key that is not given stays as it is."""
+    """What PATCH changes; a field that is not given stays as it is."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

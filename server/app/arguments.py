@@ -1,4 +1,4 @@
-"""Owns the flags of `perft serve`: every flag of `vllm serve`, ours beside them, and which of vLLM's are refused."""
+"""Owns the flags of `perft serve`: all of `vllm serve`, ours, and which of vLLM's are rejected."""
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
 
@@ -20,11 +20,11 @@ DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
 SCHEDULER = "perft.engine.scheduler.make_scheduler"
 REPEATED = {"adapter": "--adapter", **sources.repeated_flags()}
-"""Attribute -> flag that may be given several times."""
+"""Attribute -> flag that can be repeated."""
 
 
 class Parser(FlexibleArgumentParser):
-    """vLLM's own, which hands a list of its config file on as one flag with many values: ours that repeat take one."""
+    """vLLM's parser passes a list in its config file as one flag with many values; our repeated flags take one each."""
 
     def load_config_file(self, file_path: str) -> list[str]:
         many = {spelling for flag in REPEATED.values() for spelling in _spellings(flag)}
@@ -38,7 +38,7 @@ class Parser(FlexibleArgumentParser):
 
 
 def make_parser() -> FlexibleArgumentParser:
-    """vLLM's own parser with one more group of flags."""
+    """vLLM's parser with one more group of flags."""
     parser = make_arg_parser(Parser(prog="perft serve", description=DESCRIPTION))
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
     group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
@@ -48,9 +48,9 @@ def make_parser() -> FlexibleArgumentParser:
 
 
 def parse_arguments(argv: list[str]) -> Namespace:
-    """The flags given. Those that repeat are read first: vLLM's parser warns of every flag that is given twice.
+    """Parse the command line. Repeated flags are read first: vLLM's parser warns of every flag that is given twice.
 
-    What vLLM's `--config FILE.yaml` has of them comes before them.
+    Their values in vLLM's `--config FILE.yaml` come first.
     """
     repeated = ArgumentParser(prog="perft serve", add_help=False, allow_abbrev=False)
     for attribute, flag in REPEATED.items():
@@ -72,7 +72,7 @@ def base_names(args: Namespace) -> list[str]:
 
 
 def argument_problems(args: Namespace) -> list[str]:
-    """Every flag that asks for what PERFT does not serve; known before anything is loaded."""
+    """Every flag that asks for something PERFT does not support, checked before anything is loaded."""
     refused = {
         "--api-server-count": (args.api_server_count or 1) > 1,
         "--data-parallel-size": args.data_parallel_size > 1,
@@ -97,22 +97,22 @@ def argument_problems(args: Namespace) -> list[str]:
     }
     problems = [f"{flag}: not tested with PERFT yet; leave it off" for flag, given in refused.items() if given]
     if args.lora_modules:
-        problems.append("--lora-modules: give adapters with --adapter NAME=PATH")
+        problems.append("--lora-modules: not supported; use --adapter NAME=PATH")
     if args.default_mm_loras:
-        problems.append("--default-mm-loras: an adapter is selected by the request's model alone")
+        problems.append("--default-mm-loras: not supported; requests select an adapter by their model")
     if args.worker_extension_cls:
-        problems.append(f"--worker-extension-cls: {WORKER_EXTENSION} takes that place")
+        problems.append(f"--worker-extension-cls: PERFT needs {WORKER_EXTENSION} there; leave it off")
     if SETTINGS_KEY in (args.additional_config or {}):
-        problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags")
+        problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags; leave it out")
     if args.scheduler_cls:
-        problems.append(f"--scheduler-cls: {SCHEDULER} takes that place")
+        problems.append(f"--scheduler-cls: PERFT needs {SCHEDULER} there; leave it off")
     return problems
 
 
 def prepare_arguments(args: Namespace) -> None:
-    """Fill in what PERFT needs of vLLM: LoRA's way through the engine, eager mode, our worker extension.
+    """Set what PERFT needs of vLLM: LoRA support, eager mode, our worker extension and scheduler.
 
-    Raises StartError naming every flag that is refused.
+    Raises StartError naming every flag that is rejected.
     """
     if args.model_tag is None and args.model == DEFAULT_MODEL:
         raise StartError("found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]")
@@ -126,13 +126,13 @@ def prepare_arguments(args: Namespace) -> None:
     args.perft_settings = chosen
     args.api_server_count = 1
     args.enable_lora = True
-    if args.max_loras is None:  # adapters in one step: PERFT pays nothing for a slot, vLLM's own LoRA memory
+    if args.max_loras is None:  # adapters in one step: a slot costs PERFT nothing, vLLM's LoRA memory
         args.max_loras = LORA_SLOTS if args.lora_target_modules else DEFAULT_MAX_LORAS
         args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
     args.enforce_eager = True
     args.worker_extension_cls = WORKER_EXTENSION
     args.scheduler_cls = SCHEDULER
-    args.disable_uvicorn_access_log = True  # ours has the request id, the adapter and the tokens
-    args.enable_request_id_headers = False  # the guard sets them
+    args.disable_uvicorn_access_log = True  # ours has the request ID, the adapter and the tokens
+    args.enable_request_id_headers = False  # middleware/access_control sets them
     engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)
     args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: engine.__dict__}

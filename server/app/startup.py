@@ -22,7 +22,7 @@ def check_status(status: EngineStatus) -> None:
 
 
 async def warm_up(client: EngineClient) -> None:
-    """Generate one token of the base: what vLLM compiles on first use would stop every stream later.
+    """Generate one token of the base: what vLLM compiles on first use would stall every stream later.
 
     With log-probabilities, whose ranking vLLM may compile (seconds), unless --max-logprobs 0 allows none. Raises
     StartError if the engine refuses it.

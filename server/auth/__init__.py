@@ -1,1 +1,1 @@
-"""Who may, and how much."""
+"""Authentication: keys, the origin of requests without a key, rate limits."""

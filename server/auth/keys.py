@@ -1,7 +1,7 @@
-"""Owns who may ask: the keys of the server and whom a request comes from.
+"""Owns authentication: the server's keys, and the caller that a request's key identifies.
 
-Invariant: a key is hashed the moment it arrives, compared with every key there is in constant time, and never named
-in a message.
+Invariant: a key is hashed as soon as it arrives, compared with every known key in constant time, and never part of a
+message.
 """
 
 import hmac
@@ -20,9 +20,9 @@ _Text = TypeVar("_Text", str, bytes)
 
 @dataclass(frozen=True)
 class Caller:
-    """Whom a request comes from. label: the key's label (None: no key was needed). is_admin: may change adapters.
+    """The caller of a request. label: the key's label (None: no key was needed). is_admin: may change adapters.
 
-    client and request_id: from where and which, for the audit log; they make no other caller.
+    client (an IP address) and request_id: for the audit log; they do not count when callers are compared.
     """
 
     label: str | None
@@ -35,7 +35,7 @@ ANONYMOUS = Caller(None, False)
 
 
 class KeyProblems(ValueError):  # noqa: N818 (carries several)
-    """The keys given cannot be used together; `problems` says why, without any of them."""
+    """The keys given cannot be used together; `problems` says why, and contains no key."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -43,7 +43,7 @@ class KeyProblems(ValueError):  # noqa: N818 (carries several)
 
 
 def labelled_key(item: str) -> tuple[str, str]:
-    """LABEL=KEY as a pair. Raises ValueError, which repeats nothing of the item: all of it may be secret."""
+    """LABEL=KEY as a pair. Raises ValueError, which repeats nothing of the item: any of it may be secret."""
     label, equals, key = item.partition("=")
     if not equals:
         raise ValueError("found no '=', expected LABEL=KEY")
@@ -57,7 +57,7 @@ def labelled_key(item: str) -> tuple[str, str]:
 
 
 def labelled_keys(items: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Pairs of many LABEL=KEY, each with where it stands. Raises KeyProblems naming every place."""
+    """The pairs of (source, LABEL=KEY) items. Raises KeyProblems with every problem and its source."""
     pairs: list[tuple[str, str]] = []
     problems: list[str] = []
     for where, item in items:
@@ -71,7 +71,7 @@ def labelled_keys(items: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def key_problem(key: str) -> str | None:
-    """Why a key is no key."""
+    """Why a key cannot be used; None if it can."""
     if not _KEY.fullmatch(key):
         return "found a key with a space or a character outside ASCII, expected printable ASCII"
     if len(key) < MIN_KEY_LENGTH:
@@ -80,7 +80,7 @@ def key_problem(key: str) -> str | None:
 
 
 class KeyRing:
-    """The server's keys, hashed. Raises KeyProblems for a label or a key that is there twice."""
+    """The server's keys, hashed. Raises KeyProblems for a duplicate label or key."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class KeyRing:
         return frozenset(caller.label for _, caller in self._callers if caller.label and not caller.is_admin)
 
     def identify(self, authorization: str | None, x_api_key: str | None = None) -> Caller | None:
-        """Whose key the headers `Authorization: Bearer KEY` or `x-api-key: KEY` carry, None if nobody's."""
+        """The caller whose key `Authorization: Bearer KEY` or `x-api-key: KEY` carries; None without a known key."""
         given = presented_key(authorization, x_api_key)
         digest = _digest(given or "")
         found = None
@@ -125,15 +125,15 @@ class KeyRing:
         digests = [digest for digest, _ in self._callers]
         if self._metrics is not None:
             names, digests = [*names, "metrics"], [*digests, self._metrics]
-        problems = [f"found the label {name!r} twice, expected one key each" for name in _repeated(labels)]
+        problems = [f"found the label {name!r} twice, expected a label each" for name in _repeated(labels)]
         for digest in _repeated(digests):
             shared = [name for name, other in zip(names, digests, strict=True) if other == digest]
-            problems.append(f"found one key for {', '.join(shared)}, expected a key each")
+            problems.append(f"found the same key for {', '.join(shared)}, expected a key each")
         return problems
 
 
 def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
-    """The key that a request carries; `Authorization` goes before Anthropic's `x-api-key`."""
+    """The key that a request carries; `Authorization` takes precedence over Anthropic's `x-api-key`."""
     if authorization is None:
         return x_api_key or None
     scheme, _, key = authorization.strip().partition(" ")

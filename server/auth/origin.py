@@ -1,6 +1,6 @@
-"""Owns from where a request without a key may come: from this machine alone, and never from a web page in a browser.
+"""Owns where a request without a key may come from: only this machine, and never a web page in a browser.
 
-Invariant: without an admin key nothing that changes adapters answers beyond loopback (or a unix socket).
+Invariant: without an admin key no route that changes adapters answers beyond loopback (or a unix socket).
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name as it stands in Host or Origin is this machine: localhost, 127.0.0.0/8 or ::1."""
+    """Whether a name in Host or Origin is this machine: localhost, 127.0.0.0/8 or ::1."""
     bare = name.strip("[]")
     if bare.lower() == "localhost":
         return True
@@ -46,19 +46,19 @@ def bind_problem(host: str | None, has_admin: bool, uds: str | None = None) -> s
     if has_admin or is_local_bind(host, uds):
         return None
     return (
-        f"--host {host or '(every interface)'}: found no admin key on a bind that is not this machine's own, where "
+        f"--host {host or '(every interface)'}: found no admin key on an address that others can reach, where "
         "anyone could change adapters; set --admin-key (PERFT_ADMIN_KEY), or bind to 127.0.0.1"
     )
 
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """What a request without a key has to show. is_local: nothing but this machine can connect."""
+    """The rules for a request without a key. is_local: only this machine can connect."""
 
     is_local: bool
 
     def page_problem(self, headers: Headers) -> str | None:
-        """Why a request that needs no key is refused on a local bind: a name that a web page made point here."""
+        """Why a request that needs no key is rejected on a local bind: a web page made its Host point here."""
         if not self.is_local:
             return None
         found = headers.get("host", ())
@@ -67,15 +67,15 @@ class OriginPolicy:
         return f"found the Host {_shown(found)}, expected localhost or 127.0.0.1 while the server has no keys"
 
     def local_problem(self, headers: Headers) -> str | None:
-        """Why a request that would need the admin key, if there were one, is refused."""
+        """Why a request that needs the admin key is rejected while none is set; None if it is not."""
         if not self.is_local:
-            return "found no admin key on a bind that is not this machine's own; set --admin-key"
+            return "found no admin key on an address that others can reach; set --admin-key"
         if problem := self.page_problem(headers):
             return problem
         if foreign := [origin for origin in headers.get("origin", ()) if not _is_local_origin(origin)]:
             return f"found the Origin {_shown(foreign)}, expected none or this machine's; set --admin-key and send it"
         if "cross-site" in (site.strip().lower() for site in headers.get("sec-fetch-site", ())):
-            return "found a request of another web page (Sec-Fetch-Site); set --admin-key and send it"
+            return "found a request from a web page of another site (Sec-Fetch-Site); set --admin-key and send it"
         if forwarded := [name for name in _FORWARDED if name in headers]:
             return f"found a request through a proxy ({forwarded[0]}), expected none; set --admin-key and send it"
         return None

@@ -16,10 +16,10 @@ _SWEEP_ABOVE = 256
 
 
 class RateLimits:
-    """Counts per label (None: the callers without a key, together). A limit that is None does not limit.
+    """Counts per label (None: the callers without a key, together). A limit of None is no limit.
 
     Tokens are a bucket of one minute's worth that fills steadily. They are known only after the request: one request
-    may take the bucket below zero, and the next one waits until it is above again.
+    may take the bucket below zero, and the next ones are rejected until it is above again.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RateLimits:
         self._max_requests, self._tokens_per_minute, self._clock = max_requests, tokens_per_minute, clock
         self._running: Counter[Label] = Counter()
         self._empty_until: dict[Label, float] = {}
-        """When the bucket was or will be at zero; a bucket at zero a minute ago is full."""
+        """When the bucket was or will be at zero (monotonic seconds); a bucket at zero a minute ago is full."""
 
     def check(self, label: Label) -> None:
         """Raises RateLimitedError while the label's tokens are used up; retry_after_s is when they no longer are."""
@@ -41,7 +41,7 @@ class RateLimits:
             raise RateLimitedError(message, retry_after_s=math.floor(wait_s) + 1)
 
     def charge(self, label: Label, tokens: int) -> None:
-        """Book tokens that were used (prompt and generated)."""
+        """Count tokens that were used (prompt and generated)."""
         assert tokens >= 0, tokens
         if self._tokens_per_minute is None or tokens == 0:
             return

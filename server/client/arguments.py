@@ -1,6 +1,6 @@
-"""Owns the values that `perft adapters` takes on its command line.
+"""Owns the command-line values of `perft adapters`: how each is parsed and checked.
 
-Invariant: what is wrong with a value is said as found and expected, and a key is never among it.
+Invariant: an error about a value says what was found and what is expected, and never contains a key.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ARCHIVES = (".zip", ".tar.gz", ".tgz")
 
 
 def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
-    """How to reach the server; taken before the command (there with defaults) and after it."""
+    """Add the options for reaching the server, accepted before the command (with defaults) and after it."""
 
     def default(value: object) -> object:
         return value if is_default else argparse.SUPPRESS
@@ -36,21 +36,21 @@ def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
         "--key",
         default=default(os.environ.get("PERFT_ADMIN_KEY") or None),
         metavar="KEY",
-        help="better: in PERFT_ADMIN_KEY, where other users cannot see it",
+        help="the admin key; prefer PERFT_ADMIN_KEY, which other users cannot see",
     )
     group.add_argument(
         "--cacert",
         type=certificates,
         default=default(None),
         metavar="FILE",
-        help="trust the certificates in this file alone (default: SSL_CERT_FILE, or the usual authorities)",
+        help="trust only the certificates in this file (default: SSL_CERT_FILE, or the usual authorities)",
     )
     group.add_argument(
         "--timeout",
         type=seconds,
         default=default(600.0),
         metavar="S",
-        help="longest silence of the server (default 600)",
+        help="seconds to wait for data from the server (default 600)",
     )
 
 
@@ -67,11 +67,11 @@ def server_url(text: str) -> str:
 
 
 def certificates(text: str) -> ssl.SSLContext:
-    """A file of PEM certificates, as what trusts them alone."""
+    """A TLS context that trusts only the PEM certificates of a file."""
     try:
         return ssl.create_default_context(cafile=text)
     except OSError:
-        raise argparse.ArgumentTypeError(f"found no certificates that can be read in {text}, expected PEM") from None
+        raise argparse.ArgumentTypeError(f"found no readable certificates in {text}, expected PEM") from None
 
 
 def adapter_name(text: str) -> str:

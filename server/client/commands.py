@@ -1,6 +1,6 @@
 """Owns the command `perft adapters`: its arguments, what it prints and how it exits.
 
-Invariant: exit 0 means done, 1 refused or not reachable (the reason is on stderr), 2 wrong usage; a key is never shown.
+Invariant: exit 0 means done, 1 rejected or unreachable (the reason is on stderr), 2 wrong usage; a key is never shown.
 """
 
 import argparse
@@ -25,12 +25,12 @@ Command = Callable[[AdaptersClient, argparse.Namespace], int]
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out `perft adapters ARGUMENTS`; the exit status. Wrong usage is SystemExit(2)."""
+    """Run `perft adapters ARGUMENTS` and return the exit status. Wrong usage raises SystemExit(2)."""
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     key: str | None = parsed.key
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        parser.error("the key has characters that no key has (expected ASCII without spaces)")
+        parser.error("found a key with a space or a character outside ASCII, expected printable ASCII")
     command: Command = parsed.command
     try:
         with AdaptersClient(parsed.server, key, parsed.timeout, parsed.cacert) as client:
@@ -40,17 +40,17 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
-        _complain("interrupted; what the server had already been told it still does")
+        _complain("interrupted; the server still finishes what it has received")
         return 130
     return 1
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; every sub-command's function is its default `command`."""
+    """The parser; each sub-command sets its function as `command`."""
     parser = argparse.ArgumentParser(
         prog="perft adapters",
-        description="Look after the adapters of a running server, over its HTTP API.",
-        epilog="Exit status: 0 done, 1 refused or not reachable, 2 wrong usage.",
+        description="Manage the adapters of a running server over its HTTP API.",
+        epilog="Exit status: 0 done, 1 rejected or unreachable, 2 wrong usage.",
     )
     add_connection(parser, is_default=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -72,8 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
         "push",
         push_command,
         "upload a version",
-        "Upload an adapter as the next version of NAME and make it the active one. Pushing a content that NAME has "
-        "already makes no new version.",
+        "Upload an adapter as the next version of NAME and make it the active one. Pushing content that NAME "
+        "already has makes no new version.",
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("path", type=adapter_path, metavar="PATH", help="a folder, a .zip or a .tar.gz")
@@ -82,24 +82,24 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("activate", activate_command, "make a version the one that the bare NAME selects (also: roll back)")
     sub.add_argument("name", type=adapter_name, metavar="NAME")
     sub.add_argument("version", type=version_number, metavar="VERSION", help="a number")
-    sub.add_argument("--if-active", type=version_number, metavar="N", help="only if version N is the active one now")
+    sub.add_argument("--if-active", type=version_number, metavar="N", help="only if version N is active now")
 
     sub = add(
         "rm",
         rm_command,
         "delete a version, or an adapter with all its versions",
-        "Delete. Requests that run finish first; nothing new is admitted.",
+        "Delete a version, or an adapter with all its versions. Running requests finish first; new ones are rejected.",
     )
     sub.add_argument("target", type=target, metavar="NAME[@VERSION]")
-    sub.add_argument("--wait", action="store_true", help="return when it is really gone")
-    sub.add_argument("--deadline", type=seconds, default=600.0, metavar="S", help="wait so long at most (default 600)")
+    sub.add_argument("--wait", action="store_true", help="return only once it is gone")
+    sub.add_argument("--deadline", type=seconds, default=600.0, metavar="S", help="the most to wait (default 600 s)")
 
     sub = add(
         "verify",
         verify_command,
-        "recompute digests: of a store's folder, or of an adapter on the server",
-        "If the argument is a folder (or has a '/' in it), check that store's folder offline: every record, file and "
-        "digest; no server is asked. Otherwise download NAME's versions (or the one given) and compare the digest of "
+        "recompute the digests of a store folder, or of an adapter on the server",
+        "If the argument is a folder (or has a '/' in it), check that store folder offline, without a server: every "
+        "record, file and digest. Otherwise download NAME's versions (or the one given) and compare the digest of "
         "their bytes with the one that the server lists.",
     )
     sub.add_argument("target", metavar="FOLDER | NAME[@VERSION]")
@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("name", type=adapter_name, metavar="NAME")
         sub.set_defaults(pinned=pinned)
 
-    sub = add("allow", allow_command, "say which keys may select an adapter")
+    sub = add("allow", allow_command, "set which keys may select an adapter")
     sub.add_argument("name", type=adapter_name, metavar="NAME")
     sub.add_argument("labels", nargs="*", metavar="LABEL", help="the keys' labels")
     sub.add_argument("--everyone", action="store_true", help="every key may")
@@ -143,14 +143,14 @@ def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     path: Path = arguments.path
     if path.is_dir() and (extra := sorted(_extra_files(path))):
         return _complain(
-            f"{path}: found {', '.join(extra)}; expected only {CONFIG_FILE}, {WEIGHTS_FILE} and perhaps {README_FILE}: "
-            "move the rest elsewhere"
+            f"{path}: found {', '.join(extra)}, expected only {CONFIG_FILE}, {WEIGHTS_FILE} and optionally "
+            f"{README_FILE}; move the other files elsewhere"
         )
     pushed = client.push(arguments.name, path, activate=not arguments.no_activate)
     if pushed.version is None:
-        print(f"{pushed.adapter.name}: one of its {len(pushed.adapter.versions)} versions has this content already")
+        print(f"{pushed.adapter.name}: one of its {len(pushed.adapter.versions)} versions already has this content")
         return 0
-    state = "new" if pushed.is_new else "was there already"
+    state = "new" if pushed.is_new else "existing"
     active = "active" if pushed.adapter.active == pushed.version.version else "not active"
     print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active})")
     return 0
@@ -177,7 +177,7 @@ def rm_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     while remaining := leaving & _versions_now(client, name):
         if time.monotonic() >= deadline:
             running = ", ".join(f"{name}@{version}" for version in sorted(remaining))
-            return _complain(f"{running} still there after {arguments.deadline:g} s; the server goes on with it")
+            return _complain(f"{running} still draining after {arguments.deadline:g} s; the server goes on with it")
         time.sleep(POLL_S)
     print(f"{what} is gone")
     return 0
@@ -190,7 +190,7 @@ def verify_command(client: AdaptersClient, arguments: argparse.Namespace) -> int
     try:
         name, number = target(text)
     except argparse.ArgumentTypeError as error:
-        return _complain(f"{error}; or the path of a store's folder", status=2)
+        return _complain(f"{error}; or the path of a store folder", status=2)
     adapter = client.adapter(name)
     versions = adapter.versions if number is None else [_version_of(adapter, number)]
     wrong = 0
@@ -212,7 +212,7 @@ def pin_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 
 def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     if bool(arguments.labels) + arguments.everyone + arguments.nobody != 1:
-        return _complain("expected the labels of keys, or --everyone, or --nobody", status=2)
+        return _complain("expected key labels, --everyone or --nobody", status=2)
     adapter = client.patch(arguments.name, {"allowed_keys": None if arguments.everyone else arguments.labels})
     allowed = "every key" if adapter.allowed_keys is None else ", ".join(adapter.allowed_keys) or "no key"
     print(f"{arguments.name} may be selected by {printable(allowed)}")
@@ -225,7 +225,7 @@ def _verify_store(folder: Path) -> int:
     problems = verify_folder(folder)
     for problem in problems:
         print(printable(problem))
-    found = f"{len(problems)} problem{'s' * (len(problems) > 1)} found" if problems else "every digest is right"
+    found = f"{len(problems)} problem{'s' * (len(problems) > 1)} found" if problems else "every digest matches"
     print(f"{folder}: {found}")
     return 1 if problems else 0
 

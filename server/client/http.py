@@ -1,6 +1,6 @@
-"""Owns talking to a server's adapter routes (API.md) over HTTP: typed answers, streamed files, errors in one sentence.
+"""Owns the HTTP client of the adapter routes (docs/api.md): typed responses, streamed files, errors in one sentence.
 
-Invariant: no file is ever held in memory, and nothing raised or returned contains the key.
+Invariant: no weights and no archive are ever whole in memory, and nothing raised or returned contains the key.
 """
 
 import re
@@ -30,7 +30,10 @@ _VERSION_IN_LOCATION = re.compile(r"/versions/([1-9][0-9]{0,9})$")
 
 
 class ClientError(Exception):
-    """The server refused or cannot be reached. status: its answer's, 0 without one; violations: all that it listed."""
+    """The server rejected the request, or cannot be reached. status: of its response, 0 without one.
+
+    violations: every one that it listed.
+    """
 
     def __init__(self, message: str, status: int = 0, violations: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -39,7 +42,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What an upload led to. version: None if the answer does not tell which of several versions it is."""
+    """The result of an upload. version: None if the response does not identify one of several versions."""
 
     adapter: AdapterObject
     version: VersionObject | None
@@ -47,9 +50,9 @@ class Pushed:
 
 
 class AdaptersClient:
-    """The adapter routes of one server. Use as a context manager; every method, and making one, raises ClientError.
+    """The adapter routes of one server, as a context manager. The constructor and every method raise ClientError.
 
-    trusted: the certificates that count, else those of SSL_CERT_FILE or SSL_CERT_DIR, else the usual authorities'.
+    trusted: the certificates to trust, else those of SSL_CERT_FILE or SSL_CERT_DIR, else the usual authorities'.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class AdaptersClient:
                 transport=transport,
             )
         except OSError:
-            message = "found no certificates that can be read where SSL_CERT_FILE or SSL_CERT_DIR says: set --cacert"
+            message = "found no readable certificates at SSL_CERT_FILE or SSL_CERT_DIR; set --cacert"
             raise ClientError(message) from None
         except (ImportError, ValueError, httpx.InvalidURL):
             raise ClientError(
@@ -110,7 +113,7 @@ class AdaptersClient:
     def push(self, name: str, path: Path, activate: bool) -> Pushed:
         """Upload a folder (its two files) or an archive, read as it is sent.
 
-        Raises OSError if a file cannot be read, ClientError also if the server holds other bytes than were sent.
+        Raises OSError if a file cannot be read, ClientError also if the server stored other bytes than were sent.
         """
         files = {"config": path / CONFIG_FILE, "weights": path / WEIGHTS_FILE} if path.is_dir() else {"file": path}
         with ExitStack() as stack:
@@ -130,7 +133,7 @@ class AdaptersClient:
 
     @contextmanager
     def download(self, name: str, version: int, file: Literal["config", "weights"]) -> Iterator[Iterator[bytes]]:
-        """The bytes of one file of a version, as they come."""
+        """The bytes of one file of a version, as they arrive."""
         path = f"{_path(name, version)}/files/{file}"
         with self._sentences(), self._http.stream("GET", self._server + path) as response:
             if not response.is_success:
@@ -146,21 +149,21 @@ class AdaptersClient:
         try:
             return answer.model_validate_json(response.content), response
         except ValidationError:
-            message = f"{self._server} answered {method} {path} with something else than {answer.__name__}"
+            message = f"{self._server} answered {method} {path} with something other than {answer.__name__}"
             raise ClientError(f"{message}: is it a perft server of this version?", response.status_code) from None
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
-        """Turn what goes wrong on the way into one sentence."""
+        """Turn errors of the connection into one sentence."""
         try:
             yield
         except httpx.ConnectError as error:
             raise ClientError(_no_connection(self._server, error)) from None
         except httpx.TimeoutException:
-            message = f"{self._server} did not answer within {self._timeout_s:g} s; --timeout waits longer"
+            message = f"{self._server} did not answer within {self._timeout_s:g} s; raise --timeout to wait longer"
             raise ClientError(message) from None
         except httpx.RequestError as error:
-            raise ClientError(f"{self._server} broke off the connection ({error or type(error).__name__})") from None
+            raise ClientError(f"{self._server} closed the connection early ({error or type(error).__name__})") from None
 
 
 def _path(name: str, version: int | None = None) -> str:
@@ -171,14 +174,14 @@ def _path(name: str, version: int | None = None) -> str:
 def _pushed_version(
     adapter: AdapterObject, response: httpx.Response, digest: str | None, is_new: bool, activate: bool
 ) -> VersionObject | None:
-    """Which version the upload became: by its digest, by the Location, by what must hold; None if none of it tells."""
+    """The version that the upload became: by digest, by the Location header, or by elimination; None if not known."""
     by_number = {version.version: version for version in adapter.versions}
     if digest is not None:
         found = [version for version in adapter.versions if version.digest == digest]
         if not found:
             raise ClientError(
-                f"{adapter.name}: sent content of digest {digest}, but the server lists none such: was a file changed "
-                "while it was sent? Compare with `perft adapters verify` and push again",
+                f"{adapter.name}: sent content of digest {digest}, but the server lists no version with it: was a file "
+                "changed while it was sent? Compare with `perft adapters verify` and push again",
                 response.status_code,
             )
         return found[-1]
@@ -190,7 +193,7 @@ def _pushed_version(
 
 
 def _refusal(response: httpx.Response) -> ClientError:
-    """What the server said, and what to do where that is ours to say."""
+    """The server's error, with what to do about it where that is known here."""
     try:
         detail = ErrorObject.model_validate_json(response.content).error
     except ValidationError:
@@ -198,32 +201,32 @@ def _refusal(response: httpx.Response) -> ClientError:
         message = f"the server answered {response.status_code} to {request}, without an error object of its API"
         detail = ErrorDetail(message=message, type="", param=None, code=None, violations=None)
     hints = {
-        401: "; give the admin key in PERFT_ADMIN_KEY or by --key",
-        403: "; this key may not do that: give the admin key in PERFT_ADMIN_KEY or by --key",
+        401: "; set the admin key with PERFT_ADMIN_KEY or --key",
+        403: "; this key may not do that: set the admin key with PERFT_ADMIN_KEY or --key",
     }
     message = detail.message + hints.get(response.status_code, "")
     if wait := response.headers.get("retry-after"):
-        message += f"; try again after {wait} s"
+        message += f"; retry after {wait} s"
     return ClientError(message, response.status_code, tuple(detail.violations or ()))
 
 
 def _no_connection(server: str, error: httpx.ConnectError) -> str:
-    """Why there is none: a certificate, something else of TLS, or nobody there."""
+    """Why connecting failed: the certificate, another TLS error, or no server."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
-            f"found a certificate at {server} that is not trusted ({cause.verify_message}); give its authority by "
-            "--cacert FILE, and by --server the name it is made out to"
+            f"found a certificate at {server} that is not trusted ({cause.verify_message}); pass its authority with "
+            "--cacert FILE, and the name it is issued for with --server"
         )
     if cause is not None:
-        return f"found no TLS at {server} ({error}); a server without a certificate is named by http://"
-    return f"found no server at {server} ({error}); start one with `perft serve`, or name it by --server"
+        return f"found no TLS at {server} ({error}); use http:// for a server without a certificate"
+    return f"found no server at {server} ({error}); start one with `perft serve`, or set --server"
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a proxy of the environment must not stand between."""
+    """Whether a host is this machine, which is never reached through a proxy of the environment."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

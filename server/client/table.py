@@ -1,4 +1,4 @@
-"""Owns how adapters are shown on a terminal: a plain table, the same into a pipe.
+"""Owns the plain tables of adapters, the same on a terminal and in a pipe.
 
 Invariant: nothing a server sent reaches the terminal with control characters in it.
 """
@@ -13,7 +13,7 @@ VERSION_COLUMNS = ("VERSION", "ACTIVE", "STATE", "RESIDENT", "SIZE", "ROWS", "RU
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would carry out."""
+    """The text with everything escaped that a terminal would interpret."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

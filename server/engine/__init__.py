@@ -1,1 +1,1 @@
-"""What the server asks of an engine, and the real one."""
+"""The engine interface, and its implementation on vLLM."""

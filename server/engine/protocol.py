@@ -1,7 +1,7 @@
-"""Owns what the server asks of an engine: one small Protocol, so that routes are tested without one.
+"""Owns the interface to an engine: one small Protocol, so that routes can be tested without vLLM.
 
-`server.engine.vllm.VllmEngine` is the real one. Invariant: the engine only carries out what it is told; which adapter
-is where, and what is evicted, is decided in one place (`server.residency.scheduler`).
+`server.engine.vllm.VllmEngine` implements it. Invariant: the engine only carries out its calls; which adapter is
+where, and what is evicted, is decided in one place (`server.residency.scheduler`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class AdapterLoadError(Exception):
 
 
 class Engine(Protocol):
-    """The running engine. Every call returns once all ranks have done it; none of them stops a step."""
+    """The running engine. Every call returns once all ranks have done it; no call holds up a step."""
 
     async def status(self) -> EngineStatus:
         """Ask every rank. Raises if the engine is down."""
@@ -89,11 +89,11 @@ class Engine(Protocol):
         ...
 
     async def forget(self, adapter: AdapterRef) -> None:
-        """The version is gone for ever: nothing of its id stays behind."""
+        """The version is gone for good: keep nothing of its id."""
         ...
 
     async def counters(self) -> EngineCounters:
-        """What the workers counted since they started."""
+        """What the workers have counted since they started."""
         ...
 
     async def inventory(self) -> list[RankInventory]:
@@ -101,5 +101,5 @@ class Engine(Protocol):
         ...
 
     async def discard(self, key: str, tier: LoadedTier) -> None:
-        """Free what any rank holds under a key, if it does: something that no version should have there."""
+        """Free whatever any rank holds under a key: content that should not be in that tier."""
         ...

@@ -1,4 +1,4 @@
-"""Owns the real `Engine`: vLLM's EngineClient, asked through its public calls and our worker extension."""
+"""Owns the `Engine` on vLLM: its EngineClient, called through public methods and our worker extension."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FIRST_POLL_S, LAST_POLL_S = 0.02, 0.5
 
 
 def lora_request(adapter: AdapterRef) -> LoRARequest:
-    """The LoRA request a version rides on; name and path are part of vLLM's prefix-cache key."""
+    """The LoRA request that selects a version in vLLM; name and path are part of vLLM's prefix-cache key."""
     return LoRARequest(adapter.name, adapter.engine_id, str(adapter.folder))
 
 
@@ -88,7 +88,7 @@ class VllmEngine:
         await self._ask("perft_evict_key" if tier == "device" else "perft_drop_key", key)
 
     async def _finish(self, move: str, adapter: AdapterRef, outcomes: list[dict[str, Any]]) -> None:
-        """Ask until every rank has ended a move. Raises AdapterLoadError if one of them failed."""
+        """Poll until every rank has finished a move. Raises AdapterLoadError if one of them failed."""
         pause = FIRST_POLL_S
         ended = [None if outcome["state"] == "running" else outcome for outcome in outcomes]
         while not all(ended):
@@ -103,13 +103,13 @@ class VllmEngine:
             raise AdapterLoadError(failed["reason"])
 
     async def _ask(self, method: str, *arguments: Any) -> list[Any]:
-        """Ask every rank. Raises TimeoutError from an engine that hangs: vLLM's own limit is kept in that process."""
+        """Call every rank. Raises TimeoutError if the engine hangs: vLLM's own timeout runs in that process."""
         async with asyncio.timeout(RPC_TIMEOUT_S + PATIENCE_S):
             answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
         return answers
 
 
 def base_shape_of(values: dict[str, Any]) -> BaseShape:
-    """A BaseShape that travelled between processes as plain values."""
+    """A BaseShape from the plain values in which it travelled between processes."""
     plain = {"dtype": getattr(torch, values["dtype"]), "moe_layers": tuple(values["moe_layers"])}
     return BaseShape(**values | plain)

@@ -1,1 +1,1 @@
-"""What happens around one engine request."""
+"""The context, lease and measurements of every engine request."""

@@ -1,6 +1,6 @@
 """Owns what happens around every engine request of vLLM's handlers: its lease on the device, its measurements, its end.
 
-`install` stands before `EngineClient.generate`, the one call through which all of vLLM's generating routes reach the
+`install` wraps `EngineClient.generate`, the one call through which all of vLLM's generating routes reach the
 engine, so whatever carries an adapter goes through the residency scheduler. Invariant: an engine request of an adapter
 runs only while it holds a lease on the device.
 """
@@ -26,12 +26,12 @@ from server.registry.version import Version, adapter_deleted
 from server.residency.scheduler import ResidencyScheduler
 
 REFUSED = "invalid_request"
-"""The finish reason of a request that vLLM's engine refused for what its client asked."""
+"""The finish reason of a request whose parameters vLLM's engine rejected."""
 
 
 @dataclass
 class EngineHook:
-    """What stands around an engine request. base_running: engine requests without an adapter that run now.
+    """Wraps every engine request. base_running: engine requests without an adapter that run now.
 
     as_vllm_error: the exception that makes vLLM's handler answer with one of our errors.
     """
@@ -45,7 +45,7 @@ class EngineHook:
     base_running: int = 0
 
     def install(self, client: EngineClient) -> None:
-        """Stand before the client's `generate`, for good."""
+        """Wrap the client's `generate` permanently."""
         inner = client.generate
 
         async def generate(
@@ -58,7 +58,7 @@ class EngineHook:
             try:
                 version = self._version(lora_request)
                 async with AsyncExitStack() as stack:
-                    own_id = f"{request_id}-{uuid4().hex}"  # clients choose theirs: two may be alike
+                    own_id = f"{request_id}-{uuid4().hex}"  # clients choose theirs: two may be equal
                     await stack.enter_async_context(self._running(version, own_id, context))
                     timing.submitted(prompt)
                     outputs = inner(prompt, sampling_params, own_id, lora_request=lora_request, **options)

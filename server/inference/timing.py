@@ -40,15 +40,15 @@ class RequestTiming:
         self._counted: dict[int, int] = {}
 
     def submitted(self, prompt: Any) -> None:
-        """The engine has the request from now on, as an input of vLLM's: tokens, or what has none."""
+        """The engine has the request from now on. prompt: an input of vLLM's, with or without token ids."""
         self._submitted_at = time.monotonic()
         self._submitted_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
 
     def abandoned(self) -> None:
-        """The client is gone. The prompt counts as it was submitted, even where no output came that says so.
+        """The client went away. The prompt counts as submitted, even if no output has reported it.
 
-        What was generated for an answer at once does not: a cancelled `generate` gives no output any more, and vLLM
-        reports it nowhere else. (Only an abort by id, while somebody still reads, brings an output with all tokens.)
+        Tokens generated for an answer at once do not count: a cancelled `generate` yields no more output, and vLLM
+        reports them nowhere else. (Only an abort by id, while the output is still read, yields all tokens.)
         """
         self.prompt_tokens = self.prompt_tokens or self._submitted_tokens
 
@@ -68,7 +68,7 @@ class RequestTiming:
         return reason if output.finished else None
 
     def report(self, metrics: RequestMetrics, adapter: str | None) -> None:
-        """Pass the latencies on."""
+        """Report the latencies to the metrics."""
         if self._first is not None:
             metrics.first_token(adapter, self._first)
         for seconds, tokens in self._between:

@@ -1,1 +1,1 @@
-"""What is counted, what is read at a scrape, and the page."""
+"""Metrics: event counters, the state read at a scrape, and the page."""

@@ -1,7 +1,7 @@
-"""Owns the metrics that count events (API.md, "Metrics"): requests, tokens, latencies, loads, evictions, uploads.
+"""Owns the metrics that count events (docs/metrics.md): requests, tokens, latencies, loads, evictions, uploads.
 
-Invariant: `adapter` is a bare NAME that holds a place, the base's served name, or `_other`; every other label takes
-values of a closed list. So the number of series is bounded by `max_adapters`, whatever clients send.
+Invariant: the label `adapter` is a bare NAME out of at most `max_adapters`, the base's served name, or `_other`; every
+other label takes values of a closed list. So the number of series is bounded, whatever clients send.
 State (what runs, what is resident) is in `server.metrics.snapshot`, the page itself in `server.metrics.exposition`.
 """
 
@@ -22,15 +22,15 @@ LoadResult = Literal["ok", "failed"]
 
 UNLISTED = "error"
 REFUSED = "invalid_request"
-# OpenAI's and vLLM's finish reasons, then the codes with which a request ends early: REFUSED by vLLM's engine, before
-# its first output, for what its client asked of it.
+# OpenAI's and vLLM's finish reasons, then the codes of requests that end early. REFUSED: vLLM's engine rejected the
+# request's parameters before its first output.
 FINISH_REASONS = (
     *("stop", "length", "tool_calls", "content_filter", "repetition", "abort", "error"),
     *("adapter_deleted", "adapter_output_invalid", "adapter_unavailable", REFUSED),
 )
-# Of these a series exists from the adapter's first request on: `increase()` misses the step that creates one.
+# Their series exist from the adapter's first request on: `increase()` misses the step that creates a series.
 EXPECTED_FINISH_REASONS = ("stop", "length", "abort", "error", "adapter_deleted", "adapter_output_invalid")
-# 201 and 200, then the codes of uploads that access control let pass (what it rejects is in vLLM's HTTP metrics).
+# 201 and 200, then the codes of uploads that passed access control (its rejections are in vLLM's HTTP metrics).
 UPLOAD_RESULTS = (
     *("created", "existing", "invalid_adapter", "invalid_name", "invalid_request", "name_conflict"),
     *("adapter_too_large", "upload_timeout", "quota_exceeded", "storage_full", "device_full"),
@@ -46,10 +46,10 @@ LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
 
 
 class EventCounters:
-    """Counts what happened. Safe from any thread.
+    """Counts events. Safe from any thread.
 
-    base_name: the label of requests without an adapter (None), so that base and adapters compare in one graph; it takes
-    no place of the cap. is_known: see AdapterLabels.
+    base_name: the label of requests without an adapter (None), so that one graph compares base and adapters; it does
+    not count towards `max_adapters`. is_known: see AdapterLabels.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EventCounters:
         adapter = ("adapter",)
         self._requests = Counter(
             "perft_adapter_requests_total",
-            "Requests that ended, by why.",
+            "Requests that ended, by finish reason.",
             ("adapter", "finish_reason"),
             registry=registry,
         )
@@ -99,33 +99,33 @@ class EventCounters:
             adapter, registry=registry, buckets=E2E_BUCKETS,
         )  # fmt: skip
         self._expert_tokens = Counter(
-            "perft_expert_tokens_total", "Tokens of sampled steps that each expert of an adapter worked on.",
+            "perft_expert_tokens_total", "Tokens of sampled steps that each expert of an adapter processed.",
             ("adapter", "expert"), registry=registry,
         )  # fmt: skip
 
     def _make_server_metrics(self, registry: CollectorRegistry) -> None:
         self._load_seconds = Histogram(
             "perft_adapter_load_seconds",
-            "What bringing an adapter to a tier took, where it went well.",
+            "Seconds that a successful load of an adapter to a tier took.",
             ("tier",), registry=registry, buckets=LOAD_BUCKETS,
         )  # fmt: skip
         self._loads = Counter(
-            "perft_adapter_loads_total", "Adapters brought to a tier, or not.", ("result",), registry=registry
+            "perft_adapter_loads_total", "Loads of adapters to a tier, by result.", ("result",), registry=registry
         )
         self._evictions = Counter(
             "perft_adapter_evictions_total",
-            "Adapters sent away from a tier to make room.",
+            "Adapters evicted from a tier to make room.",
             ("tier",),
             registry=registry,
         )
         self._repairs = Counter(
             "perft_residency_repairs_total",
-            "Adapters that a worker held, or did not hold, in a tier against the server's belief.",
+            "Differences, now repaired, between what a worker held in a tier and what the server expected.",
             ("tier",),
             registry=registry,
         )
         self._uploads = Counter(
-            "perft_uploads_total", "Uploads: created, existing, or the refusal's error code.", ("result",),
+            "perft_uploads_total", "Uploads by result: created, existing, or the error code.", ("result",),
             registry=registry,
         )  # fmt: skip
         for tier in LOAD_TIERS:
@@ -141,14 +141,14 @@ class EventCounters:
         return self._prompt_tokens, self._generation_tokens, self._first_token, self._inter_token, self._e2e
 
     def _create_series(self, label: str) -> None:
-        """Let the counters of `label` be seen at 0 before they count."""
+        """Create the series of `label`, at 0."""
         for reason in EXPECTED_FINISH_REASONS:
             self._requests.labels(label, reason)
         for metric in self._by_adapter_alone():
             metric.labels(label)
 
     def _label(self, adapter: str | None) -> str:
-        """What stands for `adapter`, which takes a place if one is free. Under the lock."""
+        """The label of `adapter`, which gets one of its own if one is left. Call it under the lock."""
         if adapter is None or adapter == self.base_name:
             return self.base_name
         if self._names.take(adapter):
@@ -168,19 +168,19 @@ class EventCounters:
             self._e2e.labels(label).observe(seconds)
 
     def first_token(self, adapter: str | None, seconds: float) -> None:
-        """The first token of a request is out, `seconds` after the request arrived."""
+        """A request's first token came `seconds` after the request arrived."""
         with self._lock:
             self._first_token.labels(self._label(adapter)).observe(seconds)
 
     def inter_token(self, adapter: str | None, seconds: float, tokens: int = 1) -> None:
-        """`tokens` more tokens are out, `seconds` after the one before: each counts with its share."""
+        """`tokens` more tokens came `seconds` after the last one; each counts with its share."""
         with self._lock:
             histogram = self._inter_token.labels(self._label(adapter))
             for _ in range(tokens):
                 histogram.observe(seconds / tokens)
 
     def experts_worked(self, adapter: str, tokens: Sequence[int]) -> None:
-        """Each expert of one version worked on so many more tokens; experts from MAX_EXPERTS on count as one."""
+        """Count tokens by expert of one version; experts from MAX_EXPERTS on count as one."""
         shown = {str(expert): count for expert, count in enumerate(tokens[:MAX_EXPERTS])}
         if len(tokens) > MAX_EXPERTS:
             shown[OTHER] = sum(tokens[MAX_EXPERTS:])
@@ -190,13 +190,13 @@ class EventCounters:
                 self._expert_tokens.labels(label, expert).inc(count)
 
     def load_finished(self, tier: LoadTier, seconds: float, result: LoadResult) -> None:
-        """An adapter was brought to a tier, or could not be."""
+        """A load of an adapter to a tier ended."""
         self._loads.labels(result).inc()
         if result == "ok":
             self._load_seconds.labels(tier).observe(seconds)
 
     def evicted(self, tier: LoadTier) -> None:
-        """An adapter left a tier to make room for another."""
+        """An adapter was evicted from a tier to make room for another."""
         self._evictions.labels(tier).inc()
 
     def upload_finished(self, result: str) -> None:
@@ -204,21 +204,21 @@ class EventCounters:
         self._uploads.labels(result if result in UPLOAD_RESULTS else UNLISTED).inc()
 
     def repaired(self, tier: LoadTier) -> None:
-        """A worker held something else in a tier than the server believed, which was mended."""
+        """A worker held something else in a tier than the server expected, and it was repaired."""
         self._repairs.labels(tier).inc()
 
     def adapter_deleted(self, adapter: str) -> None:
-        """The name is gone: its series go, and its place is free."""
+        """Remove the series of a deleted name, and free its label."""
         with self._lock:
             if self._names.release(adapter):
                 for metric in (self._requests, self._expert_tokens, *self._by_adapter_alone()):
                     metric.remove_by_labels({"adapter": adapter})
 
     def labels_of(self, active: Iterable[str], idle: Iterable[str]) -> dict[str, str]:
-        """The label of every adapter that exists, for what is read at scrape time.
+        """The label of every adapter that exists, for what is read at a scrape.
 
-        `active` ones (running, waiting, loaded) take places. `idle` ones take none, so that adapters nobody uses keep
-        none from those in use; they are shown by name only while everything fits.
+        `active` ones (running, waiting, loaded) take labels. `idle` ones take none, so that they leave the labels to
+        adapters in use; they are shown by name only while every name fits.
         """
         with self._lock:
             shown = {name: self._label(name) for name in active}

@@ -1,7 +1,7 @@
-"""Owns the page of metrics: all of vLLM's families and ours, and a listener of its own for it.
+"""Owns the metrics page, all of vLLM's families and ours, and the separate listener for it.
 
 Invariant: a family of ours replaces one of the same name (vLLM's `vllm:lora_requests_info` shows NAME@version and
-only what runs); everything else of vLLM's is there as it is.
+only what runs); every other family of vLLM's is unchanged.
 """
 
 import gzip
@@ -40,11 +40,11 @@ class MetricsPage(Collector):
                 yield from self._selected(family)
 
     def restricted_registry(self, names: Iterable[str]) -> "MetricsPage":
-        """Only samples of these names: what `name[]` in the query asks for."""
+        """A page with only the samples of these names (`name[]` in the query)."""
         return MetricsPage(self._ours, self._theirs, names)
 
     def _selected(self, family: Metric) -> Iterator[Metric]:
-        """The family without what was not asked for; ours without the creation time of each series."""
+        """The family with only the samples asked for; ours without the creation time of each series."""
         kept = Metric(family.name, family.documentation, family.type, family.unit)
         kept.samples = [
             sample
@@ -72,7 +72,7 @@ def render(page: "MetricsPage", names: list[str], accept_encoding: str) -> tuple
 
 
 def serve_on(address: tuple[str, int], page: "MetricsPage") -> Callable[[], None]:
-    """Serve the page on a listener of its own, at (host, port); returns what stops it. Raises StartError."""
+    """Serve the page on a separate listener at (host, port); returns a function that stops it. Raises StartError."""
     host, port = address
     try:
         server, thread = start_http_server(port, host, page)
@@ -96,8 +96,8 @@ def _as_plain_text(app: Any) -> Callable[[dict[str, Any], Any], Any]:
 def clear_vllms_adapter_lists(registry: CollectorRegistry = REGISTRY) -> None:
     """Empty vLLM's own `vllm:lora_requests_info`, which ours replaces.
 
-    It keeps one series for every combination of adapters that ever ran together. Call it now and then, too: scrapes may
-    never come.
+    It keeps one series for every combination of adapters that ever ran together. Call it regularly: there may be no
+    scrapes.
     """
     own = registry._names_to_collectors.get(LORA_INFO)
     if isinstance(own, MetricWrapperBase):

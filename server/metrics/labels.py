@@ -1,6 +1,6 @@
-"""Owns which adapter names may stand in a label of /metrics.
+"""Owns which adapter names may be a label of /metrics.
 
-Invariant: at most `limit` names hold a place, a name keeps its place until it is released, and asking about a name
+Invariant: at most `limit` names hold a label, a name keeps its label until it is released, and asking about a name
 that gets none leaves nothing behind.
 """
 
@@ -12,8 +12,8 @@ OTHER = "_other"
 class AdapterLabels:
     """First come, first served. Not locked: `server.metrics.counters.EventCounters` holds its lock around every call.
 
-    is_known: whether an adapter of that name exists; an unknown one never gets a place. It is asked under that lock,
-    so it answers from memory.
+    is_known: whether an adapter of that name exists; an unknown one never gets a label. It is called under that
+    lock, so it must answer from memory.
     """
 
     def __init__(self, limit: int, is_known: Callable[[str], bool] | None = None) -> None:
@@ -23,11 +23,11 @@ class AdapterLabels:
         self._held: set[str] = set()
 
     def holds(self, name: str) -> bool:
-        """Whether the name has a place."""
+        """Whether the name has a label."""
         return name in self._held
 
     def take(self, name: str) -> bool:
-        """Give the name a place if there is one; whether it got one just now."""
+        """Give the name a label if one is left; whether it got one just now."""
         if name in self._held or len(self._held) >= self.limit:
             return False
         if self._is_known is not None and not self._is_known(name):
@@ -36,11 +36,11 @@ class AdapterLabels:
         return True
 
     def release(self, name: str) -> bool:
-        """Free the name's place; whether it had one."""
+        """Free the name's label; whether it had one."""
         found = name in self._held
         self._held.discard(name)
         return found
 
     def all_fit(self, names: set[str]) -> bool:
-        """Whether every one of `names`, and all that hold a place, can be shown at once."""
+        """Whether all of `names` and all names that hold a label fit at once."""
         return len(self._held | names) <= self.limit

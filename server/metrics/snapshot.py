@@ -1,6 +1,6 @@
-"""Owns the metrics that are read when somebody scrapes: what runs, waits and is resident.
+"""Owns the metrics that are read at a scrape: what runs, waits and is resident.
 
-Invariant: one scrape shows one snapshot; nothing is remembered between two.
+Invariant: one scrape shows one snapshot; nothing is kept between two.
 """
 
 import time
@@ -29,7 +29,7 @@ class AdapterState:
 
     @property
     def is_active(self) -> bool:
-        """Whether anybody uses it or memory is spent on it."""
+        """Whether it has requests or takes memory."""
         return bool(self.running or self.waiting) or self.tier in ("device", "host")
 
 
@@ -37,7 +37,7 @@ class AdapterState:
 class StateSnapshot:
     """What the server holds now. max_lora: adapters that one step can serve.
 
-    store_free_bytes: what the store's disk still takes (None: not known, not shown).
+    store_free_bytes: free on the store's disk (None: not known, not shown).
     """
 
     adapters: Mapping[str, AdapterState]
@@ -55,7 +55,7 @@ Totals = dict[tuple[str, ...], float]
 
 
 class StateCollector(Collector):
-    """Asks for a snapshot at every scrape, on whatever thread that runs: `snapshot` answers from memory."""
+    """Takes a snapshot at every scrape, on the scrape's thread: `snapshot` must answer from memory."""
 
     def __init__(self, metrics: EventCounters, snapshot: Callable[[], StateSnapshot]) -> None:
         self._metrics, self._snapshot = metrics, snapshot
@@ -92,7 +92,7 @@ class StateCollector(Collector):
         yield _gauge("perft_adapter_requests_waiting", "Requests that wait for their adapter.", adapter_only, waiting)
         yield _gauge(
             "perft_adapter_resident",
-            "The tier of the adapter's active version: 1 (of _other: how many adapters).",
+            "1 for the tier of the adapter's active version (for _other: how many adapters).",
             ("adapter", "tier"),
             resident,
         )
@@ -103,15 +103,15 @@ def _server_families(state: StateSnapshot) -> Iterator[Metric]:
         "perft_device_rows_used": ("Rows of the device pool that hold an adapter.", state.device_rows_used),
         "perft_device_rows_total": ("Rows of the device pool.", state.device_rows_total),
         "perft_store_bytes": ("Bytes that the adapters take on disk.", state.store_bytes),
-        "perft_moe_layers": ("Layers that carry the operator on every rank: 0 must never serve.", state.moe_layers),
+        "perft_moe_layers": ("MoE layers that carry the operator on every rank; must never be 0.", state.moe_layers),
     }
     for name, (documentation, value) in gauges.items():
         yield GaugeMetricFamily(name, documentation, value)
     if state.store_free_bytes is not None:
-        yield GaugeMetricFamily("perft_store_free_bytes", "Bytes the store's disk still takes.", state.store_free_bytes)
+        yield GaugeMetricFamily("perft_store_free_bytes", "Bytes free on the store's disk.", state.store_free_bytes)
     yield CounterMetricFamily(
         "perft_step_load_bytes",
-        "Bytes of adapters read, hashed or packed inside an engine step: stays 0.",
+        "Bytes of adapters read, hashed or packed inside an engine step; must stay 0.",
         state.step_load_bytes,
     )
 
@@ -119,7 +119,8 @@ def _server_families(state: StateSnapshot) -> Iterator[Metric]:
 def lora_requests_info(state: StateSnapshot, now: float) -> Metric:
     """vLLM's gauge with the meaning that the Gateway API inference extension gives it: what is on the device.
 
-    Names are bare, joined by commas without spaces, those with most requests first; the value is the time.
+    Names are bare, joined by commas without spaces, those with most requests first; the value is the time in unix
+    seconds.
     """
     on_device = {name: each.running for name, each in state.adapters.items() if each.tier == "device"}
     waiting = {name: each.waiting for name, each in state.adapters.items() if each.waiting}

@@ -1,1 +1,1 @@
-"""What every request passes, from the outermost in: access control, drain, adapter routing."""
+"""The ASGI middleware, outermost first (access control, drain, adapter routing), and the access log."""

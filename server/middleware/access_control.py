@@ -1,7 +1,7 @@
-"""Owns what stands in front of every route: whether the route exists, who may call it, and how much at once.
+"""Owns the checks before every route: whether it exists, who may call it, and how many requests at once.
 
-An ASGI middleware, the outermost. Invariant: a request reaches the app only with scope["state"] holding its `caller`,
-`route`, `request_id` and `facts`, and its place among its key's requests is free again before its response's last byte.
+The outermost ASGI middleware. Invariant: a request reaches the app only with scope["state"] holding its `caller`,
+`route`, `request_id` and `facts`, and it no longer counts among its key's requests when its last byte is sent.
 """
 
 import inspect
@@ -30,7 +30,7 @@ SMALL_BODY_BYTES = 64 * 1024
 
 
 class AccessControl:
-    """Answers what must not pass; the app's services say what may. clock: monotonic seconds."""
+    """Rejects requests that must not reach the app, by the app's services. clock: monotonic seconds."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock = app, clock
@@ -41,25 +41,25 @@ class AccessControl:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            await self._pass(_Exchange(scope, send, services_of(scope["app"]), self._clock), receive)
+            await self._handle(_RequestCycle(scope, send, services_of(scope["app"]), self._clock), receive)
 
-    async def _pass(self, exchange: "_Exchange", receive: Receive) -> None:
+    async def _handle(self, cycle: "_RequestCycle", receive: Receive) -> None:
         try:
-            rejection = exchange.admit()
+            rejection = cycle.admit()
             if rejection is None:
-                await self._app(exchange.scope, receive, exchange.send)
+                await self._app(cycle.scope, receive, cycle.send)
             else:
-                await rejection(exchange.scope, receive, exchange.send)
+                await rejection(cycle.scope, receive, cycle.send)
         except Exception as error:
-            if not exchange.status:
-                response = await _unforeseen(exchange.scope, error, exchange.request_id)
-                await response(exchange.scope, receive, exchange.send)
+            if not cycle.status:
+                response = await _unforeseen(cycle.scope, error, cycle.request_id)
+                await response(cycle.scope, receive, cycle.send)
             raise
         finally:
-            exchange.end()
+            cycle.end()
 
 
-class _Exchange:
+class _RequestCycle:
     """One request and its response."""
 
     def __init__(self, scope: Scope, send: Send, services: Services | None, clock: Callable[[], float]) -> None:
@@ -77,7 +77,7 @@ class _Exchange:
         self.scope = self._inner_scope(scope)
 
     def _inner_scope(self, scope: Scope) -> Scope:
-        """What the app sees: the request id as a header too, and a GET in place of a HEAD."""
+        """The app's scope: with the request ID as a header, and a GET in place of a HEAD."""
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"request_id": self.request_id, "facts": self.facts, "caller": self.caller}
         others = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
@@ -88,7 +88,7 @@ class _Exchange:
         }
 
     def admit(self) -> Response | None:
-        """The response, if the app is not to see the request."""
+        """The response to a request that is rejected; None if the app gets it."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
         self.route = match(self.method, path, root_path)
         try:
@@ -127,7 +127,7 @@ class _Exchange:
             self._leave = lambda: limits.leave(label)
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the response on, with the request id; of a HEAD's only the headers."""
+        """Send a message of the response, with the request ID; for a HEAD only the headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
@@ -176,7 +176,7 @@ def caller_of(services: Services, route: Route, headers: Headers) -> Caller:
 
 
 def _needs_key(services: Services, route: Route, known: Caller | None) -> bool:
-    """Whether a key is missing: the one the route is kept for, or any where the server has some."""
+    """Whether a key is missing: the one that the route needs, or any if the server has some."""
     if known is None and services.keys.needs_key:
         return True
     if route.need == "inference":
@@ -188,11 +188,13 @@ def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerErro
     if known is not None:
         return ForbiddenError(f"found the key {known.label!r}, expected the {route.need} key for {route.path}")
     found = "an unknown key" if is_given else "no key"
-    return InvalidKeyError(f"found {found}, expected the header `Authorization: Bearer KEY` with one of this server's")
+    return InvalidKeyError(
+        f"found {found}, expected the header `Authorization: Bearer KEY` with one of this server's keys"
+    )
 
 
 def _no_route(method: str, path: str, root_path: str) -> Response:
-    """404 for a path that is not listed, 405 for another method than its own; what OPTIONS asks for is no secret."""
+    """404 for a path that is not listed, 405 for a method that its routes do not have, 204 for OPTIONS."""
     allowed = {route.method for route in routes_at(path, root_path)}
     if not allowed:
         raise _not_found()
@@ -206,7 +208,7 @@ def _no_route(method: str, path: str, root_path: str) -> Response:
 
 
 async def _unforeseen(scope: Scope, error: Exception, request_id: str) -> Response:
-    """The app's own response to an unforeseen error, given here so that it has a request id as well."""
+    """The app's own response to an unforeseen error, sent here so that it carries the request ID."""
     handler = scope["app"].exception_handlers.get(Exception)
     if handler is None:
         return internal_error(request_id).response()

@@ -1,7 +1,7 @@
 """Owns the access log: one line per request, written when its response has ended.
 
-Invariant: it never holds a key, a prompt or an answer, nor anything a client wrote that was not checked: the path is
-the route's template, the adapter the resolved one.
+Invariant: it never contains a key, a prompt or an answer, nor unchecked text of a client: the path is the route's
+template, the adapter the resolved one.
 """
 
 import logging
@@ -35,7 +35,7 @@ class AccessRecord:
 
 
 class AccessLog:
-    """Writes request records to a stream of its own, as text (`key=value`) or JSON."""
+    """Writes one record per request to a stream, as text (`key=value`) or JSON."""
 
     def __init__(self, log_format: LogFormat = "text", stream: IO[str] | None = None) -> None:
         handler = logging.StreamHandler(stream or sys.stderr)

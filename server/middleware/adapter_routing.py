@@ -41,7 +41,7 @@ class AdapterRouting:
         if route is None or not route.selects_model:
             return await self._app(scope, receive, send)
         services = services_of(scope["app"])
-        assert services is not None, "access control lets nothing pass before there are services"
+        assert services is not None, "access control rejects every request until there are services"
         state = scope["state"]
         began = time.monotonic()
         try:
@@ -82,8 +82,8 @@ class _ClientLeftError(Exception):
 
 @asynccontextmanager
 async def _admitted(context: RequestContext, route: Route, receive: Receive, services: Services) -> AsyncIterator[None]:
-    """Keep the version alive and, where the route generates, wait until it is on the device; the engine's request takes
-    that lease over. Raises ServerError, or _ClientLeftError."""
+    """Keep the version alive and, where the route generates, wait until it is on the device; the engine request takes
+    over that lease. Raises ServerError, or _ClientLeftError."""
     version = context.version
     with ExitStack() as kept:
         async with context.first_lease:
@@ -123,7 +123,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _resolve(values: dict[str, Any], registry: Registry, caller: Caller) -> Version | None:
-    """The version that `model` selects; None for the base. What is no string is left for vLLM to reject."""
+    """The version that `model` selects; None for the base. Anything but a string is left for vLLM to reject."""
     model = values.get("model")
     return registry.resolve(model, caller) if isinstance(model, str) else None
 
@@ -147,7 +147,7 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _serialize(values: dict[str, Any]) -> bytes:
-    """The body that vLLM reads. Raises ApiError where it is nested a little less than could not even be parsed."""
+    """The body that vLLM reads. Raises ApiError for nesting that could just be parsed, but not be written again."""
     try:
         return json.dumps(values).encode()
     except RecursionError as error:
@@ -175,7 +175,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """`receive` that gives the rewritten body first."""
+    """A `receive` that returns the rewritten body first."""
     sent = False
 
     async def next_message() -> Message:

@@ -1,7 +1,7 @@
 """Owns how a running server ends: after SIGTERM it admits nothing new, lets running responses finish, then stops.
 
 vLLM's own handler ends the engine at once; ours waits first and then hands over to it (as SIGINT). Invariant: a
-response that had begun before the signal is whole, unless the limit passes first.
+response that began before the signal is sent whole, unless the limit passes first.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ POLL_S = 0.05
 
 
 class SignalHandler:
-    """Drains on SIGTERM, for at most `limit_s` seconds."""
+    """Drains on SIGTERM, for at most `limit_s` seconds, then sends SIGINT."""
 
     def __init__(self, lifecycle: Lifecycle, limit_s: float) -> None:
         self._lifecycle, self._limit_s = lifecycle, limit_s
@@ -55,7 +55,7 @@ class DrainMiddleware:
             return await self._app(scope, receive, send)
         lifecycle = services.lifecycle
         if lifecycle.is_draining:
-            error = EngineUnavailableError("the server is shutting down; retry on another one", retry_after_s=5)
+            error = EngineUnavailableError("the server is shutting down; retry on another server", retry_after_s=5)
             response = as_api_error(error).response()
             response.headers["Connection"] = "close"
             return await response(scope, receive, send)

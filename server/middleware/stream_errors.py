@@ -1,4 +1,4 @@
-"""Owns how a failed inference request ends for its client: with our error in place of vLLM's words for it.
+"""Owns how a failed inference request ends for its client: with our error in place of vLLM's.
 
 Invariant: bytes are held back only after a failure, and only until the line they belong to is whole.
 """
@@ -17,7 +17,7 @@ _ERROR_LINE = re.compile(rb'data: \{("type": ?"error", ?)?"error"')
 
 
 class FailureSender:
-    """The request's `send`. path: the route's, which says how an error looks in a stream."""
+    """The request's `send`. path: of the route, which decides the form of an error in a stream."""
 
     def __init__(self, context: RequestContext, path: str, send: Send) -> None:
         self._context, self._path, self._send = context, path, send
@@ -64,8 +64,8 @@ class FailureSender:
         await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
 
     def _rewritten(self, message: Message) -> bytes:
-        """A chunk of the stream with the failure in the place of error lines. The rest of a line that was sent in part
-        is none; the beginning of one is held until it is whole."""
+        """A chunk of the stream with the failure in place of error lines. The rest of a line already sent in part stays
+        as it is; the beginning of a line is held until the line is whole."""
         data = self._held + message.get("body", b"")
         self._held = b""
         rest = b""

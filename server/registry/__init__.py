@@ -1,1 +1,1 @@
-"""Names and versions: which is active, who may use it, and every change to that."""
+"""Names and versions: which one is active, who may use it, and every change to them."""

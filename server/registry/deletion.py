@@ -46,7 +46,7 @@ class Deletions:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop; the next start goes on."""
+        """Stop; the next start of the server resumes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -68,7 +68,7 @@ class Deletions:
         self._scheduler.fail_waiters(version.ref, adapter_deleted(version))
         for request_id in list(version.running):
             await self._abort(request_id)
-        with suppress(TimeoutError):  # a client that does not read its last bytes holds up nobody
+        with suppress(TimeoutError):  # a client that does not read its last bytes must not block this
             async with asyncio.timeout(LAST_BYTES_S):
                 await version.idle.wait()
                 while version.running:

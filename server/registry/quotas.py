@@ -1,5 +1,5 @@
-"""Owns how much the store takes. Invariant: content that is already there takes no more room, however often it is
-sent."""
+"""Owns the quotas of the store. Invariant: content that it already holds takes no more room, however often it is
+uploaded."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from server.errors import QuotaExceededError
 
 
 class Quotas(Protocol):
-    """The settings that the service goes by. Timeouts in seconds."""
+    """The settings that limit the service. Timeouts in seconds."""
 
     @property
     def max_adapters(self) -> int: ...

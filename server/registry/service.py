@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ServiceEvents(Protocol):
-    """What follows the versions: vLLM's table of names, and the metrics."""
+    """What is notified of changes: vLLM's table of names, and the metrics."""
 
     def version_added(self, version: Version) -> None: ...
 
@@ -50,7 +50,7 @@ class AuditTrail(Protocol):
 
 
 class AdapterService:
-    """See the module; what there is to read is the Registry's."""
+    """See the module. Reads are the Registry's."""
 
     def __init__(
         self,
@@ -95,15 +95,15 @@ class AdapterService:
     # Uploads
 
     def stage(self) -> Path:
-        """A new folder for an upload (blocks). Raises StoreError."""
+        """Make a folder for an upload (blocks). Raises StoreError."""
         return self._store.stage()
 
     def discard(self, staged: Path) -> None:
-        """Remove it, if it is still there (blocks)."""
+        """Remove a staged folder, if it still exists (blocks)."""
         self._store.discard(staged)
 
     async def upload(self, name: str, folder: Path, activate: bool, caller: Caller) -> tuple[AdapterView, bool]:
-        """A staged folder becomes the next version of `name`; False: that content was a version already.
+        """Make a staged folder the next version of `name`; False if its content is a version already.
 
         Raises ServerError, InvalidAdapterError or StoreError.
         """

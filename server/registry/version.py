@@ -1,4 +1,4 @@
-"""Owns one version while the server runs: its record, what the engine calls it, and who uses it.
+"""Owns one version while the server runs: its record, its engine id, and the requests that use it.
 
 Invariant: a version with leases is not removed.
 """
@@ -95,7 +95,7 @@ class Version:
 
 @dataclass(frozen=True)
 class VersionView:
-    """One version as a caller sees it (API.md, "The object"). created and last_used: unix seconds."""
+    """One version as a caller sees it (docs/api.md, "The adapter object"). created and last_used: unix seconds."""
 
     version: int
     id: str
@@ -129,10 +129,10 @@ class AdapterView:
 
 
 def adapter_deleted(version: Version) -> AdapterDeletedError:
-    """What ends a request that outlived its version's drain timeout."""
+    """The error of a request that outlived its version's drain timeout."""
     return AdapterDeletedError(f"{version.id} was deleted while the request ran")
 
 
 def unservable(version: Version, param: str | None = None) -> AdapterUnavailableError:
-    """What a request for a version gets that this server cannot serve."""
+    """The error of a request for a version that this server cannot serve."""
     return AdapterUnavailableError(f"{version.id} cannot be served: {version.failure}", param=param, retry_after_s=60)

@@ -1,4 +1,4 @@
-"""Owns how changes to the store are carried out: in turn, whole, off the event loop.
+"""Owns how changes to the store are made: one at a time, whole, off the event loop.
 
 Invariant: a change that has begun is finished, even if its caller goes away or the server is closed.
 """

@@ -166,7 +166,7 @@ class Mover(Protocol):
 
 
 Refusal = Callable[[Waiter, float, bool], ServerError | None]
-"""Why waiting is of no use, if it is not: of a waiter, now (monotonic seconds), and whether the pins leave it room."""
+"""(waiter, now in monotonic seconds, whether the pins leave it room) -> why waiting is useless; None if it is not."""
 
 
 class SchedulingPass:

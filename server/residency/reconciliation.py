@@ -1,6 +1,6 @@
-"""Owns the comparison of what the scheduler believes with what the workers hold, and the mending of a difference.
+"""Owns the comparison of what the scheduler expects with what the workers hold, and the repair of a difference.
 
-Invariant: only what stood still while the workers were asked is compared, so a move under way is never a difference.
+Invariant: only content that did not move while the workers were asked is compared, so a move is never a difference.
 """
 
 import logging
@@ -17,7 +17,7 @@ TIERS: tuple[LoadedTier, ...] = ("host", "device")
 
 @dataclass(frozen=True)
 class _Before:
-    """The residents as they were before the workers were asked: what each believed, and how many moves it had made."""
+    """The residents as they were before the workers were asked: moves made so far by key, and which were moving."""
 
     moves: dict[str, int]
     busy: frozenset[str]
@@ -31,18 +31,18 @@ class Reconciler:
         self._engine, self._scheduler = engine, scheduler
 
     async def run(self) -> list[str]:
-        """Ask every rank what it holds, and mend what differs. Returns one sentence for each difference (logged too).
+        """Ask every rank what it holds, and repair what differs. Returns one sentence per difference (also logged).
 
         Raises what the engine raises if it does not answer.
         """
-        before = self._look()
+        before = self._snapshot()
         ranks = await self._engine.inventory()
         found = self._differences(before, ranks)
         for difference in found:
             logger.error("residency: %s", difference)
         return found
 
-    def _look(self) -> _Before:
+    def _snapshot(self) -> _Before:
         residents = self._scheduler.residents()
         busy = frozenset(key for key, resident in residents.items() if resident.is_busy)
         return _Before({key: resident.moves for key, resident in residents.items()}, busy, self._scheduler.rows_used)
@@ -63,8 +63,8 @@ class Reconciler:
             for key in sorted(held - moving - residents.keys() - before.moves.keys()):
                 found.append(f"the {tier} holds {_short(key)}, which no version has; it is freed")
                 self._scheduler.transfers.discard(key, tier)
-        all_stood_still = not moving and len(still) == len(residents) == len(before.moves)
-        if not found and all_stood_still and before.rows_used == self._scheduler.rows_used:
+        nothing_moved = not moving and len(still) == len(residents) == len(before.moves)
+        if not found and nothing_moved and before.rows_used == self._scheduler.rows_used:
             found += [
                 f"a rank has {rank.rows_used} rows in use, expected {before.rows_used}; restart the server"
                 for rank in ranks

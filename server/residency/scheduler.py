@@ -6,7 +6,7 @@ and slots never exceed the pools, nor the adapters with requests the engine's st
 
 Waiters are served first come first served, except that for `PATIENCE_S` a later one may take what would not be enough
 for an earlier one. Then the earlier one holds adapters (they admit no new request) until there is enough for it; once
-it is served or gone, they are open again. A request whose adapter is on the device and open does not wait.
+it is served or gone, they admit requests again. A request whose adapter is on the device and open does not wait.
 
 All on one event loop; nothing here blocks. Every change ends in a new pass over the waiters (`_schedule`).
 """
@@ -51,7 +51,7 @@ class ResidencyScheduler:
         self._residents.setdefault(adapter.key, Resident(need)).owners[adapter.engine_id] = adapter
 
     async def remove(self, adapter: AdapterRef) -> None:
-        """Remove a version: free what only it held. Its last waiters and leases end."""
+        """Remove a version and free what only it held. Its waiters and leases end."""
         resident = self._residents[adapter.key]
         del resident.owners[adapter.engine_id]
         resident.removals += 1
@@ -218,7 +218,7 @@ class ResidencyScheduler:
         assert all(r.on_device for r in residents if r.running), "a request runs without its adapter"
         assert all(r.owners or r.removals for r in residents), "a content without a version is kept"
         self._leases.check_integrity(residents)
-        assert self._waiters or (self._holds == AdmissionHolds() and self._timer is None), "held for nobody"
+        assert self._waiters or (self._holds == AdmissionHolds() and self._timer is None), "held without a waiter"
         self._waiters.check_integrity()
         is_moving = any(r.is_busy for r in residents)
         is_waking = is_moving or self._leases.running or self._timer is not None
@@ -226,7 +226,7 @@ class ResidencyScheduler:
 
 
 def _refusal(waiter: Waiter, now: float, can_ever_fit: bool) -> ServerError | None:
-    """Why waiting is of no use: its load just failed, or pins leave no room. None: it is of use."""
+    """Why waiting is useless: the load just failed, or pins leave no room. None if it is not."""
     failed = waiter.resident.failed
     if failed is not None and now < failed.at + RETRY_FAILED_S:
         return _load_failed(waiter.adapter, failed.reason, failed.at + RETRY_FAILED_S - now)
@@ -241,7 +241,7 @@ def _load_failed(adapter: AdapterRef, reason: str, retry_s: float) -> AdapterUna
 
 
 def _timed_out(adapter: AdapterRef, timeout_s: float) -> AdapterUnavailableError:
-    message = f"{adapter.name} found no room on the device within {timeout_s:g} s; try again, or enlarge the pool"
+    message = f"{adapter.name} found no room on the device within {timeout_s:g} s; retry, or enlarge the pool"
     return AdapterUnavailableError(message, retry_after_s=1)
 
 

@@ -1,7 +1,7 @@
-"""Owns what is known now: of each content its versions, where it is and its move; who waits; what runs.
+"""Owns the state of residency: each content's versions, tiers and current move; the waiters; the running requests.
 
-Invariant: a content holds its room on the device (rows, or a LoRA slot) from the start of its way there until the
-engine was told to free it; what can be used there (`on_device`) holds its room.
+Invariant: a content holds its room on the device (rows, or a LoRA slot) from the start of its move there until the
+engine was asked to free it; what can be used there (`on_device`) holds its room.
 """
 
 import asyncio
@@ -119,7 +119,7 @@ class Resident:
 
 @dataclass(eq=False)
 class Waiter:
-    """What waits for an adapter: an activation (until it is on the host), a pin (on the device), a request (a lease).
+    """What waits for an adapter: an activation (for the host), a pin (for the device), a request (for a lease).
 
     since: monotonic seconds. ready: ends the wait. is_granted: the lease is counted.
     """
@@ -133,7 +133,7 @@ class Waiter:
 
 
 class WaitQueue:
-    """The line of waiters, in the order they came; `requests` counts exactly the requests in it."""
+    """The waiters, in the order they came; `requests` counts exactly the requests among them."""
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
@@ -146,7 +146,7 @@ class WaitQueue:
         return waiter in self._waiters
 
     def pending(self) -> list[Waiter]:
-        """Those still to be answered, in the order they came (a cancelled one leaves the line a moment later)."""
+        """Those still to be answered, in the order they came (a cancelled one leaves the queue a moment later)."""
         return [waiter for waiter in self._waiters if not waiter.ready.done()]
 
     def of(self, engine_id: int) -> list[Waiter]:

@@ -1,7 +1,7 @@
-"""Owns what the engine is told: every move of a content between disk, host and device, from its start to its end.
+"""Owns the moves of contents between disk, host and device, from the call of the engine to its end.
 
 Invariant: a resident makes one move at a time, and every move settles, whatever the engine raises. Promised room is
-given back only once the engine was told to free it.
+given back only once the engine was asked to free it.
 """
 
 import asyncio
@@ -75,19 +75,19 @@ class Transfers:
                 return
             resident.on_device = False
             if resident.holds_room:
-                await self.tell(self._engine.evict(last_owner))
+                await self._try_to_free(self._engine.evict(last_owner))
             if resident.on_host:
-                await self.tell(self._engine.drop(last_owner))
+                await self._try_to_free(self._engine.drop(last_owner))
             resident.holds_room = resident.on_host = False
         finally:
             resident.settle()
 
     async def forget(self, adapter: AdapterRef) -> None:
         """The version is gone for good."""
-        await self.tell(self._engine.forget(adapter))
+        await self._try_to_free(self._engine.forget(adapter))
 
     def repair(self, resident: Resident, lost: Collection[LoadedTier]) -> None:
-        """The engine lost what it should hold: free the rest of it there. While requests run on it, load it again."""
+        """The engine lost what it should hold: free the rest of it there, or load it again while requests run on it."""
         resident.start("repairing")
         if "device" in lost and not resident.running:
             resident.on_device = False
@@ -96,19 +96,19 @@ class Transfers:
         self.spawn(self._repair(resident, resident.any_owner, lost))
 
     def discard(self, key: str, tier: LoadedTier) -> None:
-        """The engine holds what it should not: have it freed."""
+        """The engine holds what it should not: free it."""
         self._events.repaired(tier)
-        self.spawn(self.tell(self._engine.discard(key, tier)))
+        self.spawn(self._try_to_free(self._engine.discard(key, tier)))
 
-    async def tell(self, order: Awaitable[None]) -> None:
-        """Have something freed. An engine that fails at that is down, and holds nothing that matters."""
+    async def _try_to_free(self, call: Awaitable[None]) -> None:
+        """Await a call that frees something. An engine that fails at that is down, and holds nothing that matters."""
         try:
-            await order
+            await call
         except Exception:
             logger.exception("the engine failed to free an adapter")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run on a task of its own: the caller that waits for it may go away."""
+        """Run on a task of its own: a caller that awaits it may be cancelled."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -118,13 +118,13 @@ class Transfers:
         self,
         resident: Resident,
         tier: LoadedTier,
-        order: Callable[[], Awaitable[None]],
+        call: Callable[[], Awaitable[None]],
         evicted: Collection[Resident] = (),
     ) -> None:
-        """Carry out a move upwards; a failure is kept for those who wait."""
+        """Carry out a move upwards; a failure is kept for the waiters."""
         began = self._clock()
         try:
-            await order()
+            await call()
         except BaseException as error:
             resident.failed = Failure(_reason(error), self._clock())
             resident.holds_room = False
@@ -148,12 +148,12 @@ class Transfers:
         except AdapterLoadError:
             raise
         except Exception:
-            await self.tell(self._engine.evict(adapter))  # how far it got is not known
+            await self._try_to_free(self._engine.evict(adapter))  # how far it got is not known
             raise
 
     async def _drop(self, resident: Resident, owner: AdapterRef) -> None:
         try:
-            await self.tell(self._engine.drop(owner))
+            await self._try_to_free(self._engine.drop(owner))
         finally:
             resident.settle()
             self._on_settled(None)
@@ -165,10 +165,10 @@ class Transfers:
                 await self._engine.place(owner)
                 resident.on_host = True
             elif "device" in lost:
-                await self.tell(self._engine.discard(owner.key, "device"))
+                await self._try_to_free(self._engine.discard(owner.key, "device"))
                 resident.holds_room = False
             if "host" in lost and not (resident.on_device and "device" in lost):
-                await self.tell(self._engine.discard(owner.key, "host"))
+                await self._try_to_free(self._engine.discard(owner.key, "host"))
                 resident.on_host = False
         except Exception:
             logger.exception("%s is lost on the engine and could not be loaded again", owner.name)
@@ -178,5 +178,5 @@ class Transfers:
 
 
 def _reason(error: BaseException) -> str:
-    """What a caller is told of a failed move."""
+    """Why a move failed, as callers see it."""
     return str(error) if isinstance(error, AdapterLoadError) else f"the engine failed ({type(error).__name__})"

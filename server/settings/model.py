@@ -44,7 +44,7 @@ def _shown(default: str) -> dict[str, Any]:
 
 
 class Settings(BaseSettings):
-    """Named as in the TOML file; in the environment PERFT_ and capitals; as a flag --with-dashes (`api_keys`: --api-key).
+    """Named as in the TOML file; in the environment PERFT_ and capitals; flags --with-dashes (`api_keys`: --api-key).
 
     Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.
     """
@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     )
     metrics_bind: str | None = Field(
         None,
-        description="HOST:PORT of a separate listener for /metrics, which the main one then does not serve; it asks for "
-        "no key: keep it on a private network",
+        description="HOST:PORT of a separate listener for /metrics, which the main one then does not serve; it asks "
+        "for no key: keep it on a private network",
     )
 
     # Adapters

@@ -30,7 +30,7 @@ OTHER_VARIABLES = ("PERFT_CACHE", "PERFT_DISABLED", "PERFT_SERVER")
 PAGE_HEAD = """# Settings
 
 Every setting of PERFT is a flag, an environment variable and a key of a TOML file; the first that has it wins. Unknown
-keys in the file and unknown `PERFT_` variables are errors. vLLM's own flags stay as they are (`perft serve --help=all`).
+keys in the file and unknown `PERFT_` variables are errors. vLLM's own flags work too (`perft serve --help=all`).
 
 Three variables are not settings of the server: `PERFT_SERVER` is the URL that `perft adapters` calls, `PERFT_CACHE` is
 where the demo keeps its base, and `PERFT_DISABLED=1` leaves vLLM untouched (`perft serve` then refuses to start).

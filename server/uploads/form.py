@@ -1,7 +1,7 @@
 """Owns a multipart/form-data body as a form of known parts, parsed block by block as it arrives.
 
-Invariant: a part that `rules` does not name, or that is over its bound, is rejected before any more of it is kept;
-files go straight to files of names chosen here, and after `close` none is open.
+Invariant: a part that `rules` does not name, or that is over its bound, is rejected before more of it is stored;
+file parts go straight to files named by the rules, and none of these is open after `close`.
 """
 
 import os
@@ -27,7 +27,7 @@ PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 
 @dataclass(frozen=True)
 class PartRule:
-    """What one part may be. too_large: the error for more than `max_bytes`. file_name: None for a text field."""
+    """The rule of one part. too_large: makes the error for more than `max_bytes`. file_name: None for a text field."""
 
     max_bytes: int
     too_large: Callable[[], UploadError]
@@ -35,7 +35,7 @@ class PartRule:
 
 
 def malformed(message: str, param: str | None = None) -> MalformedUploadError:
-    """For a body that is not the form it must be."""
+    """The error for a body that is not a valid form."""
     return MalformedUploadError(message, param=param)
 
 
@@ -51,7 +51,7 @@ def boundary_of(content_type: str) -> bytes:
 
 
 class MultipartForm:
-    """The form on its way in: `texts` and `files` (part to path) hold what came so far.
+    """A form being received: `texts` and `files` (part -> path) hold what has arrived so far.
 
     `feed` may run in any thread, one at a time; `close` waits for it.
     """
@@ -105,7 +105,7 @@ class MultipartForm:
         self._headers[field.lower()] = value
 
     def _begin_part(self) -> None:
-        """Decide by its headers which part this is and whether it is accepted."""
+        """Find out from the headers which part this is, and reject it unless a rule names it."""
         disposition, options = parse_options_header(self._headers.get("content-disposition"))
         encoding = self._headers.get("content-transfer-encoding", "").strip().lower()
         self._headers = {}

@@ -1,4 +1,4 @@
-"""Owns an upload's way in: from the request's body to the files of an adapter in a staged folder.
+"""Owns receiving an upload: from the request's body to an adapter's files in a staged folder.
 
 Invariant: everything is bounded while it arrives (bytes, parts, headers, time), at most one block of the files is in
 memory, and parsing and writing happen off the event loop.
@@ -38,9 +38,9 @@ _THREADS = ThreadPoolExecutor(4, "perft-upload", initializer=compute_alone)
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What one upload may take. max_adapter_bytes: the weights file, also once unpacked.
+    """The limits of one upload. max_adapter_bytes: of the weights file, also once unpacked.
 
-    timeout_s: from the request's headers to the body's last byte; idle_timeout_s: between two arrivals.
+    timeout_s: seconds from the request's headers to the body's last byte; idle_timeout_s: seconds between two arrivals.
     """
 
     max_adapter_bytes: int
@@ -49,18 +49,18 @@ class UploadLimits:
 
     @property
     def archive_bytes(self) -> int:
-        """An archive of incompressible weights at the limit is a little larger than they are."""
+        """The largest archive: one of incompressible weights at their limit is slightly larger than they are."""
         return self.max_adapter_bytes + self.max_adapter_bytes // 256 + MIB
 
     @property
     def body_bytes(self) -> int:
-        """Any form within its parts' limits."""
+        """The largest body: any form whose parts are within their limits."""
         return self.archive_bytes + MIB
 
 
 @dataclass(frozen=True)
 class ReceivedUpload:
-    """A whole upload, not yet looked into. folder: the adapter's files lie there."""
+    """A complete upload, not yet validated. folder: holds the adapter's files."""
 
     name: str
     activate: bool
@@ -70,10 +70,10 @@ class ReceivedUpload:
 async def receive_upload(
     headers: Mapping[str, str], body: AsyncIterator[bytes], staged: Path, limits: UploadLimits
 ) -> ReceivedUpload:
-    """Read the form of POST /v1/adapters into the empty folder `staged`, which stays the caller's to discard.
+    """Read the form of POST /v1/adapters into the empty folder `staged`, which the caller discards.
 
-    headers: of the request, names in any case. Raises UploadError; the name and the files' content are the caller's to
-    check.
+    headers: of the request, names in any case. Raises UploadError. The name and the content of the files are not
+    checked here.
     """
     _check_headers(headers, limits)
     form = MultipartForm(boundary_of(headers.get("content-type", "")), _rules(limits), staged)
@@ -99,13 +99,13 @@ def _check_headers(headers: Mapping[str, str], limits: UploadLimits) -> None:
 
 
 def _rules(limits: UploadLimits) -> dict[str, PartRule]:
-    """The parts of the form. A config a little over its limit comes in whole, to be answered with all else wrong."""
+    """The parts of the form. A config slightly over its limit is received, to be reported with all other violations."""
     weights = partial(_too_large, "found weights over the limit", limits.max_adapter_bytes)
     archive = partial(_too_large, "found an archive over the limit", limits.max_adapter_bytes)
     long_name = f"found a name of more than {MAX_NAME_BYTES} bytes, expected at most 63 characters"
     return {
         "name": PartRule(MAX_NAME_BYTES, lambda: InvalidUploadNameError(long_name)),
-        "activate": PartRule(MAX_FLAG_BYTES, _no_flag),
+        "activate": PartRule(MAX_FLAG_BYTES, _invalid_flag),
         "config": PartRule(2 * MAX_CONFIG_BYTES, _config_too_large, CONFIG_FILE),
         "weights": PartRule(limits.max_adapter_bytes, weights, WEIGHTS_FILE),
         "file": PartRule(limits.archive_bytes, archive, ARCHIVE_FILE),
@@ -129,7 +129,7 @@ async def _read_body(form: MultipartForm, body: AsyncIterator[bytes], limits: Up
 
 
 async def _chunks(body: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
-    """What arrives, as long as it arrives fast enough."""
+    """The chunks of the body. Raises UploadTimeoutError if they arrive too slowly."""
     now = asyncio.get_running_loop().time
     end = now() + limits.timeout_s
     while True:
@@ -148,13 +148,13 @@ async def _chunks(body: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIter
 
 
 async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """Blocking work in one of the upload threads; a full disk is the storage's fault, not the client's."""
+    """Run blocking work on an upload thread. Raises UploadStorageFullError for a full disk."""
     try:
         return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *arguments))
     except OSError as error:
         if error.errno not in (ENOSPC, EDQUOT):
             raise
-        message = "the server's disk is full, so nothing was stored; delete adapters, or ask the operator for room"
+        message = "the server's disk is full, so nothing was stored; delete adapters, or ask the operator for space"
         raise UploadStorageFullError(message) from error
 
 
@@ -168,7 +168,7 @@ def _text_fields(form: MultipartForm) -> tuple[str, bool]:
         raise InvalidUploadNameError("found a name that is not UTF-8") from error
     activate = form.texts.get("activate", b"true")
     if activate not in (b"true", b"false"):
-        raise _no_flag()
+        raise _invalid_flag()
     return name, activate == b"true"
 
 
@@ -182,7 +182,7 @@ def _check_files(form: MultipartForm) -> None:
 
 
 def _unpack(archive: Path, staged: Path, limits: UploadLimits) -> None:
-    """Turn the archive into the adapter's files. Raises InvalidUploadError with everything that is wrong."""
+    """Unpack the archive into the adapter's files. Raises InvalidUploadError with every violation."""
     try:
         violations = extract(archive, staged, limits.max_adapter_bytes)
     except AdapterTooLargeError as error:
@@ -200,7 +200,7 @@ def _config_too_large() -> InvalidUploadError:
     return InvalidUploadError([found])
 
 
-def _no_flag() -> MalformedUploadError:
+def _invalid_flag() -> MalformedUploadError:
     return malformed("activate: expected true or false", "activate")
 
 

@@ -122,7 +122,7 @@ def test_base_logits_are_those_of_a_vllm_without_us(engine: TinyEngine, tmp_path
     """Plugin absent (a process of its own), present, and present with adapters resident: the same bits."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(engine.folder / engine.kind), str(tmp_path / "absent.pt")],
-        env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": ""}, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": ""}, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     absent = torch.load(tmp_path / "absent.pt")

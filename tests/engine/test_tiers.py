@@ -172,7 +172,7 @@ def test_a_move_under_way_is_not_held_yet(engine: TinyEngine, tmp_path: Path, mo
     may_go_on = threading.Event()
 
     def pack_slowly(*args: Any) -> PackedAdapter:
-        assert may_go_on.wait(60.0)
+        assert may_go_on.wait(500)
         return pack(*args)
 
     monkeypatch.setattr(host_cache, "pack", pack_slowly)

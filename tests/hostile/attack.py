@@ -29,7 +29,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing is sent for so long."""
+    """Nothing is sent for so long, or until the server answers."""
 
     seconds: float
 

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ from server.api.error_responses import as_api_error
 from server.errors import ServerError
 from server.registry.registry import check_name
 from server.uploads.receive import UploadLimits, receive_upload
-from tests.hostile.attack import Cut, Pause, Setting, Upload
+from tests.hostile.attack import Attack, Cut, Pause, Setting, Upload
 
 BASE = BaseShape(hidden_size=8, num_layers=3, moe_layers=(0, 2), num_experts=4, top_k=2, dtype=torch.float32)
-SETTING = Setting(BASE, "tiny-moe", max_adapter_bytes=256 * 1024, timeout_s=0.6, idle_timeout_s=0.25)
+SETTING = Setting(BASE, "tiny-moe", max_adapter_bytes=256 * 1024, timeout_s=3600, idle_timeout_s=3600)
+IMPATIENT = replace(SETTING, timeout_s=0.6, idle_timeout_s=0.25)
+"""For what comes too slowly. Nothing else: on a busy machine a sound upload comes slowly too."""
+
+
+def setting_for(attack: Attack) -> Setting:
+    """Limits under which the attack meets its own refusal, however fast the machine is."""
+    setting = IMPATIENT if attack.code == "upload_timeout" else SETTING
+    return replace(setting, max_adapter_bytes=max(setting.max_adapter_bytes, attack.needs_bytes))
 
 
 class LocalApp:
@@ -33,7 +41,10 @@ class LocalApp:
 
     def __init__(self, folder: Path, setting: Setting) -> None:
         self.folder, self.setting = folder, setting
-        self.limits = UploadLimits(setting.max_adapter_bytes, setting.timeout_s, setting.idle_timeout_s)
+
+    @property
+    def limits(self) -> UploadLimits:
+        return UploadLimits(self.setting.max_adapter_bytes, self.setting.timeout_s, self.setting.idle_timeout_s)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -9,6 +9,7 @@ from select import select
 from tests.hostile.attack import Attack, Cut, Pause, Setting, Upload
 
 PATH = "/v1/adapters"
+LIMIT_S = 300.0
 
 
 def send(
@@ -17,7 +18,7 @@ def send(
     host: str,
     port: int,
     headers: Mapping[str, str] | None = None,
-    limit_s: float = 60,
+    limit_s: float = LIMIT_S,
 ) -> tuple[int, bytes]:
     """The status and body that the server answers with; status 0: the connection ended without an answer.
 
@@ -27,7 +28,7 @@ def send(
 
 
 def send_upload(
-    upload: Upload, host: str, port: int, headers: Mapping[str, str] | None = None, limit_s: float = 60
+    upload: Upload, host: str, port: int, headers: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
 ) -> tuple[int, bytes]:
     """Send any upload; stops sending where the server answers or hangs up."""
     deadline = time.monotonic() + limit_s
@@ -61,9 +62,10 @@ def _body(upload: Upload, connection: socket.socket, deadline: float) -> Iterato
             connection.shutdown(socket.SHUT_RDWR)
             return
         wait = piece.seconds if isinstance(piece, Pause) else 0
-        if select([connection], [], [], wait)[0]:
+        left = max(0.0, deadline - time.monotonic())
+        if select([connection], [], [], min(wait, left))[0]:
             return
-        if time.monotonic() > deadline:
+        if wait >= left:
             raise TimeoutError("the server took bytes for longer than the limit")
         if isinstance(piece, bytes) and piece:
             yield piece if upload.content_length is not None else b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -20,6 +20,8 @@ from tests.hostile.attack import (
 )
 
 TEN_GB = 10 * 1000**3
+FOR_EVER_S = 3600.0
+"""A pause ends with the server's answer."""
 BLOCK = bytes(64 * 1024)
 WEIGHTS_LIMIT, BODY_LIMIT = "max_adapter_bytes", "found a body of"
 
@@ -58,19 +60,15 @@ def _over_by_one(setting: Setting) -> Upload:
 
 
 def _trickle(setting: Setting) -> Iterator[Piece]:
-    """Always in time for the next byte, never for the whole."""
+    """Always in time for the next byte, and without end."""
     yield _body(setting)[:-20]
-    for _ in range(round(3 * setting.timeout_s / (setting.idle_timeout_s / 2))):
+    while True:
         yield Pause(setting.idle_timeout_s / 2)
         yield b"x"
 
 
-def _stall(setting: Setting, start: bytes) -> Upload:
-    return Upload([start, Pause(3 * setting.timeout_s), END])
-
-
 def _slow(start: bytes) -> Attack:
-    return Attack(408, "upload_timeout", ("too slow",), lambda s: _stall(s, start))
+    return Attack(408, "upload_timeout", ("too slow",), lambda s: Upload([start, Pause(FOR_EVER_S), END]))
 
 
 def _cut(start: bytes) -> Attack:

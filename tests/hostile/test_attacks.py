@@ -3,13 +3,12 @@
 import gc
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.hostile import ATTACKS, FAMILIES, good_uploads
-from tests.hostile.local_app import SETTING, LocalApp, run
+from tests.hostile.local_app import SETTING, LocalApp, run, setting_for
 
 GOOD = good_uploads(SETTING)
 FAR_OVER = 4 * 1024 * 1024
@@ -55,7 +54,7 @@ def test_good_uploads_are_taken(app: LocalApp, name: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_is_refused(app: LocalApp, name: str) -> None:
     attack = ATTACKS[name]
-    setting = replace(SETTING, max_adapter_bytes=max(SETTING.max_adapter_bytes, attack.needs_bytes))
+    setting = setting_for(attack)
     attacked = LocalApp(app.folder, setting)
     before = open_files()
     outcome = run(attacked, attack.make(setting))

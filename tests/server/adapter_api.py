@@ -1,4 +1,4 @@
-"""A small HTTP server on a real socket that answers as API.md says, from memory: what a client is tested against."""
+"""A small HTTP server on a real socket that answers from memory as docs/api.md says, for tests of its clients."""
 
 import asyncio
 import threading
@@ -17,13 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adapters.identity import content_digest
+from tests.server.processes import KEEP_ALIVE_S
 
 KEY = "the-admin-key"
 
 
 @dataclass
 class AdapterApi:
-    """Adapters by name. polls_to_drain: how often a deleted version is still seen. files: (name, version) -> bytes."""
+    """Adapters by name. polls_to_drain: how often a deleted version is still read. files: (name, version) -> bytes."""
 
     adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[tuple[str, int], dict[str, bytes]] = field(default_factory=dict)
@@ -141,7 +142,9 @@ def _is_file(value: object) -> bool:
 @contextmanager
 def serving(api: AdapterApi) -> Iterator[AdapterApi]:
     """`api` on a free port of this machine, in a thread, for the duration."""
-    server = uvicorn.Server(uvicorn.Config(api.app(), port=0, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(api.app(), port=0, log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:

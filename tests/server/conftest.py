@@ -18,9 +18,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """`perft serve` with keys (tiny_server.KEYS) and a pool of POOL_ADAPTERS. Tests clean up the adapters they make."""
+    """`perft serve` with keys (tiny_server.KEYS) and a pool of POOL_ADAPTERS. Tests clean up the adapters they make.
+
+    It waits as long as a busy machine takes: for a place on the device, for what runs on a deleted version.
+    """
     store = tmp_path_factory.mktemp("server") / "store"
-    running = tiny_server.start(tiny_model, store, *tiny_server.KEY_ARGUMENTS, "--drain-timeout-s", "5")
+    patient = ["--drain-timeout-s", "3600", "--load-timeout-s", "3600"]
+    running = tiny_server.start(tiny_model, store, *tiny_server.KEY_ARGUMENTS, *patient)
     yield running
     running.stop()
 

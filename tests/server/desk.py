@@ -1,7 +1,10 @@
-"""A real adapter service over a real store and a real scheduler, on the fake engine: no sockets, one event loop."""
+"""A real adapter service over a real store and a real scheduler, on the fake engine: no sockets, one event loop.
+
+Time is virtual: a delay of the engine or a timeout ends when every task waits, never because the machine is busy.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from errno import ENOSPC
@@ -22,6 +25,7 @@ from server.residency.scheduler import ResidencyScheduler
 from server.residency.state import Capacity
 from server.uploads.validate import UploadValidator
 from tests.server.fakes import BASE, FakeEngine
+from tests.server.virtual_time import run_virtually
 from tests.synthetic import RANDOM_R, write_adapter
 
 ADMIN = Caller("admin", True)
@@ -34,7 +38,7 @@ PATIENCE_S = 20.0
 
 @dataclass
 class Quotas:
-    """The settings that the service goes by."""
+    """The settings that limit the service."""
 
     max_adapters: int = 100
     max_versions: int = 20
@@ -45,7 +49,7 @@ class Quotas:
 
 @dataclass
 class Followed:
-    """Keeps what follows the versions (ServiceEvents)."""
+    """Keeps the events of the service (ServiceEvents)."""
 
     table: set[str] = field(default_factory=set)
     names_removed: list[str] = field(default_factory=list)
@@ -66,7 +70,7 @@ class Followed:
 
 @dataclass
 class Audit:
-    """Keeps what is recorded. is_broken: nothing can be written. on_record: called with every entry."""
+    """Keeps what is recorded. is_broken: nothing can be written. on_record: called before every entry."""
 
     records: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     is_broken: bool = False
@@ -80,7 +84,7 @@ class Audit:
 
 
 class Events:
-    """Loads and evictions are nobody's business here."""
+    """Ignores loads, evictions and repairs."""
 
     def load_finished(self, tier: str, seconds: float, result: str) -> None:
         pass
@@ -104,7 +108,7 @@ class FullDisk(Disk):
 
 @dataclass
 class Desk:
-    """An open service and what it stands on. aborted: request ids; on_abort: what the engine does about each."""
+    """An open service and its parts. aborted: request ids; on_abort: what the engine does about each."""
 
     service: AdapterService
     registry: Registry
@@ -130,7 +134,7 @@ class Desk:
     async def upload(
         self, name: str, seed: int = 0, activate: bool = True, caller: Caller = ADMIN, values: dict[str, Any] = RANDOM_R
     ) -> tuple[AdapterView, bool]:
-        """As the route does it."""
+        """Upload as the route does."""
         staged = self.service.stage()
         try:
             write_adapter(staged, BASE, seed, values)
@@ -185,14 +189,16 @@ async def opened(
     audit: Audit | None = None,
     base_names: tuple[str, ...] = ("base", "org/alias"),
 ) -> AsyncIterator[Desk]:
-    """The service over the store at `folder`, as one run of a server has it. A rule of the engine must not be
-    broken."""
+    """The service over the store at `folder`, as one run of a server has it. Fails if an engine rule was broken."""
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
     store = Store.open(folder, disk)
     scheduler = ResidencyScheduler(
-        engine, Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8), Events()
+        engine,
+        Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8),
+        Events(),
+        clock=asyncio.get_running_loop().time,
     )
     validator = UploadValidator(base, Limits(), engine.answer.rows_total)
     followed, audit = Followed(), audit or Audit()
@@ -213,15 +219,15 @@ async def opened(
     assert not engine.broken_rules
 
 
-def on_a_loop(test: Callable[[Path], Awaitable[None]]) -> Callable[[Path], None]:
-    """A test that is a coroutine; it gets the folder of a store that is not there yet."""
+def on_a_loop(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    """Make a test of a coroutine, in virtual time; it gets the folder of a store that does not exist yet."""
 
     def run(tmp_path: Path) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(3600):
                 await test(tmp_path / "store")
 
-        asyncio.run(bounded())
+        run_virtually(bounded())
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run

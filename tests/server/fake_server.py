@@ -1,7 +1,7 @@
-"""Our whole server but vLLM: middleware, routes, registry and store, over the fake engine and a toy completion.
+"""Our whole server without vLLM: middleware, routes, registry and store, over the fake engine and a toy completion.
 
-`python -m tests.server.fake_server --store FOLDER --port N` serves it, for tests that kill a server or throw broken
-bodies at one; it takes the flags of `perft serve` that are ours. `bearer` has the keys.
+`python -m tests.server.fake_server --store FOLDER --port N` serves it, for tests that kill a server or send it
+broken bodies; it takes the flags of `perft serve` that are ours. `bearer` has the keys.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from server.inference.request_context import CURRENT, RequestContext
 from server.registry.version import adapter_deleted
 from server.settings.sources import Settings, add_flags, load
 from tests.server.fakes import FakeEngine, ready_status
+from tests.server.processes import KEEP_ALIVE_S
 
 BASE_NAMES = ["base", "org/alias"]
 MAX_RUNNING = 8
-DEFAULTS: dict[str, Any] = {"max_adapter_bytes": 1024**2, "upload_timeout_s": 20.0, "upload_idle_timeout_s": 5.0}
+DEFAULTS: dict[str, Any] = {"max_adapter_bytes": 1024**2, "upload_timeout_s": 3600.0, "upload_idle_timeout_s": 3600.0}
+"""A busy machine sends slowly too."""
 
 
 def bearer(label: str = "admin") -> dict[str, str]:
@@ -36,7 +38,7 @@ def bearer(label: str = "admin") -> dict[str, str]:
 
 
 def settings_of(store: Path, **values: Any) -> Settings:
-    """Settings of a server with all three keys; `values` go before the tests' defaults."""
+    """Settings of a server with all three keys; `values` override the tests' defaults."""
     keys = {"api_keys": [f"{label}={_key(label)}" for label in ("alice", "bob")], "admin_key": _key("admin")}
     return Settings(**(DEFAULTS | keys | {"adapter_store": store} | values))
 
@@ -46,7 +48,7 @@ def _key(label: str) -> str:
 
 
 class Completion(BaseModel):
-    """A toy of OpenAI's request: max_tokens of them, each after `seconds_per_token`."""
+    """A toy of OpenAI's request: max_tokens tokens, each after `seconds_per_token`."""
 
     model: str
     max_tokens: int = 4
@@ -54,7 +56,7 @@ class Completion(BaseModel):
 
 
 def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
-    """The app; the store is open for as long as the app's lifespan, and the engine starts anew with it."""
+    """The app. The store is open during the app's lifespan, and the engine restarts with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +113,7 @@ async def complete(body: Completion, request: Request) -> dict[str, Any]:
 
 @asynccontextmanager
 async def engine_request(app: FastAPI, context: RequestContext) -> AsyncIterator[asyncio.Event]:
-    """Run on the context's version, as `server.inference.engine_hook` does; the event says that it was aborted."""
+    """Run on the context's version, as `server.inference.engine_hook` does; the event is set if it is aborted."""
     version, ended = context.version, asyncio.Event()
     if version is None:
         yield ended
@@ -138,14 +140,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rows", type=int, default=1000, help="rows of the fake device pool")
     parser.add_argument("--delay", action="append", default=[], metavar="OPERATION=SECONDS", help="prepare, place, ...")
+    parser.add_argument("--hold", action="append", default=[], metavar="OPERATION=FILE", help="while the file is there")
     add_flags(parser)
     args = parser.parse_args()
     engine = FakeEngine(ready_status(args.rows))
     for operation, _, seconds in (delay.partition("=") for delay in args.delay):
         engine.delays[operation] = float(seconds)
+    for operation, _, file in (hold.partition("=") for hold in args.hold):
+        engine.holds[operation] = Path(file)
     settings = settings_of(args.store, **load(args).model_dump(exclude_unset=True))
     app = build_app(settings, engine)
-    uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.run(
+        app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

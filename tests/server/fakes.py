@@ -1,7 +1,7 @@
-"""A fake engine: fast tests of routes, names and residency rest on it, no claim about answers does.
+"""A fake engine, for fast tests of routes, names and residency; no test of answers uses it.
 
-It keeps count of what is where and holds its caller to the rules of `server.engine.protocol`: a broken one is raised as
-an AssertionError, and stays in `broken_rules` should a background task swallow it.
+It tracks what is where and holds its caller to the rules of `server.engine.protocol`: a broken rule raises an
+AssertionError, and stays in `broken_rules` in case a background task swallows that.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -30,15 +31,17 @@ def ready_status(rows_total: int = 1000, lora_slots: int = 0) -> EngineStatus:
 
 @dataclass
 class FakeEngine:
-    """An engine that is told what to say, how long to take and where to fail.
+    """An engine with scripted answers, delays and failures.
 
-    delays: seconds of each operation ("prepare", "place", ...). failures: (operation, NAME@version) -> how many more
-    times it fails. calls: what was asked, in order, as (operation, NAME@version).
+    delays: seconds of each operation ("prepare", "place", ...). holds: a file for an operation, which waits for as long
+    as the file is there. failures: (operation, NAME@version) -> how many more
+    times it fails. calls: the calls so far, as (operation, NAME@version).
     """
 
     answer: EngineStatus = field(default_factory=ready_status)
     down: bool = False
     delays: dict[str, float] = field(default_factory=dict)
+    holds: dict[str, Path] = field(default_factory=dict)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     counted: EngineCounters = field(default_factory=EngineCounters)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -116,7 +119,7 @@ class FakeEngine:
         self._forgotten.add(adapter.engine_id)
 
     def restart(self) -> None:
-        """As a new process: nothing is resident, no id was ever given."""
+        """Become a new process: nothing is resident, no id is known."""
         for kept in (self.on_host, self.on_device, self.running, self._known, self._forgotten):
             kept.clear()
 
@@ -141,11 +144,11 @@ class FakeEngine:
         return sum(self.on_device.values())
 
     def count(self, operation: str) -> int:
-        """How often `operation` was asked for."""
+        """How often `operation` was called."""
         return sum(done == operation for done, _ in self.calls)
 
     def _meet(self, operation: str, adapter: AdapterRef) -> None:
-        """Hold the caller to ids that mean one version for ever."""
+        """Record a call, and check that an id means one version for ever."""
         self.calls.append((operation, adapter.name))
         self._rule(adapter.engine_id not in self._forgotten, f"{operation} of {adapter.name}, whose id was forgotten")
         known = self._known.setdefault(adapter.engine_id, adapter)
@@ -163,8 +166,10 @@ class FakeEngine:
             raise AssertionError(otherwise)
 
     async def _work(self, operation: str, adapter: AdapterRef | None = None) -> None:
-        """Take the time that was asked for, then fail if that was asked for."""
+        """Take the scripted time, then fail if that is scripted."""
         await asyncio.sleep(self.delays.get(operation, 0))
+        while operation in self.holds and self.holds[operation].exists():
+            await asyncio.sleep(0.01)
         if self.down:
             raise RuntimeError("engine dead")
         if adapter is not None and self.failures[operation, adapter.name] > 0:

@@ -1,4 +1,4 @@
-"""Services with only the parts that a test of one middleware needs; asking for another is an AttributeError's kin."""
+"""Services with only the parts that a test of one middleware needs; using another part fails."""
 
 from dataclasses import MISSING, fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""A residency plan on the fake engine, and requests on it that note when they began and how they ended."""
+"""A residency scheduler on the fake engine, and requests that record when they began and how they ended."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,7 @@ FOREVER = 1e9
 
 
 def write_sizes(folder: Path) -> None:
-    """A folder for each size, 1 to MAX_SIZE; the fake engine looks at nothing but the configuration."""
+    """A folder for each size, 1 to MAX_SIZE; the fake engine reads only the configuration."""
     for size in range(1, MAX_SIZE + 1):
         config = AdapterConfig(
             base_model_name_or_path="x", variant="S", expert_type="parallel", bottleneck=size, num_experts=1
@@ -38,7 +38,7 @@ def write_sizes(folder: Path) -> None:
 class WatchedEngine(FakeEngine):
     """Also holds its caller to the grace after an adapter's last request, and to freeing before forgetting.
 
-    released: key -> when. is_owned: whether a version has the content of a key.
+    released: key -> loop time. is_owned: whether a version has the content of a key.
     """
 
     def __init__(self, units: int, lora_slots: int) -> None:
@@ -59,7 +59,7 @@ class WatchedEngine(FakeEngine):
         try:
             await super().drop(adapter)
         finally:
-            self.on_host.discard(adapter.key)  # what fails at this is down, and holds nothing
+            self.on_host.discard(adapter.key)  # an engine that fails at this is down, and holds nothing
 
     async def forget(self, adapter: AdapterRef) -> None:
         resident = adapter.key in self.on_device or adapter.key in self.on_host
@@ -75,7 +75,7 @@ class WatchedEngine(FakeEngine):
 
 
 @dataclass
-class Told:
+class CountedEvents:
     """The events, counted."""
 
     loads: Counter[tuple[LoadedTier, str]] = field(default_factory=Counter)
@@ -95,7 +95,7 @@ class Told:
 
 @dataclass(eq=False)
 class Request:
-    """began and ended: loop times. error: how it was refused. is_let_in: the lease was held."""
+    """One request. asked, began and ended: loop times. error: why it was rejected. is_admitted: it held a lease."""
 
     adapter: AdapterRef
     seconds: float
@@ -103,34 +103,34 @@ class Request:
     began: float = -1.0
     ended: float = -1.0
     error: ServerError | None = None
-    is_let_in: bool = False
+    is_admitted: bool = False
     task: asyncio.Task[None] | None = None
 
     @property
     def waited(self) -> float:
-        assert self.is_let_in, (self.adapter.name, self.error)
+        assert self.is_admitted, (self.adapter.name, self.error)
         return self.began - self.asked
 
 
 class World:
-    """To be made inside a running loop. `units` of rows, each adapter takes as many as its size."""
+    """Make it inside a running loop. `units` of rows: an adapter takes as many as its size. delays: of the engine."""
 
     def __init__(
         self, folder: Path, units: int = 3, lora_slots: int = 0, host: int = 1000, running: int = 100, **delays: float
     ) -> None:
         self.loop, self.folder = asyncio.get_running_loop(), folder
-        self.engine, self.told = WatchedEngine(units, lora_slots), Told()
+        self.engine, self.events = WatchedEngine(units, lora_slots), CountedEvents()
         self.engine.delays.update(delays)
         self.engine.is_owned = lambda key: any(self.knows(adapter) for adapter in self.known if adapter.key == key)
         capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
-        self.scheduler = ResidencyScheduler(self.engine, capacity, self.told, clock=self.loop.time)
+        self.scheduler = ResidencyScheduler(self.engine, capacity, self.events, clock=self.loop.time)
         self.known: list[AdapterRef] = []
         self.requests: list[Request] = []
         self._askers: list[asyncio.Task[None]] = []
         self.rounds, self.at_round = 0, dict[int, Callable[[], object]]()
 
     def check(self) -> None:
-        """To be called after every round of the loop. Raises unless everything holds that has to hold at any moment."""
+        """Call it after every round of the loop. Raises AssertionError unless every invariant holds."""
         self.rounds += 1
         self.at_round.pop(self.rounds, lambda: None)()
         assert not self.engine.broken_rules, self.engine.broken_rules
@@ -148,7 +148,7 @@ class World:
         return adapter
 
     def ask(self, adapter: AdapterRef, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
-        """A request that runs for `seconds` once it is let in."""
+        """A request that runs for `seconds` once it is admitted."""
         request = Request(adapter, seconds, self.loop.time())
         request.task = self.loop.create_task(self._run(request, timeout_s))
         self.requests.append(request)
@@ -158,7 +158,7 @@ class World:
         key = request.adapter.key
         try:
             async with self.scheduler.lease(request.adapter, timeout_s):
-                request.began, request.is_let_in = self.loop.time(), True
+                request.began, request.is_admitted = self.loop.time(), True
                 try:
                     async with self.engine.request(request.adapter):
                         await asyncio.sleep(request.seconds)
@@ -170,7 +170,7 @@ class World:
             request.ended = self.loop.time()
 
     async def use(self, *adapters: AdapterRef, seconds: float = 0.01) -> None:
-        """One request after the other, to their ends; then idle long enough to leave."""
+        """One request after the other, to its end; then idle long enough to be evicted."""
         for adapter in adapters:
             request = self.ask(adapter, seconds)
             await self.end(request)
@@ -178,7 +178,7 @@ class World:
         await asyncio.sleep(2 * GRACE_S)
 
     async def end(self, *requests: Request) -> None:
-        """Until they have ended, which is soon enough."""
+        """Wait until they have ended; fail if that takes long."""
         for request in requests:
             assert request.task is not None
             done, _ = await asyncio.wait([request.task], timeout=100)
@@ -206,7 +206,7 @@ class World:
         return resident is not None and adapter.engine_id in resident.owners
 
     async def leave_nothing(self) -> None:
-        """End all requests, remove all versions: no wait, no place, no copy stays, each version is forgotten once."""
+        """End all requests, remove all versions: no waiter, room or copy stays, and each version is forgotten once."""
         for task in (*self._askers, *(request.task for request in self.requests if request.task is not None)):
             task.cancel()
         await asyncio.sleep(100)
@@ -224,5 +224,5 @@ class World:
         return "".join({"device": "d", "host": "h", "disk": "x"}[self.scheduler.tier(adapter)] for adapter in adapters)
 
     def calls(self, *operations: str) -> list[tuple[str, str]]:
-        """What the engine was asked, of these operations."""
+        """The engine's calls of these operations."""
         return [call for call in self.engine.calls if call[0] in operations]

@@ -1,4 +1,4 @@
-"""Greedy answers that stand clear of rounding, and streams that are watched to their end.
+"""Greedy answers that rounding cannot change, and streams that are read to their end.
 
 Batches of other sizes take other kernels, so the CPU engine's float32 log-probabilities differ by rounding (1e-5 at
 most, seen over 6,400 tokens) with what happens to run beside a request. Where every token leads the runner-up by
@@ -77,7 +77,7 @@ class Watched:
 def watch(
     client: TinyClient, model: str, prompt: Sequence[int], tokens: int, begun: Event | None = None, **more: Any
 ) -> Watched:
-    """A stream, followed to its end. begun: set once it has."""
+    """Read a stream to its end. begun: set at its first event."""
     seen = Watched()
     for event in client.stream(model, prompt, tokens, **more):
         if begun is not None:

@@ -1,4 +1,4 @@
-"""The gate and the reach: who gets where, from where, and what every answer carries."""
+"""Access control and request origin: who may call which route, from where, and what every response carries."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ def path_of(route: Route) -> str:
 
 @dataclass
 class Server:
-    """Every listed route, answering with what the gate found out, and the lines of the access log."""
+    """Every listed route, answering with what access control found out, and the lines of the access log."""
 
     keys: KeyRing = field(default_factory=KeyRing)
     is_local: bool = True
@@ -555,7 +555,7 @@ def test_a_request_that_fails_gives_its_place_back() -> None:
 
 
 def test_tokens_used_up_are_429_for_that_key_alone() -> None:
-    limits = RateLimits(tokens_per_minute=60)
+    limits = RateLimits(tokens_per_minute=60, clock=lambda: 0.0)
     server = keyed(limits=limits)
     limits.charge("a", 600)
     response = server.ask("POST", "/v1/chat/completions", TEAM)

@@ -1,4 +1,4 @@
-"""The access log: one line a request, as text or JSON, with nothing in it that a client could make up."""
+"""The access log: one line per request, as text or JSON, with nothing in it that a client could make up."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What an inference request goes through before vLLM sees it, and what its client is told, over a real catalog."""
+"""What happens to an inference request before vLLM sees it, and which errors its client gets, over a real registry."""
 
 import asyncio
 import json
@@ -38,12 +38,12 @@ async def say_yes(vllm: "Vllm", scope: Scope, receive: Receive, send: Send) -> N
 
 @dataclass
 class Vllm:
-    """What stands behind the gate: keeps the bodies it got, then answers as its script says."""
+    """The app behind AdapterRouting: keeps the bodies it got, then answers as its script says."""
 
     script: Script = say_yes
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[bytes, bytes]] = field(default_factory=list)
-    exchanges: list[RequestContext] = field(default_factory=list)
+    contexts: list[RequestContext] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
@@ -51,9 +51,9 @@ class Vllm:
         with suppress(RecursionError):
             self.bodies.append(json.loads(message["body"]))
         self.headers.append({**dict(scope["headers"]), b"length": str(len(message["body"])).encode()})
-        exchange = CURRENT.get()
-        assert exchange is not None
-        self.exchanges.append(exchange)
+        context = CURRENT.get()
+        assert context is not None
+        self.contexts.append(context)
         await self.script(self, scope, receive, send)
 
 
@@ -61,7 +61,7 @@ def plain(status: int, failure: ServerError | None = None) -> Script:
     """An answer in one piece; the failure, if there is one, is found just before."""
 
     async def answer(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
-        vllm.exchanges[-1].failure = failure
+        vllm.contexts[-1].failure = failure
         body = b'{"error": {"message": "Internal server error"}}' if status >= 400 else b'{"fine": true}'
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -79,10 +79,10 @@ def streamed(chunks: Sequence[bytes], failure_before: int | None = None, ends: b
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number, chunk in enumerate(chunks):
             if number == failure_before:
-                vllm.exchanges[-1].failure = FAILURE
+                vllm.contexts[-1].failure = FAILURE
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         if not ends:
-            vllm.exchanges[-1].failure = vllm.exchanges[-1].failure or FAILURE
+            vllm.contexts[-1].failure = vllm.contexts[-1].failure or FAILURE
             raise RuntimeError("the generator of the stream ended with this")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -122,7 +122,7 @@ class Answered:
 
 @dataclass
 class Door:
-    """The gate in front of a Vllm."""
+    """AdapterRouting in front of a Vllm."""
 
     desk: Desk
     vllm: Vllm
@@ -201,7 +201,7 @@ async def test_the_name_becomes_the_version(folder: Path) -> None:
             assert door.vllm.bodies[-1]["model"] == "poet@1" and door.vllm.bodies[-1]["prompt"] == "\u00e9\U0001f600"
             assert door.vllm.headers[-1][b"content-length"] == door.vllm.headers[-1][b"length"]
             assert (door.facts.adapter, door.facts.version) == ("poet", 1)
-            assert door.vllm.exchanges[-1].version is door.desk.found("poet@1")
+            assert door.vllm.contexts[-1].version is door.desk.found("poet@1")
 
 
 @on_a_loop
@@ -364,19 +364,19 @@ async def test_a_client_that_leaves_within_its_body(folder: Path) -> None:
 async def test_the_lease_lasts_until_the_last_byte_and_the_place_until_the_engine_has_one(folder: Path) -> None:
     async with doors(folder) as door:
         version = door.desk.found("poet")
-        plan = door.desk.scheduler
+        scheduler = door.desk.scheduler
         held: list[tuple[int, int]] = []
 
         async def look(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
             def see() -> None:
-                held.append((version.leases, plan._leases.running.get(version.ref.engine_id, 0)))
+                held.append((version.leases, scheduler._leases.running.get(version.ref.engine_id, 0)))
 
-            exchange = vllm.exchanges[-1]
+            context = vllm.contexts[-1]
             await send({"type": "http.response.start", "status": 200, "headers": []})
             see()
-            async with exchange.lease(plan, 1.0):
+            async with context.lease(scheduler, 1.0):
                 see()
-                await exchange.first_lease.aclose()
+                await context.first_lease.aclose()
                 see()
             see()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -396,16 +396,16 @@ async def test_a_request_never_waits_for_a_place_it_has(folder: Path) -> None:
     """Somebody waits for the rows of its adapter: that ends only once this request has ended."""
     engine = FakeEngine(ready_status(rows_total=ROWS))
     async with doors(folder, engine=engine) as door:
-        plan = door.desk.scheduler
+        scheduler = door.desk.scheduler
         closed = asyncio.Event()
 
         async def generate(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = vllm.exchanges[-1]
-            if exchange.version is door.desk.found("poet"):
+            context = vllm.contexts[-1]
+            if context.version is door.desk.found("poet"):
                 await asyncio.sleep(1.0)  # longer than the other one's patience
                 closed.set()
-            async with exchange.lease(plan, 10.0):
-                await exchange.first_lease.aclose()
+            async with context.lease(scheduler, 10.0):
+                await context.first_lease.aclose()
                 await quietly(vllm, scope, receive, send)
 
         door.vllm.script = generate
@@ -592,7 +592,7 @@ async def test_a_stream_that_breaks_off_still_says_why(folder: Path) -> None:
 @on_a_loop
 async def test_a_failure_raised_before_anything_was_sent(folder: Path) -> None:
     async def fail(vllm: Vllm, scope: Scope, receive: Receive, send: Send) -> None:
-        vllm.exchanges[-1].failure = FAILURE
+        vllm.contexts[-1].failure = FAILURE
         raise RuntimeError
 
     async with doors(folder, fail) as door:

@@ -1,4 +1,4 @@
-"""What becomes of adapters: every change on a real store and a real residency plan, with the fake engine."""
+"""Every change to adapters, on a real store and a real residency scheduler, with the fake engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""What happens around an engine request: its place on the device, its end, its measures; over a real catalog."""
+"""What happens around an engine request: its lease on the device, its end, its measurements; over a real registry."""
 
 import asyncio
 import time
@@ -74,21 +74,21 @@ class Around:
     registry: CollectorRegistry
     limits: RateLimits
 
-    def exchange(self, model: str | None, caller: Caller = ALICE) -> RequestContext:
+    def context(self, model: str | None, caller: Caller = ALICE) -> RequestContext:
         version = None if model is None else self.desk.found(model)
         return RequestContext(caller, version, RequestFacts(), time.monotonic())
 
     async def ask(
-        self, exchange: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+        self, context: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
     ) -> Any:
-        """All outputs of one engine request. version: in the place of the exchange's own."""
-        return [each async for each in self.generate(exchange, kind, version, **more)]
+        """All outputs of one engine request. version: in the place of the context's own."""
+        return [each async for each in self.generate(context, kind, version, **more)]
 
     def generate(
-        self, exchange: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
+        self, context: RequestContext | None, kind: str = "DELTA", version: Version | None = None, **more: Any
     ) -> AsyncGenerator[Any, None]:
-        CURRENT.set(exchange)
-        version = version or (None if exchange is None else exchange.version)
+        CURRENT.set(context)
+        version = version or (None if context is None else context.version)
         request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.ref)
         params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind))
         prompt = {"prompt_token_ids": PROMPT}
@@ -134,7 +134,7 @@ async def surroundings(
 async def test_outputs_pass_and_options_too(folder: Path) -> None:
     async with surroundings(folder) as around:
         for model in ("poet", None):
-            assert await around.ask(around.exchange(model), priority=3) == around.client.script
+            assert await around.ask(around.context(model), priority=3) == around.client.script
             asked = around.client.asked[-1]
             assert (asked["prompt"], asked["priority"]) == ({"prompt_token_ids": PROMPT}, 3)
         poets, bases = around.client.asked
@@ -145,17 +145,17 @@ async def test_outputs_pass_and_options_too(folder: Path) -> None:
 @on_a_loop
 async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder: Path) -> None:
     async with surroundings(folder) as around:
-        exchange, plan, seen = around.exchange("poet"), around.desk.scheduler, []
+        context, scheduler, seen = around.context("poet"), around.desk.scheduler, []
 
         async def see() -> None:
-            assert exchange.version is not None
-            seen.append((around.leases("poet@1"), len(exchange.version.running)))
+            assert context.version is not None
+            seen.append((around.leases("poet@1"), len(context.version.running)))
 
-        async with exchange.first_lease:
-            await exchange.first_lease.enter_async_context(exchange.lease(plan, 1.0))
+        async with context.first_lease:
+            await context.first_lease.enter_async_context(context.lease(scheduler, 1.0))
             await see()
             around.client.script = [see, output(1), see, output(2, reason="stop"), see]
-            await around.ask(exchange)
+            await around.ask(context)
             await see()
         assert seen == [(1, 0), (1, 1), (1, 1), (1, 1), (0, 0)]
 
@@ -163,7 +163,7 @@ async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder:
 @on_a_loop
 async def test_a_request_with_several_prompts_holds_a_place_for_each(folder: Path) -> None:
     async with surroundings(folder) as around:
-        exchange = around.exchange("poet")
+        context = around.context("poet")
         together = asyncio.Barrier(3)
 
         async def meet() -> None:
@@ -172,14 +172,14 @@ async def test_a_request_with_several_prompts_holds_a_place_for_each(folder: Pat
             await together.wait()
 
         around.client.script = [output(1), meet, output(2, reason="stop")]
-        await asyncio.gather(*(around.ask(exchange) for _ in range(3)))
-        assert exchange.facts.prompt_tokens == 9 and exchange.facts.generation_tokens == 6
+        await asyncio.gather(*(around.ask(context) for _ in range(3)))
+        assert context.facts.prompt_tokens == 9 and context.facts.generation_tokens == 6
 
 
 @on_a_loop
 async def test_who_goes_away_ends_the_engines_request(folder: Path) -> None:
     async with surroundings(folder) as around:
-        stream = around.generate(around.exchange("poet"))
+        stream = around.generate(around.context("poet"))
         await anext(stream)
         assert around.leases("poet@1") == 1 and around.client.closed == 0
         await stream.aclose()
@@ -188,7 +188,7 @@ async def test_who_goes_away_ends_the_engines_request(folder: Path) -> None:
         forever = asyncio.Event()
         around.client.script = [output(1), forever.wait]
         for model, name in (("clerk", "clerk"), (None, "base")):
-            asked = asyncio.create_task(around.ask(around.exchange(model)))
+            asked = asyncio.create_task(around.ask(around.context(model)))
             await around.desk.until(lambda: around.client.closed == len(around.client.asked) - 1)
             await asyncio.sleep(0.01)
             asked.cancel()
@@ -200,7 +200,7 @@ async def test_who_goes_away_ends_the_engines_request(folder: Path) -> None:
 @on_a_loop
 async def test_who_goes_away_after_the_end_aborts_nothing(folder: Path) -> None:
     async with surroundings(folder) as around:
-        stream = around.generate(around.exchange("poet"))
+        stream = around.generate(around.context("poet"))
         for _ in range(2):
             await anext(stream)
         await stream.aclose()
@@ -214,12 +214,12 @@ async def test_an_output_that_is_no_number_is_the_adapters_fault(folder: Path) -
             [output(1), output(reason="error", stop_reason=OUTPUT_INVALID)],
             [output(reason="error", stop_reason=OUTPUT_INVALID, index=1, finished=False), output(1, reason="stop")],
         ):
-            around.client.script, exchange = script, around.exchange("poet")
+            around.client.script, context = script, around.context("poet")
             with pytest.raises(GracefulHTTPError) as ended:
-                await around.ask(exchange)
+                await around.ask(context)
             assert ended.value.http_status is HTTPStatus.INTERNAL_SERVER_ERROR
-            assert exchange.failure is not None and exchange.failure.code == "adapter_output_invalid"
-            assert "poet@1" in exchange.failure.message
+            assert context.failure is not None and context.failure.code == "adapter_output_invalid"
+            assert "poet@1" in context.failure.message
             around.check_nothing_runs()
         assert around.counted("poet", "adapter_output_invalid") == 2 and around.counted("poet", "error") == 0
 
@@ -228,21 +228,21 @@ async def test_an_output_that_is_no_number_is_the_adapters_fault(folder: Path) -
 async def test_another_error_of_the_engine_is_not(folder: Path) -> None:
     async with surroundings(folder) as around:
         for model, name, stop_reason in (("poet", "poet", None), (None, "base", OUTPUT_INVALID)):
-            exchange = around.exchange(model)
+            context = around.context(model)
             around.client.script = [output(1), output(reason="error", stop_reason=stop_reason)]
-            assert len(await around.ask(exchange)) == 2
-            assert exchange.failure is None and around.counted(name, "error") == 1
+            assert len(await around.ask(context)) == 2
+            assert context.failure is None and around.counted(name, "error") == 1
 
 
 @on_a_loop
 async def test_an_exception_of_the_engine_is_an_error_and_no_abort(folder: Path) -> None:
     async with surroundings(folder) as around:
         for model, name in (("poet", "poet"), (None, "base")):
-            exchange = around.exchange(model)
+            context = around.context(model)
             around.client.script = [output(1), RuntimeError("engine dead")]
             with pytest.raises(RuntimeError, match="engine dead"):
-                await around.ask(exchange)
-            assert exchange.failure is None
+                await around.ask(context)
+            assert context.failure is None
             assert (around.counted(name, "error"), around.counted(name, "abort")) == (1, 0)
 
 
@@ -251,15 +251,15 @@ async def test_what_the_engine_refuses_is_its_clients_mistake_and_costs_nothing(
     """An alert advises rolling an adapter back whose requests end in "error"."""
     async with surroundings(folder) as around:
         for error in (VLLMValidationError("found a bad logit_bias"), ValueError("found a bad grammar")):
-            exchange = around.exchange("poet")
+            context = around.context("poet")
             around.client.script = [error]
             with pytest.raises(type(error)):
-                await around.ask(exchange)
-            assert exchange.facts.prompt_tokens == 0
+                await around.ask(context)
+            assert context.facts.prompt_tokens == 0
         assert (around.counted("poet", "invalid_request"), around.counted("poet", "error")) == (2, 0)
         around.client.script = [output(1), ValueError("no client's mistake any more")]
         with pytest.raises(ValueError, match="no client's"):
-            await around.ask(around.exchange("poet"))
+            await around.ask(around.context("poet"))
         assert (around.counted("poet", "invalid_request"), around.counted("poet", "error")) == (2, 1)
 
 
@@ -269,14 +269,14 @@ async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) 
         aborted = asyncio.Event()
         around.desk.on_abort = lambda request_id: aborted.set()
         around.client.script = [output(1), aborted.wait, output(reason="abort")]
-        exchange = around.exchange("poet")
-        asked = asyncio.create_task(around.ask(exchange))
+        context = around.context("poet")
+        asked = asyncio.create_task(around.ask(context))
         await around.desk.until(lambda: bool(around.client.asked))
         await around.desk.service.delete("poet", None, ADMIN)
         with pytest.raises(GracefulHTTPError) as ended:
             await asked
         assert ended.value.http_status is HTTPStatus.GONE
-        assert exchange.failure is not None and exchange.failure.code == "adapter_deleted"
+        assert context.failure is not None and context.failure.code == "adapter_deleted"
         assert around.desk.aborted == [around.client.asked[0]["request_id"]], "the id that the engine knows"
         assert around.counted("poet", "adapter_deleted") == 1
         await around.desk.until_gone("poet")
@@ -286,26 +286,26 @@ async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) 
 async def test_an_abort_without_a_delete_is_an_abort(folder: Path) -> None:
     async with surroundings(folder) as around:
         around.client.script = [output(1), output(reason="abort")]
-        exchange = around.exchange("poet")
-        assert len(await around.ask(exchange)) == 2
-        assert exchange.failure is None and around.counted("poet", "abort") == 1
+        context = around.context("poet")
+        assert len(await around.ask(context)) == 2
+        assert context.failure is None and around.counted("poet", "abort") == 1
 
 
 @on_a_loop
 async def test_a_version_that_was_deleted_starts_nothing_any_more(folder: Path) -> None:
     async with surroundings(folder) as around:
-        exchange, version = around.exchange("poet"), around.desk.found("poet")
+        context, version = around.context("poet"), around.desk.found("poet")
         lease = around.desk.registry.lease(version)
         with lease:  # vLLM takes long over the prompt
             await around.desk.service.delete("poet", None, ADMIN)
             await around.desk.until(lambda: version.is_deleted)
             with pytest.raises(GracefulHTTPError):
-                await around.ask(exchange)
-            assert exchange.failure is not None and exchange.failure.code == "adapter_deleted"
+                await around.ask(context)
+            assert context.failure is not None and context.failure.code == "adapter_deleted"
         await around.desk.until_gone("poet")
         with pytest.raises(GracefulHTTPError):
-            await around.ask(exchange)
-        assert exchange.failure.code == "model_not_found" and not around.client.asked
+            await around.ask(context)
+        assert context.failure.code == "model_not_found" and not around.client.asked
 
 
 @on_a_loop
@@ -313,20 +313,20 @@ async def test_an_adapter_that_cannot_be_loaded_is_told_as_such(folder: Path) ->
     engine = FakeEngine()
     engine.failures["place", "poet@1"] = 1
     async with surroundings(folder, engine) as around:
-        exchange = around.exchange("poet")
+        context = around.context("poet")
         with pytest.raises(GracefulHTTPError) as ended:
-            await around.ask(exchange)
+            await around.ask(context)
         assert ended.value.http_status is HTTPStatus.SERVICE_UNAVAILABLE and not around.client.asked
         assert around.counted("poet", "adapter_unavailable") == 1
-        assert isinstance(exchange.failure, ServerError) and exchange.failure.code == "adapter_unavailable"
+        assert isinstance(context.failure, ServerError) and context.failure.code == "adapter_unavailable"
 
 
 @on_a_loop
 async def test_an_engine_request_waits_for_its_place(folder: Path) -> None:
-    """Not every engine request comes through the gate's own wait: a second prompt may come after the first ended."""
+    """Not every engine request waits in AdapterRouting: a second prompt may come after the first ended."""
     async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
         async with around.desk.request("clerk"):
-            asked = asyncio.create_task(around.ask(around.exchange("poet")))
+            asked = asyncio.create_task(around.ask(around.context("poet")))
             await around.desk.until(lambda: around.desk.scheduler.requests_waiting(around.desk.ref("poet@1")) == 1)
             assert not around.client.asked
         assert len(await asked) == 2
@@ -336,15 +336,15 @@ async def test_an_engine_request_waits_for_its_place(folder: Path) -> None:
 async def test_tokens_are_charged_and_logged(folder: Path) -> None:
     async with surroundings(folder) as around:
         around.client.script = [output(*range(300)), output(*range(400), reason="length")]
-        exchange = around.exchange("poet")
-        await around.ask(exchange)
-        assert (exchange.facts.prompt_tokens, exchange.facts.generation_tokens) == (3, 700)
+        context = around.context("poet")
+        await around.ask(context)
+        assert (context.facts.prompt_tokens, context.facts.generation_tokens) == (3, 700)
         around.limits.check("alice")
-        await around.ask(around.exchange(None))
+        await around.ask(around.context(None))
         with pytest.raises(RateLimitedError, match="tokens per minute"):
             around.limits.check("alice")
         for _ in range(3):
-            await around.ask(around.exchange("poet", ADMIN))
+            await around.ask(around.context("poet", ADMIN))
         around.limits.check("admin")
         assert around.measured("perft_adapter_prompt_tokens_total", "poet") == 12
         assert around.measured("perft_adapter_generation_tokens_total", "poet") == 2800
@@ -356,7 +356,7 @@ async def test_tokens_are_charged_and_logged(folder: Path) -> None:
 async def test_what_ends_early_is_charged_for_what_it_used(folder: Path) -> None:
     async with surroundings(folder) as around:
         around.client.script = [output(*range(1000))]
-        stream = around.generate(around.exchange("poet"))
+        stream = around.generate(around.context("poet"))
         await anext(stream)
         await stream.aclose()
         with pytest.raises(RateLimitedError, match="tokens per minute"):
@@ -366,12 +366,12 @@ async def test_what_ends_early_is_charged_for_what_it_used(folder: Path) -> None
 @on_a_loop
 async def test_who_leaves_before_the_only_output_pays_for_the_prompt(folder: Path) -> None:
     async with surroundings(folder) as around:
-        around.client.script, exchange = [asyncio.Event().wait], around.exchange("poet")
-        asked = asyncio.create_task(around.ask(exchange, "FINAL_ONLY"))
+        around.client.script, context = [asyncio.Event().wait], around.context("poet")
+        asked = asyncio.create_task(around.ask(context, "FINAL_ONLY"))
         await around.desk.until(lambda: bool(around.client.asked))
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        assert exchange.facts.prompt_tokens == len(PROMPT) and around.counted("poet", "abort") == 1
+        assert context.facts.prompt_tokens == len(PROMPT) and around.counted("poet", "abort") == 1
         assert around.measured("perft_adapter_prompt_tokens_total", "poet") == len(PROMPT)
 
 
@@ -379,12 +379,12 @@ async def test_who_leaves_before_the_only_output_pays_for_the_prompt(folder: Pat
 async def test_who_leaves_before_the_engine_had_the_request_pays_nothing(folder: Path) -> None:
     async with surroundings(folder, FakeEngine(ready_status(rows_total=ROWS))) as around:
         async with around.desk.request("clerk"):
-            exchange = around.exchange("poet")
-            asked = asyncio.create_task(around.ask(exchange))
+            context = around.context("poet")
+            asked = asyncio.create_task(around.ask(context))
             await around.desk.until(lambda: around.desk.scheduler.requests_waiting(around.desk.ref("poet@1")) == 1)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-        assert exchange.facts.prompt_tokens == 0 and not around.client.asked
+        assert context.facts.prompt_tokens == 0 and not around.client.asked
 
 
 @on_a_loop

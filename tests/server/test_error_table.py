@@ -17,7 +17,7 @@ CONTRACT = {
     "rate_limited": {429}, "adapter_output_invalid": {500}, "engine_unavailable": {503},
     "adapter_unavailable": {503}, "storage_full": {507},
 }  # fmt: skip
-"""API.md, "Errors": the statuses that a code may have."""
+"""docs/api.md, "Errors": the statuses that a code may have."""
 
 
 def descendants(kind: type[Exception]) -> set[type[Exception]]:

@@ -11,8 +11,8 @@ from adapters.store import verify_folder
 from tests.hostile import ATTACKS, FAMILIES, Attack, Setting, good_uploads, send, send_upload
 from tests.hostile.good import NAME
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
-from tests.server.tiny_server import BASE, BASE_NAME, KEYS, MAX_ADAPTER_BYTES, Samples, TinyClient, wait_until
+from tests.server.processes import ServerProcess, wait_until
+from tests.server.tiny_server import BASE, BASE_NAME, KEYS, MAX_ADAPTER_BYTES, Samples, TinyClient
 
 SETTING = Setting(BASE, BASE_NAME, MAX_ADAPTER_BYTES, timeout_s=600, idle_timeout_s=30)
 HOST = "127.0.0.1"
@@ -115,7 +115,7 @@ def test_sound_uploads_are_still_taken(
         assert len(admin.complete(name, [3, 4, 5], 8).tokens) == 8
         wait_until(lambda: not left_over(store))
         assert verify_folder(store) == []
-        assert admin.http.get("/ready").status_code == 200
+        wait_until(lambda: admin.http.get("/ready").status_code == 200)
     finally:
         admin.remove(name)
     assert verify_folder(store) == []

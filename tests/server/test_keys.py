@@ -91,9 +91,9 @@ def test_labels_and_keys_there_twice_are_all_named() -> None:
     with pytest.raises(KeyProblems) as refused:
         KeyRing([("a", TEAM_A), ("a", TEAM_B), ("c", TEAM_A)], TEAM_B)
     assert set(refused.value.problems) == {
-        "found the label 'a' twice, expected one key each",
-        "found one key for a, c, expected a key each",
-        "found one key for a, admin, expected a key each",
+        "found the label 'a' twice, expected a label each",
+        "found the same key for a, c, expected a key each",
+        "found the same key for a, admin, expected a key each",
     }
     assert TEAM_A not in str(refused.value) and TEAM_B not in str(refused.value)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import ServerProcess, wait_until
 from tests.server.tiny_server import (
     BASE_NAME,
     POOL_ADAPTERS,
@@ -21,7 +21,6 @@ from tests.server.tiny_server import (
     Samples,
     TinyClient,
     long_prompt,
-    wait_until,
 )
 from tests.synthetic import RANDOM_R
 
@@ -175,7 +174,11 @@ def test_requests_and_tokens_are_what_the_client_counted(admin: TinyClient, alic
     counted = samples(admin) - before
     for name, count in load.counts.items():
         found = counted.of_name("perft_adapter_requests_total", adapter=name)
-        assert {dict(labels)["finish_reason"]: value for labels, value in found.items() if value} == count.ended, name
+        ended = Counter({dict(labels)["finish_reason"]: value for labels, value in found.items() if value})
+        if name == LEFT:  # one may have come to its end before its client got to leave
+            assert ended.total() == count.ended.total() and set(ended) <= {"abort", "length"} and ended["abort"]
+        else:
+            assert ended == count.ended, name
         assert counted.total("perft_adapter_prompt_tokens_total", adapter=name) == count.prompt_tokens, name
         requests = count.ended.total()
         assert counted.total("perft_adapter_e2e_seconds_count", adapter=name) == requests, name
@@ -183,7 +186,7 @@ def test_requests_and_tokens_are_what_the_client_counted(admin: TinyClient, alic
         generated = counted.total("perft_adapter_generation_tokens_total", adapter=name)
         gaps = counted.total("perft_adapter_inter_token_latency_seconds_count", adapter=name)
         if name == LEFT:
-            assert load.seen_before_leaving <= generated < requests * 300 and gaps == generated - requests
+            assert load.seen_before_leaving <= generated <= requests * 300 and gaps == generated - requests
         else:
             assert generated == count.generation_tokens and gaps == count.gaps, name
     named = {dict(labels)["adapter"] for labels in samples(admin).of_name("perft_adapter_requests_total")}

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import LIMIT_S, ServerProcess
 from tests.server.tiny_server import BASE_NAME, KEYS, TinyClient
 
 NAME = "bard"
@@ -19,7 +19,7 @@ WORD = re.compile(r"( ?t\d+)+")
 
 
 def client_of(server: ServerProcess, key: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="module")

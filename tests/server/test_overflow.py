@@ -42,10 +42,13 @@ def crowd(
 
 
 def watch_rows(server: ServerProcess, ended: Event) -> list[float]:
-    """Rows in use, looked at again and again."""
+    """Rows in use, looked at again and again, the last time at the end."""
     client, used = TinyClient(server.url), []
-    while not ended.wait(0.1):
+    while True:
+        is_last = ended.wait(0.1)
         used.append(Samples.of(client.metrics()).total("perft_device_rows_used"))
+        if is_last:
+            break
     client.close()
     return used
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import ServerProcess, wait_until
 from tests.server.tiny_server import BASE_NAME, BLOCK, KEYS, Answer, Samples, TinyClient, long_prompt
 
 LENGTH = 120
@@ -115,7 +115,7 @@ def test_nobody_elses_answers_change(admin: TinyClient, clients: dict[str, TinyC
     counted = ended(admin) - start
     assert counted.total("perft_adapter_requests_total", adapter="enormous", finish_reason=TOLD[1]) == poisoned
     assert counted.total("perft_adapter_requests_total", finish_reason="length") == 2 * len(others)
-    assert admin.http.get("/ready").status_code == 200
+    wait_until(lambda: admin.http.get("/ready").status_code == 200)
 
 
 @pytest.mark.usefixtures("adapters")

@@ -1,4 +1,4 @@
-"""Limits of a key: places and tokens, a Retry-After that is right, memory that is bounded."""
+"""Rate limits of a key: requests at once and tokens per minute, a right Retry-After, bounded memory."""
 
 import pytest
 from hypothesis import given

@@ -43,7 +43,7 @@ def test_what_agrees_is_left_alone(folder: Path) -> None:
         await world.use(a)
         await world.scheduler.load(b)
         calls = list(world.engine.calls)
-        assert await reconciler.run() == [] and world.engine.calls == calls and not world.told.repairs
+        assert await reconciler.run() == [] and world.engine.calls == calls and not world.events.repairs
         assert world.tiers(a, b) == "dh"
 
     play(folder, scenario)
@@ -62,7 +62,7 @@ def test_what_an_idle_worker_lost_is_loaded_for_the_next_request(folder: Path, l
         assert found == [f"a@1 should be on the {tier} of every rank and is not; it is loaded again" for tier in lost]
         await asyncio.sleep(1)
         assert held(world, a) == ("host" not in lost, "device" not in lost)
-        assert await reconciler.run() == [] and sum(world.told.repairs.values()) == len(lost)
+        assert await reconciler.run() == [] and sum(world.events.repairs.values()) == len(lost)
         await world.use(a)
         assert held(world, a)[1]
 

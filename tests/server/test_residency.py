@@ -1,5 +1,5 @@
-"""The residency plan, rule by rule, on the fake engine in virtual time; `World.check` runs after every round of the
-loop."""
+"""The residency scheduler, rule by rule, on the fake engine in virtual time; `World.check` runs after every round of
+the loop."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -20,7 +20,7 @@ from tests.server.virtual_time import run_virtually
 Scenario = Callable[[World], Coroutine[Any, Any, None]]
 Play = Callable[..., World]
 SOON = 0.05
-"""More than the plan's timers add, less than anything a test tells apart."""
+"""More than the scheduler's timers add, less than anything a test tells apart."""
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def play(sizes: Path) -> Play:
 async def refused(world: World, request: Request, status: int, code: str) -> ServerError:
     """Wait for its refusal."""
     await world.end(request)
-    assert request.error is not None and not request.is_let_in
+    assert request.error is not None and not request.is_admitted
     error = as_api_error(request.error, field="model")
     assert (error.status, error.code, error.param) == (status, code, "model")
     return request.error
@@ -72,7 +72,7 @@ def test_the_least_recently_used_idle_adapter_leaves(play: Play) -> None:
         await world.use(a, b, c, a)
         assert world.tiers(a, b, c, d) == "dddx"
         await world.use(d)
-        assert world.tiers(a, b, c, d) == "dhdd" and world.told.evictions == {"device": 1}
+        assert world.tiers(a, b, c, d) == "dhdd" and world.events.evictions == {"device": 1}
 
     play(scenario)
 
@@ -108,10 +108,10 @@ def test_promised_rows_never_exceed_the_pool(play: Play) -> None:
         two, other_two, one = world.add("two", 2), world.add("other-two", 2), world.add("one", 1)
         first, second, third = world.ask(two), world.ask(other_two), world.ask(one)
         await asyncio.sleep(2.5)
-        assert first.is_let_in and third.is_let_in and not second.is_let_in
+        assert first.is_admitted and third.is_admitted and not second.is_admitted
         assert world.scheduler.rows_used == 3 * UNIT
         await world.end(second)
-        assert second.is_let_in and world.engine.most_rows == 3 * UNIT
+        assert second.is_admitted and world.engine.most_rows == 3 * UNIT
 
     play(scenario, place=2)
 
@@ -181,9 +181,9 @@ def test_one_read_serves_all_who_wait(play: Play) -> None:
         await asyncio.sleep(0.5)
         assert world.scheduler.requests_waiting(a) == 20 and world.scheduler.tier(a) == "disk"
         await world.end(*requests)
-        assert all(request.is_let_in for request in requests) and world.scheduler.requests_waiting(a) == 0
+        assert all(request.is_admitted for request in requests) and world.scheduler.requests_waiting(a) == 0
         assert world.calls("prepare", "place") == [("prepare", "a@1"), ("place", "a@1")]
-        assert world.told.loads == {("host", "ok"): 1, ("device", "ok"): 1}
+        assert world.events.loads == {("host", "ok"): 1, ("device", "ok"): 1}
 
     play(scenario, prepare=1, place=1)
 
@@ -259,7 +259,7 @@ def test_nobody_passes_either_while_others_are_on_the_move(play: Play) -> None:
         await asyncio.sleep(1)
         later = world.ask(world.add("later"))
         await world.end(large)
-        assert moving.is_let_in and not later.is_let_in
+        assert moving.is_admitted and not later.is_admitted
 
     play(scenario, place=3)
 
@@ -273,7 +273,7 @@ def test_free_rows_are_kept_for_one_whose_patience_is_over(play: Play) -> None:
         await asyncio.sleep(1)
         later = world.ask(world.add("later"))
         await world.end(waiting)
-        assert waiting.is_let_in and not (later.is_let_in and later.began < waiting.began)
+        assert waiting.is_admitted and not (later.is_admitted and later.began < waiting.began)
 
     play(scenario)
 
@@ -288,7 +288,7 @@ def test_no_more_are_closed_than_all_together_need(play: Play) -> None:
         await asyncio.sleep(1)
         still_open, closed = world.ask(small, 0), world.ask(large, 0)
         await world.end(*waiting)
-        assert still_open.waited == 0 and not (closed.is_let_in and closed.began < waiting[0].began)
+        assert still_open.waited == 0 and not (closed.is_admitted and closed.began < waiting[0].began)
         assert waiting[0].began == waiting[1].began
 
     play(scenario)
@@ -320,7 +320,7 @@ def test_the_idle_are_closed_before_those_that_run(play: Play) -> None:
         await asyncio.sleep(1)
         answers = {adapter.name: world.ask(adapter, 0) for adapter in (a, b, idle)}
         await world.end(waiting)
-        began = {name: request.is_let_in and request.waited == 0 for name, request in answers.items()}
+        began = {name: request.is_admitted and request.waited == 0 for name, request in answers.items()}
         assert began == {"a@1": False, "b@2": True, "idle@3": False}
 
     play(scenario)
@@ -338,7 +338,7 @@ def test_what_was_closed_is_open_once_the_waiting_one_is_gone(play: Play, ends: 
         await asyncio.sleep(1)
         kept_out = [world.ask(adapter, 0) for adapter in hot]
         await asyncio.sleep(1)
-        assert not any(request.is_let_in for request in kept_out)
+        assert not any(request.is_admitted for request in kept_out)
         if ends == "cancelled":
             world.cancel(waiting)
         elif ends == "deleted":
@@ -437,7 +437,7 @@ def test_the_one_least_recently_asked_is_closed(play: Play, options: dict[str, i
         await asyncio.sleep(1)
         still_open, closed = world.ask(a, 0), world.ask(b, 0)
         await world.end(waiting)
-        assert still_open.waited == 0 and not (closed.is_let_in and closed.began < waiting.began)
+        assert still_open.waited == 0 and not (closed.is_admitted and closed.began < waiting.began)
 
     play(scenario, **options)
 
@@ -452,11 +452,11 @@ def test_the_one_that_was_closed_stays_the_one(play: Play) -> None:
         waiting = world.ask(c)
         await asyncio.sleep(1)
         async with world.scheduler.lease(a, 0, joins=True):
-            world.ask(world.add("d"))  # makes the plan look again
+            world.ask(world.add("d"))  # starts another pass
             await asyncio.sleep(0.1)
             closed, still_open = world.ask(a, 0), world.ask(b, 0)
             await asyncio.sleep(0.1)
-            assert still_open.waited == 0 and not closed.is_let_in
+            assert still_open.waited == 0 and not closed.is_admitted
         await world.end(waiting)
 
     play(scenario, units=4, running=2)
@@ -474,7 +474,7 @@ def test_who_waits_at_a_closed_adapter_closes_no_other(play: Play) -> None:
         await asyncio.sleep(1)
         still_open = world.ask(b, 0)
         await world.end(still_open)
-        assert still_open.waited == 0 and not at_the_closed_one.is_let_in
+        assert still_open.waited == 0 and not at_the_closed_one.is_admitted
 
     play(scenario, units=2, running=2)
 
@@ -514,7 +514,7 @@ def test_lora_slots_and_rows_do_not_wait_for_each_other(play: Play) -> None:
         await asyncio.sleep(2)  # its patience is over
         rows = world.ask(perft[1], 0)
         await asyncio.sleep(5)
-        assert rows.waited == 0 and not slot.is_let_in
+        assert rows.waited == 0 and not slot.is_admitted
         assert world.tiers(*perft, *lora) == "dddh"
         await world.end(slot)
         assert world.engine.calls.count(("place", lora[1].name)) == 1
@@ -542,7 +542,7 @@ def test_a_failed_load_is_told_and_tried_again_later(play: Play, operation: str)
         assert error.retry_after_s == 2 and world.engine.calls == calls
         await asyncio.sleep(1.5)
         await world.use(b)
-        assert world.scheduler.failure(b) is None and world.told.loads["device", "ok"] == 1
+        assert world.scheduler.failure(b) is None and world.events.loads["device", "ok"] == 1
 
     play(scenario, prepare=1, place=1)
 
@@ -603,7 +603,7 @@ def test_an_activation_learns_that_its_version_cannot_be_read(play: Play) -> Non
         assert (as_api_error(caught.value).status, caught.value.code) == (503, "adapter_unavailable")
         await asyncio.sleep(RETRY_FAILED_S)
         await world.scheduler.load(a)
-        assert world.tiers(a) == "h" and world.told.loads == {("host", "failed"): 1, ("host", "ok"): 1}
+        assert world.tiers(a) == "h" and world.events.loads == {("host", "failed"): 1, ("host", "ok"): 1}
         await world.scheduler.load(a)
         assert world.engine.count("prepare") == 2
 
@@ -705,8 +705,8 @@ def test_whatever_moment_it_is_removed_at_the_engine_is_told_in_order(play: Play
         await asyncio.sleep(next(moments) * 0.1)
         await world.scheduler.remove(a)
         await world.end(request)
-        answers.append(request.is_let_in)
-        if not request.is_let_in:
+        answers.append(request.is_admitted)
+        if not request.is_admitted:
             await refused(world, request, 410, "adapter_deleted")
         assert world.calls("forget") == [("forget", a.name)] and world.scheduler.rows_used <= 3 * UNIT
         await world.use(b)
@@ -727,7 +727,7 @@ def test_the_same_content_may_come_while_it_is_removed(play: Play, moment: float
         requests = [world.ask(new, 0.5), world.ask(other, 0.5)]
         await world.end(*requests)
         await removal
-        assert all(request.is_let_in for request in requests)
+        assert all(request.is_admitted for request in requests)
         assert world.calls("forget") == [("forget", old.name)] and world.tiers(new) == "d"
         kept = moment < GRACE_S
         assert world.engine.count("evict") == (0 if kept else 1), "a new owner in time keeps the place"
@@ -867,7 +867,7 @@ def test_the_least_recently_used_host_copies_go(play: Play) -> None:
         await load(world, b, a, c)
         assert world.tiers(a, b, c) == "hxh" and world.engine.on_host == {a.key, c.key}
         await load(world, d)
-        assert world.tiers(a, c, d) == "xhh" and world.told.evictions == {"host": 2}
+        assert world.tiers(a, c, d) == "xhh" and world.events.evictions == {"host": 2}
 
     play(scenario, host=2)
 
@@ -957,7 +957,7 @@ def test_a_crowd_of_waiting_requests_does_not_fill_the_host(play: Play) -> None:
         while any(request.ended < 0 for request in requests):
             most = max(most, len(world.engine.on_host))
             await asyncio.sleep(0.05)
-        assert most <= 4 and all(request.is_let_in for request in requests)
+        assert most <= 4 and all(request.is_admitted for request in requests)
         began = [request.began for request in requests]
         assert began == sorted(began)
 
@@ -996,7 +996,7 @@ def test_the_first_in_line_is_read_whatever_the_budget(play: Play, host: int) ->
     async def scenario(world: World) -> None:
         requests = [world.ask(world.add(name)) for name in "abc"]
         await world.end(*requests)
-        assert all(request.is_let_in for request in requests)
+        assert all(request.is_admitted for request in requests)
         await asyncio.sleep(1)
         assert len(world.engine.on_host) == host
 
@@ -1147,7 +1147,7 @@ def test_a_pin_takes_the_place_of_another_than_the_one_that_was_closed(play: Pla
         await world.scheduler.pin(a)
         open_again, closed = world.ask(a, 0), world.ask(b, 0)
         await asyncio.sleep(2)
-        assert open_again.waited == 0 and not closed.is_let_in
+        assert open_again.waited == 0 and not closed.is_admitted
 
     play(scenario, units=2)
 
@@ -1164,7 +1164,7 @@ def test_a_pin_waits_in_line_and_gets_in(play: Play) -> None:
         await asyncio.sleep(0.01)
         later = world.ask(world.add("later"))
         await pin
-        assert world.loop.time() - began < 3 and first.is_let_in and not later.is_let_in
+        assert world.loop.time() - began < 3 and first.is_admitted and not later.is_admitted
         await asyncio.sleep(10)
         assert world.tiers(pinned) == "d"
 

@@ -1,5 +1,5 @@
-"""Any order of requests, cancellations, pins, loads, new and removed versions, failures: the plan keeps its promises at
-every round of the loop, everybody who waits is served in bounded time, and nothing is left at the end."""
+"""Any order of requests, cancellations, pins, loads, new and removed versions, failures: the scheduler keeps its promises
+at every round of the loop, every waiter is served in bounded time, and nothing is left at the end."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ ONE_AFTER_THE_OTHER_S = PATIENCE_S + LONGEST_S + GRACE_S + 4 * SLOWEST_S
 PAUSES = st.sampled_from([0.0, 0.001, 0.05, 0.2, 1.0])
 
 
-class Plan(RuleBasedStateMachine):
+class SchedulerMachine(RuleBasedStateMachine):
     versions = Bundle("versions")
     asked = Bundle("asked")
     pins = Bundle("pins")
@@ -144,9 +144,9 @@ class Plan(RuleBasedStateMachine):
 
     @rule(adapter=consumes(versions), pause=PAUSES, is_cancelled=st.booleans())
     def remove(self, adapter: AdapterRef, pause: float, is_cancelled: bool) -> None:
-        """As the catalog does it: what runs is ended first, what waits is told."""
+        """As the service does it: what runs is ended first, then what waits."""
         for request in self.there.requests:
-            if request.adapter == adapter and request.is_let_in:
+            if request.adapter == adapter and request.is_admitted:
                 self.there.cancel(request)
         self.then(0.0)
         self.then(0.0)
@@ -178,7 +178,7 @@ class Plan(RuleBasedStateMachine):
         assert all(request.task is not None and request.task.done() for request in self.there.requests)
         assert all(task.done() for task in self.tasks)
         for request, ahead in self.before.items():
-            if request.is_let_in:
+            if request.is_admitted:
                 assert request.waited <= (ahead + 1) * ONE_AFTER_THE_OTHER_S, (request.waited, ahead)
         self.loop.run_until_complete(self.there.leave_nothing())
         self.loop.close()
@@ -187,7 +187,7 @@ class Plan(RuleBasedStateMachine):
 
 
 logging.getLogger("server.residency.transfers").addFilter(lambda record: False)
-TestPlan = Plan.TestCase
-TestPlan.settings = settings(
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -12,7 +12,7 @@ import pytest
 import vllm
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import LIMIT_S, ServerProcess
 from tests.server.tiny_server import KEYS, TinyClient
 
 ADAPTER = "/v1/adapters/{name}"
@@ -65,7 +65,7 @@ def ask(server: ServerProcess, method: str, target: str, headers: Headers | None
     lines = [("Host", f"127.0.0.1:{server.port}"), ("Content-Type", "application/json"), *(headers or [])]
     text = "".join(f"{name}: {value}\r\n" for name, value in lines)
     head = f"{method} {target} HTTP/1.1\r\n{text}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as connection:
         connection.sendall(head.encode("latin-1") + body)
         response = HTTPResponse(connection, method=method)
         try:
@@ -82,7 +82,7 @@ def ask(server: ServerProcess, method: str, target: str, headers: Headers | None
 
 
 def is_open(reply: Reply) -> bool:
-    """Whether a request got further than the guard."""
+    """Whether a request got past access control."""
     status, code = reply
     return status != 0 and code not in REFUSALS | {NO_HTTP.decode()}
 
@@ -243,7 +243,7 @@ def test_no_websocket_is_opened(server: ServerProcess, path: str, label: str) ->
     upgrade = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", "x" * 22 + "==")]
     headers = "".join(f"{name}: {value}\r\n" for name, value in [*upgrade, *(bearer(label) if label else [])])
     head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n{headers}\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as connection:
         connection.sendall(head.encode())
         response = HTTPResponse(connection)
         response.begin()
@@ -254,7 +254,7 @@ def test_a_request_behind_another_is_asked_for_its_own_key(server: ServerProcess
     """One connection, two requests: what the first was allowed is not the second's."""
     host = f"Host: 127.0.0.1:{server.port}\r\n"
     first = f"GET /v1/models HTTP/1.1\r\n{host}Authorization: Bearer {KEYS['admin']}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as connection:
         connection.sendall((first + f"GET /metrics HTTP/1.1\r\n{host}Connection: close\r\n\r\n").encode())
         stream, statuses = connection.makefile("rb"), []
         for line in stream:

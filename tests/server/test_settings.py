@@ -192,10 +192,10 @@ def test_everything_wrong_is_in_one_message(file: File, monkeypatch: pytest.Monk
         (["--admin-key", "short"], "--admin-key: found a key of 5 characters"),
         (["--admin-key", ""], "--admin-key: found a key of 0 characters"),
         (["--metrics-key", "short"], "--metrics-key: found a key of 5 characters"),
-        (["--api-key", f"a={SECRET}", "--api-key", f"b={SECRET}"], "found one key for a, b, expected a key each"),
+        (["--api-key", f"a={SECRET}", "--api-key", f"b={SECRET}"], "found the same key for a, b, expected a key each"),
         (["--api-key", f"a={SECRET}", "--api-key", f"a={SECRET}2"], "found the label 'a' twice"),
-        (["--api-key", f"a={SECRET}", "--admin-key", SECRET], "found one key for a, admin"),
-        (["--admin-key", SECRET, "--metrics-key", SECRET], "found one key for admin, metrics"),
+        (["--api-key", f"a={SECRET}", "--admin-key", SECRET], "found the same key for a, admin"),
+        (["--admin-key", SECRET, "--metrics-key", SECRET], "found the same key for admin, metrics"),
         (["--admin-key", SECRET, "--admin-key-file", "/x"], "admin_key and admin_key_file: found both"),
     ],
 )
@@ -258,7 +258,7 @@ def test_settings_files_that_are_refused(file: File, tmp_path: Path) -> None:
     broken = refusal("--perft-config", str(file(f'admin_key = "{SECRET}\n')))
     assert "found no valid TOML (at line 1" in broken and SECRET not in broken
     open_to_all = refusal("--perft-config", str(file(f'ADMIN_KEY = "{SECRET}"', 0o644)))
-    assert "chmod 600 it (it holds keys)" in open_to_all and SECRET not in open_to_all
+    assert "run chmod 600 (it holds keys)" in open_to_all and SECRET not in open_to_all
     assert load(parse("--perft-config", str(file("pool_rows = 3", 0o644)))).pool_rows == 3
     wrong = refusal("--perft-config", str(file(f'admin_key = ["{SECRET}"]')))
     assert "admin_key" in wrong and SECRET not in wrong

@@ -1,4 +1,4 @@
-"""Which starts are refused, and with which words: names, folders, rows, flags, environment."""
+"""Which starts are refused, and with which messages: names, folders, rows, flags, environment."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import envs
 from vllm.exceptions import VLLMValidationError
 
 from adapters.format.files import Limits
@@ -27,6 +28,8 @@ from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.server.partial_services import partial_services
 from tests.synthetic import RANDOM_R, write_adapter
+
+KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 
 
 def named(folder: Path, name: str, seed: int, values: dict[str, Any] = RANDOM_R) -> NamedFolder:
@@ -298,6 +301,19 @@ def test_other_plugins_stay_allowed_beside_ours(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
     prepare_environment()
     assert os.environ["VLLM_PLUGINS"] == "theirs,perft,perft_server"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 75), ("7", 7)])
+def test_idle_connections_are_kept_longer_than_load_balancers_do(
+    given: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own 5 s would reset a pooled connection just as it is used again; who names a time gets it."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop(KEEP_ALIVE, None)
+    if given is not None:
+        os.environ[KEEP_ALIVE] = given
+    prepare_environment()
+    assert envs.environment_variables[KEEP_ALIVE]() == expected, "as vLLM reads it for its HTTP server"
 
 
 @pytest.mark.parametrize("module", ["perft.engine.plugin", "server.app.plugin"])

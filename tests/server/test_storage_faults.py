@@ -1,8 +1,7 @@
 """What the storage does to a running server: it fills up, becomes read-only, is somebody else's. Every refusal says
 why, nothing is lost, and once the storage is well again so is the server."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from adapters.store import verify_folder
 from tests.server.fake_server import bearer
 from tests.server.fakes import BASE
+from tests.server.processes import wait_until
 from tests.soak.clients import http_client
 from tests.soak.contents import content_of
 from tests.soak.disks import SmallDisk, small_disk
@@ -79,14 +79,7 @@ class Client:
         return str(answer.json()["model"])
 
     def wait_until_gone(self, name: str) -> None:
-        self.until(lambda: self.http.get(f"/v1/adapters/{name}").status_code == 404)
-
-    @staticmethod
-    def until(is_so: Callable[[], bool], limit_s: float = 20) -> None:
-        deadline = time.monotonic() + limit_s
-        while not is_so():
-            assert time.monotonic() < deadline, "it did not come about"
-            time.sleep(0.02)
+        wait_until(lambda: self.http.get(f"/v1/adapters/{name}").status_code == 404)
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
@@ -206,12 +199,15 @@ def test_a_store_that_becomes_read_only(parent: Zygote, disk: SmallDisk, content
 def test_a_delete_that_cannot_be_finished_is_tried_again(
     parent: Zygote, disk: SmallDisk, contents: Sequence[Content]
 ) -> None:
-    client = Client(parent, disk, "--delay", "evict=1", "--delay", "drop=1")
+    hold = disk.faults.with_name("hold")
+    client = Client(parent, disk, "--hold", f"evict={hold}")
     client.upload("a", contents[0])
     client.answers("a")
+    hold.touch()
     assert client.http.delete("/v1/adapters/a").status_code == 202
     with disk.read_only():
-        client.until(lambda: "another try" in client.server.log.read_text())
+        hold.unlink()
+        wait_until(lambda: "another try" in client.server.log.read_text())
         assert client.http.get("/v1/adapters/a").json()["versions"][0]["state"] == "draining"
     client.wait_until_gone("a")
     check_all_is_there(client, disk, {})

@@ -14,7 +14,7 @@ from threading import Event
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import LIMIT_S, ServerProcess
 from tests.server.streams import Case, Watched, answer_and_lead, clear_case, is_clear, upload_version, watch
 from tests.server.tiny_server import BASE_NAME, KEYS, Samples, TinyClient
 
@@ -94,13 +94,13 @@ class Changes:
         self.deletes += 1
 
 
-def stream_on(client: TinyClient, name: str, prompt: list[int], changed: Event) -> list[Watched]:
-    """One stream after the other, until one has begun after all changes."""
+def stream_on(client: TinyClient, name: str, prompt: list[int], begun: Event, changed: Event) -> list[Watched]:
+    """One stream after the other, until one has begun after all changes. begun: set once the first one has."""
     seen: list[Watched] = []
     is_last = False
     while not is_last:
         is_last = changed.is_set()
-        seen.append(watch(client, name, prompt, TOKENS))
+        seen.append(watch(client, name, prompt, TOKENS, begun))
     return seen
 
 
@@ -134,12 +134,14 @@ def test_streams_do_not_notice_what_happens_beside_them(client: TinyClient, tmp_
         cases = list(threads.map(undisturbed, range(len(STREAMS))))
         client.remove(*(f"rehearsed-{name}" for name in STREAMED))
         before, changed = Samples.of(client.metrics()), Event()
+        begun = [Event() for _ in STREAMS]
         streams = [
-            threads.submit(stream_on, client, name, case.prompt, changed)
-            for name, case in zip(STREAMS, cases, strict=True)
+            threads.submit(stream_on, client, name, case.prompt, first_begun, changed)
+            for name, case, first_begun in zip(STREAMS, cases, begun, strict=True)
         ]
         guests = [threads.submit(ask_guests, changes, changed, seed) for seed in range(2)]
         try:
+            assert all(each.wait(LIMIT_S) for each in begun), "a stream on the first version"
             changes.make()
         finally:
             changed.set()

@@ -1,4 +1,4 @@
-"""The measures of one engine request, for each way in which vLLM's handlers ask for outputs."""
+"""The measurements of one engine request, for each way in which vLLM's handlers ask for outputs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ STARTED = 100.0
 
 
 class Clock:
-    """time, as the meter asks for it."""
+    """The `time` that RequestTiming reads."""
 
     def __init__(self) -> None:
         self.now = STARTED

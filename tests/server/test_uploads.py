@@ -18,11 +18,13 @@ from server.uploads import receive
 from server.uploads.form import MultipartForm, PartRule, malformed
 from tests.hostile import FAMILIES, good, good_uploads, send, send_upload
 from tests.hostile.attack import BOUNDARY, END, FORM, Attack, Pause, Setting, Upload, begun, form, part, whole
-from tests.hostile.local_app import BASE, SETTING, LocalApp, answer, run
-from tests.hostile.streams import endless
+from tests.hostile.local_app import BASE, SETTING, LocalApp, answer, run, setting_for
+from tests.hostile.sending import LIMIT_S
+from tests.hostile.streams import FOR_EVER_S, endless
+from tests.server.processes import wait_until
 
 MIB = 1024 * 1024
-LARGE = Setting(BASE, "tiny-moe", 64 * MIB, timeout_s=60, idle_timeout_s=10)
+LARGE = Setting(BASE, "tiny-moe", 64 * MIB, timeout_s=3600, idle_timeout_s=3600)
 
 
 @pytest.fixture
@@ -110,9 +112,11 @@ def test_either_limit_of_time_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES["streams"])
-def test_the_connection_of_an_unread_body_is_closed(app: LocalApp, name: str) -> None:
+def test_the_connection_of_an_unread_body_is_closed(tmp_path: Path, name: str) -> None:
     """Without it the HTTP server would read the rest of the body, however long, to get at the next request."""
-    assert run(app, FAMILIES["streams"][name].make(SETTING)).headers["connection"] == "close"
+    attack = FAMILIES["streams"][name]
+    app = LocalApp(tmp_path, setting_for(attack))
+    assert run(app, attack.make(app.setting)).headers["connection"] == "close"
 
 
 def test_the_connection_of_a_whole_upload_is_kept(app: LocalApp) -> None:
@@ -193,7 +197,7 @@ def test_a_broken_disk(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cancelled_upload_closes_its_files(app: LocalApp) -> None:
     async def cancelled() -> None:
-        stalled = Upload([part("name", b"poet") + begun("weights") + bytes(3 * MIB), Pause(60), END])
+        stalled = Upload([part("name", b"poet") + begun("weights") + bytes(3 * MIB), Pause(FOR_EVER_S), END])
         large = LocalApp(app.folder, LARGE)
         task = asyncio.ensure_future(answer(large, stalled))
         while not any(app.folder.rglob("*.safetensors")):
@@ -220,7 +224,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalApp,
         assert thread.is_alive(), "uvicorn did not start"
     yield app, running.servers[0].sockets[0].getsockname()[1]
     running.should_exit = True
-    thread.join(10)
+    thread.join(LIMIT_S)
     assert not thread.is_alive()
 
 
@@ -232,10 +236,12 @@ OVER_HTTP |= {name: attack for family in FAMILIES.values() for name, attack in l
 def test_attacks_over_a_socket(server: tuple[LocalApp, int], name: str) -> None:
     app, port = server
     attack: Attack = OVER_HTTP[name]
-    status, body = send(attack, SETTING, "127.0.0.1", port)
+    app.setting = setting_for(attack)
+    status, body = send(attack, app.setting, "127.0.0.1", port)
     assert not attack.problems(status, body)
+    app.setting = SETTING
     assert send_upload(good_uploads(SETTING)["zip"], "127.0.0.1", port)[0] == 201
-    assert not list(app.folder.iterdir())
+    wait_until(lambda: not list(app.folder.iterdir()))
 
 
 def test_a_refused_body_is_not_taken_to_its_end(server: tuple[LocalApp, int]) -> None:

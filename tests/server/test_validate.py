@@ -1,4 +1,4 @@
-"""What is asked of stored adapters when a server opens its store, before any of them is served."""
+"""How stored adapters are validated when a server opens its store, before any of them is served."""
 
 from pathlib import Path
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import LIMIT_S, ServerProcess, wait_until
 from tests.server.streams import Case, clear_case, upload_version, watch
-from tests.server.tiny_server import KEYS, TinyClient, wait_until
+from tests.server.tiny_server import KEYS, Samples, TinyClient
 
 NAME = "versioned"
 SHORT, LONG = 12, 200
@@ -107,44 +107,70 @@ def test_a_name_made_again_gets_a_higher_number(
 
 
 def test_a_stream_ends_on_its_version_when_that_is_no_longer_active_and_deleted(
-    admin: TinyClient, alice: TinyClient, versions: list[str]
+    server: ServerProcess, admin: TinyClient, alice: TinyClient, versions: list[str]
 ) -> None:
+    """Two of them: one has begun, one has only been let in when everything stops for as long as the changes take."""
     first, second = versions
     case = clear_case(alice, versions, LONG, seed=2)
-    begun = Event()
-    with ThreadPoolExecutor(1) as thread:
-        stream = thread.submit(watch, alice, NAME, case.prompt, LONG, begun)
-        assert begun.wait(60)
-        admin.change(NAME, active=number_of(second))
-        assert admin.http.delete(f"/v1/adapters/{NAME}/versions/{number_of(first)}").status_code == 202
-        draining = {version["id"]: version for version in admin.adapter(NAME)["versions"]}[first]
-        assert (draining["state"], draining["requests_running"]) == ("draining", 1)
-        refused = alice.refusal("POST", "/v1/completions", json=alice.body(first, PROMPT, 1))
-        assert refused == (404, "model_not_found")
+    before, begun = ended(admin), Event()
+    with ThreadPoolExecutor(2) as threads:
+        streams = [threads.submit(watch, alice, NAME, case.prompt, LONG, begun)]
+        assert begun.wait(LIMIT_S)
+        with server.engine_stopped():
+            streams.append(threads.submit(watch, alice, NAME, case.prompt, LONG))
+            wait_until(lambda: ended(admin) - before + state(admin, first)[1] == 2)
+            admin.change(NAME, active=number_of(second))
+            assert admin.http.delete(f"/v1/adapters/{NAME}/versions/{number_of(first)}").status_code == 202
+            assert state(admin, first) in {("draining", 1), ("draining", 2)}
+            refused = alice.refusal("POST", "/v1/completions", json=alice.body(first, PROMPT, 1))
+            assert refused == (404, "model_not_found")
         assert alice.complete(NAME, case.prompt, SHORT).model == second
-        watched = stream.result()
-    assert (watched.error, watched.finish_reason, watched.model) == (None, "length", first)
-    assert watched.tokens == case.answers[first]
+        watched = [stream.result() for stream in streams]
+    for each in watched:
+        assert (each.error, each.finish_reason, each.model) == (None, "length", first)
+        assert each.tokens == case.answers[first]
     wait_until(lambda: [version["id"] for version in admin.adapter(NAME)["versions"]] == [second])
 
 
-def test_what_outlives_a_deletes_deadline_ends_with_its_own_error(
-    admin: TinyClient, alice: TinyClient, versions: list[str]
-) -> None:
-    """Each asks for more sequences than the engine runs at once, each as long as can be."""
-    endless: dict[str, Any] = {"temperature": 1, "seed": 1, "n": 160}
+def ended(admin: TinyClient) -> float:
+    """How many requests of NAME have ended so far."""
+    return Samples.of(admin.metrics()).total("perft_adapter_requests_total", adapter=NAME)
+
+
+def state(admin: TinyClient, version: str) -> tuple[str, int]:
+    """A version's state, and how many requests run on it."""
+    (found,) = [each for each in admin.adapter(NAME)["versions"] if each["id"] == version]
+    return found["state"], found["requests_running"]
+
+
+@pytest.fixture
+def hasty(tiny_model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server whose deletes wait for a second only."""
+    flags = [*tiny_server.KEY_ARGUMENTS, "--drain-timeout-s", "1"]
+    running = tiny_server.start(tiny_model, tmp_path / "store", *flags)
+    yield running
+    running.stop()
+
+
+def test_what_outlives_a_deletes_deadline_ends_with_its_own_error(hasty: ServerProcess, folders: list[Path]) -> None:
+    """Each asks for ten times more sequences than the engine runs at once, each as long as can be: for minutes."""
+    admin, alice = TinyClient(hasty.url), TinyClient(hasty.url, KEYS["alice"])
+    version = upload_version(admin, NAME, folders[0])
+    endless: dict[str, Any] = {"temperature": 1, "seed": 1, "n": 640}
     body = alice.body(NAME, PROMPT, MOST_TOKENS, **endless)
     begun = Event()
     with ThreadPoolExecutor(2) as threads:
         stream = threads.submit(watch, alice, NAME, PROMPT, MOST_TOKENS, begun, **endless)
-        assert begun.wait(60)
+        assert begun.wait(LIMIT_S)
         whole = threads.submit(alice.http.post, "/v1/completions", json=body)
-        wait_until(lambda: bool(admin.adapter(NAME)["versions"][0]["requests_running"] == 2))
+        wait_until(lambda: state(admin, version)[1] == 2)
         admin.remove(NAME)
         watched, response = stream.result(), whole.result()
     assert watched.error is not None and watched.error["code"] == "adapter_deleted"
-    assert watched.model == versions[0]
+    assert watched.model == version
     assert (response.status_code, response.json()["error"]["code"]) == (410, "adapter_deleted")
+    admin.close()
+    alice.close()
 
 
 def test_names_that_were_made_up_leave_nothing_behind(server: ServerProcess) -> None:

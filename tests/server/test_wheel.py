@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.app.serve import is_installed
-from tests.server.processes import ENVIRONMENT, ServerProcess, free_port
+from tests.server.processes import ENVIRONMENT, LIMIT_S, ServerProcess, free_port
 from tests.server.tiny_server import TinyClient, adapter, build_model, serve_arguments
 
 PROJECT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / "project" / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
-    subprocess.run([*command, "--wheel-dir", folder], cwd=folder / "project", check=True, timeout=300)
+    subprocess.run([*command, "--wheel-dir", folder], cwd=folder / "project", check=True, timeout=LIMIT_S)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -46,7 +46,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder, with_pip=False)
     command = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*command, str(wheel)], check=True, timeout=300)
+    subprocess.run([*command, str(wheel)], check=True, timeout=LIMIT_S)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     (site_packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder
@@ -76,7 +76,7 @@ def environment() -> dict[str, str]:
 
 def run(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=60
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
 
 

@@ -1,9 +1,8 @@
-"""`perft serve` itself with real vLLM on a tiny random Mixtral: what the tests of adapters over HTTP talk to."""
+"""`perft serve` itself with real vLLM on a tiny random Mixtral: the server of the tests of adapters over HTTP."""
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +18,7 @@ from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 from server.demo.__main__ import IN_ENGINE
 from tests import tiny
-from tests.server.processes import ServerProcess, free_port, launch
+from tests.server.processes import LIMIT_S, ServerProcess, free_port, launch, wait_until
 from tests.synthetic import RANDOM_R, write_adapter
 
 BASE_NAME = "tiny"
@@ -93,7 +92,10 @@ class TinyClient:
 
     def __init__(self, url: str, key: str | None = KEYS["admin"]) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=120)
+        # Idle connections go long before the server closes them, which would reset a request.
+        self.http = httpx.Client(
+            base_url=url, headers=headers, timeout=LIMIT_S, limits=httpx.Limits(keepalive_expiry=5)
+        )
 
     def complete(self, model: str, prompt: Sequence[int], tokens: int = 16, **more: Any) -> Answer:
         """A greedy completion at once. Raises httpx.HTTPStatusError for a refusal."""
@@ -172,14 +174,6 @@ class TinyClient:
 
     def close(self) -> None:
         self.http.close()
-
-
-def wait_until(is_so: Callable[[], bool], limit_s: float = 60) -> None:
-    """Wait for what comes about by itself. Raises AssertionError if it does not."""
-    deadline = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 class Samples:

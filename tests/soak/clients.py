@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from tests.server.processes import LIMIT_S
 from tests.soak.model import Change, NameModel, WrongError
 from tests.store_contents import Content
 
@@ -19,10 +20,11 @@ PIECES = 20
 
 
 def http_client(url: str, key: str) -> httpx.Client:
-    """A client with a key that waits long."""
+    """A client with a key that waits long. Its idle connections go long before the server closes them."""
     return httpx.Client(
-        base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60, verify=TLS, trust_env=False
-    )
+        base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=LIMIT_S, verify=TLS, trust_env=False,
+        limits=httpx.Limits(keepalive_expiry=5),
+    )  # fmt: skip
 
 
 @dataclass

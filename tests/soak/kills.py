@@ -10,19 +10,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import httpx
 
 from adapters.store import verify_folder
+from tests.server.processes import LIMIT_S, unfinished_upload, wait_until
 from tests.soak.clients import Asker, Changer, http_client, outcome
 from tests.soak.model import Change, NameModel, WrongError
 from tests.store_contents import Content
 
-SETTLE_LIMIT_S = 30.0
+ACKNOWLEDGED_FIRST = {"upload", "delete"}
+"""Kinds of changes that the first disturbed life waits for, however slow the machine is."""
+HALF_AN_UPLOAD = 0.25
+"""The part of the kills that are sure to find an upload under way."""
 
 
 class Running(Protocol):
@@ -167,11 +173,20 @@ class Killing:
         ]
         asker = Asker(http, names, Random(self.random.random()), plan.ask)
         clients: list[Changer | Asker] = [*changers, asker]
-        with ThreadPoolExecutor(len(clients)) as pool:
+        is_first = not self.report.acknowledged
+        with ThreadPoolExecutor(len(clients)) as pool, ExitStack() as stack:
+            if self.random.random() < HALF_AN_UPLOAD or is_first:
+                port = urlsplit(server.url).port
+                assert port is not None
+                stack.enter_context(unfinished_upload(port, plan.key, self.store))
             ends = [pool.submit(client.run) for client in clients]
-            time.sleep(self.random.uniform(0, plan.moment_s))
-            killed_at = time.monotonic()
-            server.kill()
+            try:
+                if is_first:
+                    wait_until(lambda: self._has_begun(changers) or any(end.done() for end in ends), 0.01)
+                time.sleep(self.random.uniform(0, plan.moment_s))
+            finally:
+                killed_at = time.monotonic()
+                server.kill()
             for end in ends:
                 end.result()
         http.close()
@@ -182,6 +197,10 @@ class Killing:
         for changer in changers:
             self.report.acknowledged.update(changer.answered)
         self.report.completions.update(asker.statuses)
+
+    @staticmethod
+    def _has_begun(changers: Sequence[Changer]) -> bool:
+        return ACKNOWLEDGED_FIRST <= {kind for changer in changers for kind in list(changer.answered)}
 
     def _check_folder(self) -> None:
         """What is on disk while nobody runs: sound, whatever else a kill leaves there."""
@@ -227,7 +246,7 @@ class Killing:
 
     def _settled(self, http: httpx.Client) -> dict[str, dict[str, Any]]:
         """The list once no delete is under way any more."""
-        deadline = time.monotonic() + SETTLE_LIMIT_S
+        deadline = time.monotonic() + LIMIT_S
         while True:
             seen = self._listed(http)
             if all(version["state"] == "ready" for adapter in seen.values() for version in adapter["versions"]):

@@ -1,4 +1,4 @@
-"""The killing of the whole server over the fake engine: the real store, catalog and routes on real sockets."""
+"""The killing of the whole server over the fake engine: the real store, registry and routes on real sockets."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,14 +11,13 @@ import httpx
 import psutil
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess, free_port, launch
+from tests.server.processes import LIMIT_S, ServerProcess, free_port, launch
 from tests.server.tiny_server import KEY_ARGUMENTS, KEYS, long_prompt, serve_arguments
 from tests.soak.contents import for_the_tiny_model
 from tests.soak.kills import Killing, Plan, Report, Running
 from tests.soak.model import WrongError
 
 PROMPT, TOKENS = long_prompt(7, 40), 12
-GONE_LIMIT_S = 20.0
 
 
 @dataclass
@@ -41,7 +40,7 @@ class RealServer:
         started = psutil.Process(self.process.process.pid).children(recursive=True)
         os.killpg(self.process.process.pid, signal.SIGKILL)
         self.process.process.wait()
-        _, alive = psutil.wait_procs(started, GONE_LIMIT_S)
+        _, alive = psutil.wait_procs(started, LIMIT_S)
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         if left:
             raise WrongError(f"outlived the kill of its group: {left}")

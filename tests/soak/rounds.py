@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from tests.server import tiny_server
-from tests.server.processes import ServerProcess
+from tests.server.processes import LIMIT_S, ServerProcess
 from tests.server.tiny_server import TinyClient, long_prompt
 from tests.soak.contents import content_of
 from tests.soak.measures import FLAT, Measure, measure, slope
@@ -25,7 +25,6 @@ from tests.store_contents import Content
 BOTTLENECK = 64
 """Adapters as large as the pool takes two of: one that is not let go shows at once."""
 TOKENS = 8
-GONE_LIMIT_S = 30.0
 MIB = 1024**2
 
 
@@ -126,7 +125,7 @@ class Rounds:
 
     def _wait_until_gone(self, name: str) -> None:
         """Out of the list, and what a stream that was left alone still held is let go."""
-        deadline = time.monotonic() + GONE_LIMIT_S
+        deadline = time.monotonic() + LIMIT_S
         while self.client.http.get(f"/v1/adapters/{name}").status_code != 404 or list(self.store.glob("staging/*")):
             assert time.monotonic() < deadline, f"{name} is still there, or staging/ holds something"
             time.sleep(0.02)

@@ -21,9 +21,8 @@ from typing import Any
 
 import httpx
 
-from tests.server.processes import free_port
+from tests.server.processes import LIMIT_S, free_port
 
-START_LIMIT_S, END_LIMIT_S = 60, 30
 PR_SET_PDEATHSIG = 1
 """Linux: a server ends with the parent, should that be killed."""
 
@@ -43,7 +42,7 @@ class ForkedServer:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + LIMIT_S
         with httpx.Client(verify=False, trust_env=False) as client:
             while time.monotonic() < deadline:
                 assert self.is_alive(), self.log.read_text()[-4000:]
@@ -52,7 +51,7 @@ class ForkedServer:
                     return
                 except httpx.TransportError:
                     time.sleep(0.02)
-        raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{self.log.read_text()[-4000:]}")
+        raise AssertionError(f"not ready after {LIMIT_S} s:\n{self.log.read_text()[-4000:]}")
 
     def is_alive(self) -> bool:
         """Whether it runs; takes the exit code once it does not."""
@@ -72,7 +71,7 @@ class ForkedServer:
 
     def wait(self) -> int:
         """Wait until it ends by itself; the exit code."""
-        deadline = time.monotonic() + END_LIMIT_S
+        deadline = time.monotonic() + LIMIT_S
         while self.is_alive():
             assert time.monotonic() < deadline, f"it goes on:\n{self.log.read_text()[-4000:]}"
             time.sleep(0.02)

@@ -28,7 +28,7 @@ from perft.engine.pool import RowPool, pack
 from perft.operator import TorchOperator
 from tests.store_contents import BASE
 
-WAIT_S = 10.0
+WAIT_S = 500.0
 
 
 @pytest.fixture

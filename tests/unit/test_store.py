@@ -1,4 +1,4 @@
-"""The store: names and versions as API.md has them, one owner of a folder, nothing lost and nothing unknown in it."""
+"""The store: names and versions as docs/api.md has them, one owner of a folder, nothing lost and nothing unknown."""
 
 import errno
 import json
