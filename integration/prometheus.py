@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import yaml
 
 from integration.fetch import program
-from tests.server.processes import free_port
+from tests.server.processes import LIMIT_S, free_port
 
 DEPLOYED = Path(__file__).parents[1] / "deploy" / "prometheus"
-LIMIT_S = 60
+SCRAPE_S = 5
+"""From one scrape to the next, and the most that one may take: 5,000 adapters on a busy machine need more than 1 s."""
 _Found = TypeVar("_Found")
 
 
@@ -30,10 +31,11 @@ def promtool(*arguments: str, folder: Path = DEPLOYED) -> None:
 
 
 def write_configuration(folder: Path, address: str, key: str) -> Path:
-    """deploy/'s configuration, scraping `address` with `key` every second."""
+    """deploy/'s configuration, scraping `address` with `key` every SCRAPE_S."""
     configuration = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text(encoding="utf-8"))
     (folder / "metrics_key").write_text(f"{key}\n")
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    pace = f"{SCRAPE_S}s"
+    configuration["global"] = {"scrape_interval": pace, "scrape_timeout": pace, "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(DEPLOYED / name) for name in configuration["rule_files"]]
     (scrape,) = configuration["scrape_configs"]
     scrape["authorization"]["credentials_file"] = str(folder / "metrics_key")
@@ -52,7 +54,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         """The `data` of a response of its HTTP API."""
         query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=LIMIT_S) as answer:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -95,4 +97,4 @@ def scraping(folder: Path, address: str, key: str) -> Iterator[Prometheus]:
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LIMIT_S)

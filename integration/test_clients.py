@@ -9,6 +9,7 @@ import pytest
 
 from integration.fetch import program
 from integration.target import Target
+from tests.server.processes import LIMIT_S
 
 HERE = Path(__file__).parent
 CHECKS = 7
@@ -24,7 +25,7 @@ def contract(language: str) -> list[str]:
 def test_the_openai_client(target: Target, language: str) -> None:
     done = subprocess.run(
         contract(language), env={**os.environ, **target.environment()}, capture_output=True, text=True, check=False,
-        timeout=500,
+        timeout=LIMIT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok ") == CHECKS, done.stdout

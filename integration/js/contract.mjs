@@ -12,7 +12,7 @@ const KEYS = { api: API_KEY, admin: ADMIN_KEY, wrong: "a-key-of-nobody" };
 const CLIENTS = Object.fromEntries(
   Object.entries(KEYS).map(([name, apiKey]) => [
     name,
-    new OpenAI({ baseURL: BASE_URL, apiKey, maxRetries: 0, timeout: 120_000 }),
+    new OpenAI({ baseURL: BASE_URL, apiKey, maxRetries: 0, timeout: 500_000 }),
   ]),
 );
 const QUESTION = {
@@ -104,7 +104,7 @@ async function moreRequestsAtOnceThanTheKeyHasAreRefused() {
   const streams = [];
   try {
     for (let number = 0; number < Number(REQUESTS_AT_ONCE); number++) {
-      const stream = await chat(BASE, { stream: true, max_tokens: 400, ignore_eos: true });
+      const stream = await chat(BASE, { stream: true, max_tokens: 1900, ignore_eos: true });
       streams.push(stream);
     }
     const error = await refused("too many at once", () => chat(BASE), 429, "rate_limited");

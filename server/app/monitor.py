@@ -6,7 +6,6 @@ Invariant: one poll at a time; while the engine does not answer, the last known 
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from itertools import zip_longest
 
 from server.engine.protocol import Engine, EngineCounters, EngineStatus
@@ -34,6 +33,7 @@ class EngineMonitor:
     ) -> None:
         self._engine, self._metrics, self._reconciler, self._names = engine, metrics, reconciler, names
         self.status, self.counters = status, EngineCounters()
+        self._last_error = ""
         self._poll_task: asyncio.Task[None] | None = None
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -58,11 +58,17 @@ class EngineMonitor:
             await asyncio.sleep(POLL_EVERY_S)
 
     async def _poll(self) -> None:
-        with suppress(Exception):
+        try:
             self.status = await self._engine.status()
             before, self.counters = self.counters, await self._engine.counters()
             self._count_experts(before.expert_tokens, self.counters.expert_tokens)
             await self._reconciler.run()
+        except Exception as error:  # an engine that is down, most of all: /ready says so
+            if repr(error) != self._last_error:
+                logger.warning("the engine could not be polled: %r", error)
+            self._last_error = repr(error)
+        else:
+            self._last_error = ""
 
     def _count_experts(self, before: Mapping[int, tuple[int, ...]], now: Mapping[int, tuple[int, ...]]) -> None:
         """Count the tokens of each expert since the last poll, for every version that still exists."""

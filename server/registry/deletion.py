@@ -67,7 +67,10 @@ class Deletions:
         """End what still runs, then free the version on the device and the host."""
         self._scheduler.fail_waiters(version.ref, adapter_deleted(version))
         for request_id in list(version.running):
-            await self._abort(request_id)
+            try:
+                await self._abort(request_id)
+            except Exception:
+                logger.exception("a request of %s could not be aborted", version.id)
         with suppress(TimeoutError):  # a client that does not read its last bytes must not block this
             async with asyncio.timeout(LAST_BYTES_S):
                 await version.idle.wait()

@@ -138,6 +138,10 @@ class Registry:
     def numbered(self, name: str, number: int) -> Version | None:
         return self._versions.get(name, {}).get(number)
 
+    def known(self, name: str, number: int) -> Version:
+        """A version that exists."""
+        return self._versions[name][number]
+
     def active(self, name: str) -> Version | None:
         """The active version of a name that exists."""
         number = self._records[name].active

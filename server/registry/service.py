@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,7 +133,7 @@ class AdapterService:
                 self._registry.put_record(record)
                 self._mend(accepted.digest)
             if activate:
-                await self._activate_upload(self._known(name, stored.version), created, caller)
+                await self._activate_upload(self._registry.known(name, stored.version), created, caller)
             return self._registry.view(name), created
 
     async def _activate_upload(self, version: Version, created: bool, caller: Caller) -> None:
@@ -150,12 +151,16 @@ class AdapterService:
             raise
 
     async def _take_back(self, version: Version, caller: Caller, error: Exception) -> None:
+        """Remove a version that cannot be activated, as far as that is possible: the caller gets the first error."""
         because = upload_result(error)
         try:
             await self._record("delete", caller, name=version.name, version=version.number, because=because)
         except ServerError as unrecorded:
             logger.error("%s is removed again without a record: %s", version.id, unrecorded.message)
-        await self._start_delete(version.name, version.number)
+        try:
+            await self._start_delete(version.name, version.number)
+        except StoreError as failed:
+            logger.error("%s cannot be activated, and stays: it could not be removed again: %s", version.id, failed)
 
     def _check_quotas(self, name: str, accepted: ValidatedAdapter, folder: Path) -> None:
         record = self._registry.record(name)
@@ -183,8 +188,7 @@ class AdapterService:
             if changes.get("active") is not None:
                 await self._load(self._to_activate(name, changes["active"]), "active")
             stored = {key: value for key, value in changes.items() if key != "if_active"}
-            wanted = self._to_pin(self._existing(name).changed(**_as_stored(stored)))
-            async with self._pins.moved(name, wanted), self._queue.store_lock:
+            async with self._repinned(name, stored), self._queue.store_lock:
                 await self._record("patch", caller, name=name, **changes)
                 self._registry.put_record(await self._queue.in_thread(self._store.update, name, **stored))
             return self._registry.view(name)
@@ -203,8 +207,8 @@ class AdapterService:
             if number is not None:
                 self._registry.version(name, number, caller)
                 _check_not_active_of_several(record, number)
-            stays = number not in (None, record.active)
-            async with self._pins.moved(name, self._to_pin(record) if stays else None):
+            ends_active = number in (None, record.active)
+            async with self._pins.moved(name, None) if ends_active else nullcontext():
                 await self._record("delete", caller, name=name, version=number)
                 await self._start_delete(name, number)
             return self._registry.view(name)
@@ -233,11 +237,6 @@ class AdapterService:
         assert record is not None, name
         return record
 
-    def _known(self, name: str, number: int) -> Version:
-        version = self._registry.numbered(name, number)
-        assert version is not None, (name, number)
-        return version
-
     def _to_activate(self, name: str, number: int) -> Version:
         version = self._registry.numbered(name, number)
         if version is None or version.is_draining:
@@ -251,8 +250,14 @@ class AdapterService:
         async with load_timeout(version, "on the host", self._quotas.load_timeout_s):
             await self._scheduler.load(version.ref)
 
+    def _repinned(self, name: str, stored: dict[str, Any]) -> AbstractAsyncContextManager[None]:
+        """Around a change: moves the name's pin if the change concerns it, and leaves it alone if not."""
+        if not stored.keys() & {"active", "pinned"}:
+            return nullcontext()
+        return self._pins.moved(name, self._to_pin(self._existing(name).changed(**_as_stored(stored))))
+
     def _to_pin(self, record: AdapterRecord) -> Version | None:
-        return self._known(record.name, record.active) if record.pinned and record.active is not None else None
+        return self._registry.known(record.name, record.active) if record.pinned and record.active is not None else None
 
     async def _record(self, action: str, caller: Caller, **details: Any) -> None:
         """Record a change in the audit log. Raises AuditLogError: then the change is not made."""

@@ -211,11 +211,11 @@ class SchedulingPass:
             self._waiters.answer(waiter)
         elif (resident.on_device and wants != "lease") or (resident.on_host and wants == "host"):
             self._waiters.answer(waiter)
-        elif resident.on_device:
+        elif resident.on_device and not resident.is_lost:
             self._await_step_slot(waiter)
         elif (error := refusal(waiter, self.now, self._budget(resident).can_ever_hold(resident))) is not None:
             self._waiters.answer(waiter, error)
-        elif not resident.is_busy:
+        elif not resident.is_busy and not resident.is_lost:
             self._start_move(waiter)
 
     def _start_move(self, waiter: Waiter) -> None:
@@ -261,7 +261,8 @@ class SchedulingPass:
 
 def is_open(resident: Resident, engine_id: int, leases: Leases, holds: AdmissionHolds) -> bool:
     """Whether a request may run now."""
-    return resident.on_device and not holds.holds(resident, engine_id) and leases.has_slot(engine_id)
+    is_usable = resident.on_device and not resident.is_lost
+    return is_usable and not holds.holds(resident, engine_id) and leases.has_slot(engine_id)
 
 
 def surplus_host_copies(residents: Iterable[Resident], host_bytes: int, kept: set[Resident]) -> list[Resident]:

@@ -29,6 +29,7 @@ class Reconciler:
 
     def __init__(self, engine: Engine, scheduler: ResidencyScheduler) -> None:
         self._engine, self._scheduler = engine, scheduler
+        self._reported_rows: list[int] = []
 
     async def run(self) -> list[str]:
         """Ask every rank what it holds, and repair what differs. Returns one sentence per difference (also logged).
@@ -65,12 +66,16 @@ class Reconciler:
                 self._scheduler.transfers.discard(key, tier)
         nothing_moved = not moving and len(still) == len(residents) == len(before.moves)
         if not found and nothing_moved and before.rows_used == self._scheduler.rows_used:
-            found += [
-                f"a rank has {rank.rows_used} rows in use, expected {before.rows_used}; restart the server"
-                for rank in ranks
-                if rank.rows_used != before.rows_used
-            ]
+            found += self._compare_rows(before.rows_used, [rank.rows_used for rank in ranks])
         return found
+
+    def _compare_rows(self, expected: int, found: list[int]) -> list[str]:
+        """Rows in use by rank; a difference is reported once, since only a restart mends it."""
+        is_new = found != self._reported_rows
+        self._reported_rows = found
+        if not is_new or all(rows == expected for rows in found):
+            return []
+        return [f"found {found} rows in use by rank, expected {expected} on each; restart the server"]
 
     def _compare(self, key: str, resident: Resident, ranks: Collection[RankInventory]) -> list[str]:
         """Compare one content on all ranks; start its repair."""
@@ -80,9 +85,11 @@ class Reconciler:
         extra = [tier for tier in TIERS if not believed[tier] and any(key in rank.held(tier) for rank in ranks)]
         if lost:
             self._scheduler.transfers.repair(resident, lost)
+        elif resident.is_lost:
+            resident.is_lost = False
         for tier in extra:
             self._scheduler.transfers.discard(key, tier)
-        return [f"{name} should be on the {tier} of every rank and is not; it is loaded again" for tier in lost] + [
+        return [f"{name} should be on the {tier} of every rank and is not; it is repaired" for tier in lost] + [
             f"{name} is on the {tier} and should not be; it is freed" for tier in extra
         ]
 

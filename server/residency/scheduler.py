@@ -118,7 +118,7 @@ class ResidencyScheduler:
                 async with asyncio.timeout(timeout_s):
                     await self._wait(adapter, "lease")
             except TimeoutError:
-                raise _timed_out(adapter, timeout_s) from None
+                raise _timed_out(adapter, resident, timeout_s) from None
         try:
             yield
         finally:
@@ -128,7 +128,7 @@ class ResidencyScheduler:
         """Keep a version on the device. Raises DeviceFullError if other pins leave no room for it."""
         resident = self._resident(adapter)
         if not resident.pinned_by and not self._pins_leave_room(resident.need):
-            raise _device_full(adapter)
+            raise _device_full(adapter, resident)
         resident.pinned_by.add(adapter.engine_id)
         try:
             await self._wait(adapter, "device")
@@ -220,7 +220,7 @@ class ResidencyScheduler:
         self._leases.check_integrity(residents)
         assert self._waiters or (self._holds == AdmissionHolds() and self._timer is None), "held without a waiter"
         self._waiters.check_integrity()
-        is_moving = any(r.is_busy for r in residents)
+        is_moving = any(r.is_busy or r.is_lost for r in residents)
         is_waking = is_moving or self._leases.running or self._timer is not None
         assert not self._waiters.pending() or is_waking, "nothing will end the waits"
 
@@ -231,7 +231,7 @@ def _refusal(waiter: Waiter, now: float, can_ever_fit: bool) -> ServerError | No
     if failed is not None and now < failed.at + RETRY_FAILED_S:
         return _load_failed(waiter.adapter, failed.reason, failed.at + RETRY_FAILED_S - now)
     if waiter.wants != "host" and not can_ever_fit:
-        return _device_full(waiter.adapter)
+        return _device_full(waiter.adapter, waiter.resident)
     return None
 
 
@@ -240,14 +240,26 @@ def _load_failed(adapter: AdapterRef, reason: str, retry_s: float) -> AdapterUna
     return AdapterUnavailableError(message, retry_after_s=max(1, math.ceil(retry_s)))
 
 
-def _timed_out(adapter: AdapterRef, timeout_s: float) -> AdapterUnavailableError:
-    message = f"{adapter.name} found no room on the device within {timeout_s:g} s; retry, or enlarge the pool"
-    return AdapterUnavailableError(message, retry_after_s=1)
+def _timed_out(adapter: AdapterRef, resident: Resident, timeout_s: float) -> AdapterUnavailableError:
+    """Says what the wait was for when it ended."""
+    limit = f"within {timeout_s:g} s"
+    if resident.on_device and not resident.is_lost:
+        reason = f"found no slot in the engine's step {limit}; retry, or let more adapters run at once (--max-loras)"
+    elif resident.on_host:
+        reason = f"found no room on the device {limit}; retry, or {_enlarge(resident)}"
+    else:
+        reason = f"was not read from disk {limit}; retry"
+    return AdapterUnavailableError(f"{adapter.name} {reason}", retry_after_s=1)
 
 
-def _device_full(adapter: AdapterRef) -> DeviceFullError:
-    message = f"{adapter.name} does not fit beside the pinned adapters; unpin one, or enlarge the pool (--pool-rows)"
+def _device_full(adapter: AdapterRef, resident: Resident) -> DeviceFullError:
+    message = f"{adapter.name} does not fit beside the pinned adapters; unpin one, or {_enlarge(resident)}"
     return DeviceFullError(message)
+
+
+def _enlarge(resident: Resident) -> str:
+    """How to get more room of the kind that a resident takes."""
+    return "serve more PEFT LoRA slots (--max-loras)" if resident.need.lora_slots else "enlarge the pool (--pool-rows)"
 
 
 def _deleted(adapter: AdapterRef) -> AdapterDeletedError:

@@ -68,8 +68,9 @@ class Failure(NamedTuple):
 class Resident:
     """One content. Versions with the same content share it.
 
-    owners: the versions, by engine id. running: leases by engine id. pinned_by: engine ids. removals: versions that
-    are being removed. moves: how many moves began so far. last_used and idle_since: monotonic seconds.
+    owners: the versions, by engine id. running: leases by engine id. pinned_by: engine ids. removals: versions that are
+    being removed. is_lost: the engine lost what it should hold on the device. moves: how many moves began so far.
+    last_used and idle_since: monotonic seconds.
     """
 
     need: Need
@@ -78,6 +79,7 @@ class Resident:
     pinned_by: set[int] = field(default_factory=set)
     on_host: bool = False
     on_device: bool = False
+    is_lost: bool = False
     holds_room: bool = False
     move: Move | None = None
     moves: int = 0
@@ -103,7 +105,7 @@ class Resident:
     @property
     def is_evictable(self) -> bool:
         """Whether it can be evicted once no request uses it."""
-        return self.on_device and not self.pinned_by and not self.is_busy
+        return self.on_device and not self.is_lost and not self.pinned_by and not self.is_busy
 
     def start(self, move: Move) -> None:
         assert self.move is None, (self.move, move)

@@ -73,7 +73,7 @@ class Transfers:
                 await asyncio.sleep(max(grace_s, 0.001))
             if resident.owners:
                 return
-            resident.on_device = False
+            resident.on_device = resident.is_lost = False
             if resident.holds_room:
                 await self._try_to_free(self._engine.evict(last_owner))
             if resident.on_host:
@@ -89,8 +89,9 @@ class Transfers:
     def repair(self, resident: Resident, lost: Collection[LoadedTier]) -> None:
         """The engine lost what it should hold: free the rest of it there, or load it again while requests run on it."""
         resident.start("repairing")
-        if "device" in lost and not resident.running:
-            resident.on_device = False
+        if "device" in lost:
+            resident.is_lost = bool(resident.running or resident.pinned_by)
+            resident.on_device = resident.is_lost
         for tier in lost:
             self._events.repaired(tier)
         self.spawn(self._repair(resident, resident.any_owner, lost))
@@ -160,18 +161,20 @@ class Transfers:
 
     async def _repair(self, resident: Resident, owner: AdapterRef, lost: Collection[LoadedTier]) -> None:
         try:
-            if resident.on_device and "device" in lost:
+            if resident.is_lost:
                 await self._engine.prepare(owner)
                 await self._engine.place(owner)
-                resident.on_host = True
-            elif "device" in lost:
-                await self._try_to_free(self._engine.discard(owner.key, "device"))
+                resident.is_lost, resident.on_host, resident.failed = False, True, None
+                return
+            for tier in lost:
+                await self._try_to_free(self._engine.discard(owner.key, tier))
+            if "device" in lost:
                 resident.holds_room = False
-            if "host" in lost and not (resident.on_device and "device" in lost):
-                await self._try_to_free(self._engine.discard(owner.key, "host"))
+            if "host" in lost:
                 resident.on_host = False
-        except Exception:
-            logger.exception("%s is lost on the engine and could not be loaded again", owner.name)
+        except Exception as error:
+            resident.failed = Failure(_reason(error), self._clock())
+            logger.exception("%s is lost on the engine and could not be loaded again; retrying", owner.name)
         finally:
             resident.settle()
             self._on_settled(None)

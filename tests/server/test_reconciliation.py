@@ -59,7 +59,7 @@ def test_what_an_idle_worker_lost_is_loaded_for_the_next_request(folder: Path, l
         if "host" in lost:
             world.engine.on_host.discard(a.key)
         found = await reconciler.run()
-        assert found == [f"a@1 should be on the {tier} of every rank and is not; it is loaded again" for tier in lost]
+        assert found == [f"a@1 should be on the {tier} of every rank and is not; it is repaired" for tier in lost]
         await asyncio.sleep(1)
         assert held(world, a) == ("host" not in lost, "device" not in lost)
         assert await reconciler.run() == [] and sum(world.events.repairs.values()) == len(lost)
@@ -124,6 +124,41 @@ def test_rows_that_belong_to_nobody_are_reported(folder: Path) -> None:
         a = world.add("a")
         await world.use(a)
         world.engine.on_device[a.key] += 1
-        assert await reconciler.run() == ["a rank has 5 rows in use, expected 4; restart the server"]
+        assert await reconciler.run() == ["found [5] rows in use by rank, expected 4 on each; restart the server"]
+        assert await reconciler.run() == [], "it was reported already"
+
+    play(folder, scenario)
+
+
+def test_a_repair_that_fails_admits_nothing_and_is_tried_again(folder: Path) -> None:
+    async def scenario(world: World, reconciler: Reconciler) -> None:
+        a = world.add("a")
+        request = world.ask(a, seconds=30)
+        await asyncio.sleep(1)
+        world.engine.on_device.clear()
+        world.engine.failures["place", a.name] = 1
+        assert await reconciler.run()
+        await asyncio.sleep(1)
+        refused = world.ask(a)
+        await world.end(refused)
+        assert refused.error is not None and "told to fail" in refused.error.message
+        assert await reconciler.run()
+        await asyncio.sleep(1)
+        assert held(world, a) == (True, True)
+        await world.use(a)
+        await world.end(request)
+        assert request.error is None
+
+    play(folder, scenario)
+
+
+def test_a_pinned_adapter_that_was_lost_is_on_the_device_again(folder: Path) -> None:
+    async def scenario(world: World, reconciler: Reconciler) -> None:
+        a = world.add("a")
+        await world.scheduler.pin(a)
+        world.engine.on_device.clear()
+        assert await reconciler.run()
+        await asyncio.sleep(1)
+        assert held(world, a) == (True, True) and world.tiers(a) == "d" and await reconciler.run() == []
 
     play(folder, scenario)

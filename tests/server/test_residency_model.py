@@ -1,5 +1,5 @@
-"""Any order of requests, cancellations, pins, loads, new and removed versions, failures: the scheduler keeps its promises
-at every round of the loop, every waiter is served in bounded time, and nothing is left at the end."""
+"""Any order of requests, cancellations, pins, loads, new and removed versions, failures: the scheduler keeps its
+promises at every round of the loop, every waiter is served in bounded time, and nothing is left at the end."""
 
 import asyncio
 import logging

@@ -55,7 +55,8 @@ def test_streams_end_well_and_nothing_is_left(own_server: ServerProcess, tmp_pat
     begun = [Event() for _ in range(STREAMS)]
     store = own_server.log.parent / "store"
     with ThreadPoolExecutor(STREAMS) as threads:
-        with unfinished_upload(own_server.port, KEYS["admin"], store):  # however soon the streams end, the server goes on draining
+        # Of this the server waits for the end, however soon the streams end.
+        with unfinished_upload(own_server.port, KEYS["admin"], store):
             streams = [
                 threads.submit(watch, client, model, [5 + number], TOKENS, begun[number])
                 for number, model in enumerate(models)

@@ -207,7 +207,7 @@ def test_a_delete_that_cannot_be_finished_is_tried_again(
     assert client.http.delete("/v1/adapters/a").status_code == 202
     with disk.read_only():
         hold.unlink()
-        wait_until(lambda: "another try" in client.server.log.read_text())
+        wait_until(lambda: "retrying in" in client.server.log.read_text())
         assert client.http.get("/v1/adapters/a").json()["versions"][0]["state"] == "draining"
     client.wait_until_gone("a")
     check_all_is_there(client, disk, {})

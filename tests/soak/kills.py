@@ -200,7 +200,7 @@ class Killing:
 
     @staticmethod
     def _has_begun(changers: Sequence[Changer]) -> bool:
-        return ACKNOWLEDGED_FIRST <= {kind for changer in changers for kind in list(changer.answered)}
+        return {kind for changer in changers for kind in list(changer.answered)} >= ACKNOWLEDGED_FIRST
 
     def _check_folder(self) -> None:
         """What is on disk while nobody runs: sound, whatever else a kill leaves there."""
