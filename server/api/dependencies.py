@@ -15,7 +15,6 @@ from server.auth.keys import Caller, KeyRing
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
 from server.engine.protocol import Engine
-from server.errors import EngineUnavailableError
 from server.inference.request_context import RequestFacts
 from server.inference.timing import RequestMetrics
 from server.registry.registry import Registry
@@ -86,9 +85,9 @@ class Services:
     upload_limits: UploadLimits
     upload_slots: asyncio.Semaphore
     cache_salt_secret: bytes
+    close: Callable[[], Awaitable[None]]
     is_metrics_route_open: bool = True
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    close: Callable[[], Awaitable[None]] | None = None
 
 
 def services_of(app: FastAPI) -> Services | None:
@@ -98,10 +97,8 @@ def services_of(app: FastAPI) -> Services | None:
 
 
 def _services(request: Request) -> Services:
-    """Raises EngineUnavailableError while the server is starting."""
     services = services_of(request.app)
-    if services is None:
-        raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
+    assert services is not None, "access control admits nothing before there are services"
     return services
 
 

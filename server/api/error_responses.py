@@ -111,7 +111,11 @@ class ContractRoute(APIRoute):
                     request = Request(request.scope, _bounded(request.receive))
                 return await handler(request)
             except Exception as error:
-                return as_api_error(error, request.scope.get("state", {}).get("request_id")).response()
+                request_id = request.scope.get("state", {}).get("request_id")
+                shown = as_api_error(error, request_id)
+                if shown.status >= 500 and shown.code != "internal_error":  # that one is logged already
+                    logger.warning("request %s failed: %s", request_id, shown.message)
+                return shown.response()
 
         return answer
 
@@ -160,7 +164,7 @@ def _from_table(error: Exception, kind: type[Exception], field: str | None) -> A
 def _format_message(violations: Sequence[str]) -> str:
     first = violations[0] if violations else "unreadable"
     more = f" (and {len(violations) - 1} more; `violations` lists them all)" if len(violations) > 1 else ""
-    return f"the adapter breaks the format: {first}{more}"
+    return f"the adapter was rejected: {first}{more}"
 
 
 def _invalid_request(found: Sequence[Any]) -> ApiError:

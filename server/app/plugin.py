@@ -90,7 +90,7 @@ class PerftEndpoints:
         given = parse_named_folders(args.adapter or [], services.base_names)
         await store_given_adapters(services.registry, services.adapters, given)
         state.services = services
-        drain = SignalHandler(services.lifecycle, settings.shutdown_timeout_s)
+        drain = SignalHandler(services.lifecycle, settings.shutdown_timeout_s, services.close)
         state.perft_startup = asyncio.create_task(_once_listening(state, drain, banner(args, services)))
 
 

@@ -130,6 +130,7 @@ class _RequestCycle:
         """Send a message of the response, with the request ID; for a HEAD only the headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message.setdefault("headers", [])  # ASGI lets an app leave them out
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         elif message["type"] == "http.response.body":
             if not message.get("more_body", False):

@@ -5,9 +5,11 @@ response that began before the signal is sent whole, unless the limit passes fir
 """
 
 import asyncio
+import logging
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,13 +19,17 @@ from server.api.route_table import Route
 from server.errors import EngineUnavailableError
 
 POLL_S = 0.05
+CLOSE_TIMEOUT_S = 5.0
+"""Seconds that changes whose clients have left may take to finish."""
+
+logger = logging.getLogger(__name__)
 
 
 class SignalHandler:
-    """Drains on SIGTERM, for at most `limit_s` seconds, then sends SIGINT."""
+    """Drains on SIGTERM, for at most `limit_s` seconds, closes the services, then sends SIGINT."""
 
-    def __init__(self, lifecycle: Lifecycle, limit_s: float) -> None:
-        self._lifecycle, self._limit_s = lifecycle, limit_s
+    def __init__(self, lifecycle: Lifecycle, limit_s: float, close: Callable[[], Awaitable[None]]) -> None:
+        self._lifecycle, self._limit_s, self._close = lifecycle, limit_s, close
         self._task: asyncio.Task[None] | None = None
 
     def install(self) -> None:
@@ -39,6 +45,11 @@ class SignalHandler:
         until = time.monotonic() + self._limit_s
         while self._lifecycle.responses_running and time.monotonic() < until:
             await asyncio.sleep(POLL_S)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._close()
+        except Exception as error:  # whatever it is, the server ends; the store bears a kill at any moment
+            logger.warning("the server ends with changes under way: %r", error)
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -80,7 +80,6 @@ def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
         services = await build_services(side, settings)
         app.state.ends, app.state.services = ends, services
         yield
-        assert services.close is not None
         await services.close()
 
     app = FastAPI(title="perft-server", version="1", lifespan=lifespan)

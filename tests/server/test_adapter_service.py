@@ -14,7 +14,7 @@ from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.store import Store
 from server.api.error_responses import as_api_error
 from server.auth.keys import Caller
-from server.errors import ServerError
+from server.errors import AdapterUnavailableError, ServerError
 from tests.server.desk import ADMIN, ALICE, BOB, PATIENCE_S, ROWS, Audit, Desk, Quotas, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.synthetic import RANDOM_R
@@ -780,3 +780,58 @@ async def test_an_upload_that_the_disk_refuses_leaves_nothing(folder: Path) -> N
         desk.disk.full = False
         assert (await desk.upload("poet"))[0].active == 1
         assert RANDOM_R["bottleneck"] == desk.registry.version_view(desk.registry.version("poet", 1, BOB)).bottleneck
+
+
+@on_a_loop
+async def test_a_pin_that_cannot_be_restored_holds_up_no_other_change(folder: Path) -> None:
+    async with opened(folder, FakeEngine(ready_status(rows_total=2 * ROWS))) as desk:
+        for seed, name in enumerate(("poet", "clerk")):
+            await desk.upload(name, seed)
+            await desk.patch(name, pinned=True)
+        await desk.upload("clerk", 7, activate=False)
+    async with opened(folder, FakeEngine(ready_status(rows_total=ROWS))) as desk:
+        off_device = next(name for name in ("poet", "clerk") if not desk.is_on_device(f"{name}@1"))
+        assert (await desk.patch(off_device, allowed_keys=[])).allowed_keys == []
+        await desk.service.delete("clerk", 2, ADMIN)
+        async with refused("device_full", 409):
+            await desk.patch(off_device, pinned=True)
+
+
+@on_a_loop
+async def test_an_abort_that_fails_leaves_no_rows_behind(folder: Path) -> None:
+    async with opened(folder, quotas=Quotas(drain_timeout_s=0.05)) as desk:
+        await desk.upload("poet")
+        ends = asyncio.Event()
+
+        def fail(request_id: str) -> None:
+            ends.set()
+            raise RuntimeError("the engine does not know this request")
+
+        async def run() -> None:
+            async with desk.request("poet"):
+                await ends.wait()
+
+        desk.on_abort = fail
+        running = asyncio.create_task(run())
+        await desk.until(lambda: bool(desk.found("poet").running))
+        await desk.service.delete("poet", None, ADMIN)
+        await running
+        await desk.until_gone("poet")
+        assert not desk.scheduler.residents() and not desk.engine.on_device and not desk.engine.on_host
+
+
+@on_a_loop
+async def test_the_end_of_a_wait_says_what_was_waited_for(folder: Path) -> None:
+    async with opened(folder, FakeEngine(ready_status(rows_total=ROWS))) as desk:
+        for seed, name in enumerate(("poet", "clerk", "sage")):
+            await desk.upload(name, seed, activate=name != "sage")
+        desk.engine.delays["prepare"] = 1000
+        async with desk.request("poet"):
+            for model, words in (
+                ("clerk", "no room on the device within 0.05 s"),
+                ("sage@1", "was not read from disk"),
+            ):
+                with pytest.raises(AdapterUnavailableError, match=words):
+                    async with desk.scheduler.lease(desk.ref(model if "@" in model else f"{model}@1"), 0.05):
+                        pass
+        desk.engine.delays.clear()

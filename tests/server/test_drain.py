@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.dependencies import Lifecycle
 from server.api.route_table import match
+from server.middleware import drain as drain_module
 from server.middleware.drain import DrainMiddleware, SignalHandler
 from tests.server.partial_services import partial_services
 
@@ -81,10 +82,38 @@ class Interrupted:
             asyncio.get_running_loop().remove_signal_handler(number)
 
 
+async def closed() -> None:
+    """Services that are closed at once."""
+
+
+@pytest.mark.parametrize("ending", ["at once", "with an error", "never"])
+def test_the_services_are_closed_before_the_server_ends(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(drain_module, "CLOSE_TIMEOUT_S", 0.2)
+    asked: list[str] = []
+
+    async def close() -> None:
+        asked.append(ending)
+        if ending == "with an error":
+            raise OSError("the disk is gone")
+        if ending == "never":
+            await asyncio.Event().wait()
+
+    @on_a_real_loop
+    async def test() -> None:
+        interrupted = Interrupted()
+        SignalHandler(Lifecycle(), 3600.0, close).install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(interrupted.event.wait(), WAIT_S)
+        assert asked == [ending]
+        interrupted.leave()
+
+    test()
+
+
 @on_a_real_loop
 async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server() -> None:
     interrupted, drain, app = Interrupted(), Lifecycle(), App()
-    SignalHandler(drain, 3600.0).install()
+    SignalHandler(drain, 3600.0, closed).install()
     asked = [asyncio.create_task(ask(app, drain)) for _ in range(3)]
     await until(lambda: drain.responses_running == 3)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -107,7 +136,7 @@ async def test_a_signal_lets_what_runs_finish_and_then_ends_the_server() -> None
 @on_a_real_loop
 async def test_the_limit_ends_the_wait() -> None:
     interrupted, drain, app = Interrupted(), Lifecycle(), App()
-    SignalHandler(drain, 0.2).install()
+    SignalHandler(drain, 0.2, closed).install()
     asked = asyncio.create_task(ask(app, drain))
     await until(lambda: drain.responses_running == 1)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -121,7 +150,7 @@ async def test_the_limit_ends_the_wait() -> None:
 @on_a_real_loop
 async def test_with_nothing_under_way_it_ends_at_once() -> None:
     interrupted, drain = Interrupted(), Lifecycle()
-    SignalHandler(drain, 3600.0).install()
+    SignalHandler(drain, 3600.0, closed).install()
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(interrupted.event.wait(), WAIT_S)
     interrupted.leave()
