@@ -1,7 +1,7 @@
 """Owns the errors of this package.
 
 Exception
-├── InvalidAdapterError         an adapter breaks FORMAT.md; carries every violation found (a ValueError)
+├── InvalidAdapterError         an adapter breaks docs/format.md; carries every violation found (a ValueError)
 └── StoreError                  the store cannot do what was asked; nothing is left half-done
     ├── StoreLockedError        another process (or another Store of this one) has the folder open
     ├── StoreSchemaError        the folder was written by another version of the store
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class InvalidAdapterError(ValueError):
-    """An adapter breaks FORMAT.md. `violations` has all of them, each with what was found and expected."""
+    """An adapter breaks docs/format.md. `violations` has all of them, each with what was found and expected."""
 
     code = "invalid_adapter"
 

@@ -1,4 +1,4 @@
-"""Owns an adapter's identity (FORMAT.md): one digest of what its configuration means and of its weights' bytes.
+"""Owns an adapter's identity (docs/format.md): one digest of what its configuration means and of its weights' bytes.
 
 Invariant: two adapters of equal digest compute the same. Nothing here needs torch, so a command starts at once.
 """

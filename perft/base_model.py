@@ -1,4 +1,4 @@
-"""Owns what an adapter has to fit: the few facts about a base model on which FORMAT.md's rules depend."""
+"""Owns what an adapter has to fit: the few facts about a base model on which docs/format.md's rules depend."""
 
 import re
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class BaseShape:
 
 
 def base_fingerprint(router_weights: Iterable[torch.Tensor]) -> str:
-    """sha256 of the MoE router weights [N, D] as little-endian float32 bytes, layer after layer (FORMAT.md)."""
+    """sha256 of the MoE router weights [N, D] as little-endian float32 bytes, layer after layer (docs/format.md)."""
     digest = sha256()
     for weight in router_weights:
         digest.update(weight.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
@@ -75,7 +75,7 @@ def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:
 
 
 def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: bool = False) -> list[str]:
-    """Every way in which a valid configuration does not fit a base (FORMAT.md)."""
+    """Every way in which a valid configuration does not fit a base (docs/format.md)."""
     found: list[str] = []
     if config.variant == "E" and config.num_experts != base.num_experts:
         found.append(f"num_experts: found {config.num_experts}, variant 'E' needs the base's {base.num_experts}")

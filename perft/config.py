@@ -1,4 +1,4 @@
-"""Owns what an adapter's configuration is (FORMAT.md, `adapter_config.json`) and its rules across keys.
+"""Owns what an adapter's configuration is (docs/format.md, `adapter_config.json`) and its rules across keys.
 
 Invariant: every `AdapterConfig` satisfies the rules of the format that need neither the weights nor the base model;
 `adapters.format.folder` checks the others.
@@ -24,7 +24,7 @@ FOR_PEOPLE = ("description", "base_model_name_or_path", "base_fingerprint")
 
 
 class AdapterConfig(BaseModel):
-    """One adapter's configuration; the keys are FORMAT.md's.
+    """One adapter's configuration; the keys are docs/format.md's.
 
     `M` PEFT experts of bottleneck `B` on each of `layers` (None: every MoE layer). Keys that do not
     apply to the variant or expert type are None.
@@ -103,7 +103,7 @@ class AdapterConfig(BaseModel):
         return self.num_experts if self.is_routed else 0
 
     def tensor_shapes(self, layers: tuple[int, ...], hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of `adapter_model.safetensors` (FORMAT.md)."""
+        """Name and shape of every tensor of `adapter_model.safetensors` (docs/format.md)."""
         m, b, d = self.num_experts, self.bottleneck, hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in layers:
@@ -114,7 +114,7 @@ class AdapterConfig(BaseModel):
         return shapes
 
     def canonical_json(self) -> bytes:
-        """The bytes `C` of FORMAT.md's identity: every default filled in, without the keys that are for people."""
+        """The bytes `C` of docs/format.md's identity: every default filled in, without the keys that are for people."""
         kept = {
             key: list(value) if key == "layers" and value is not None else value
             for key, value in self

@@ -3,7 +3,7 @@
     model = AutoModelForCausalLM.from_pretrained(...)
     adapter = attach(model, config)         # the base is frozen, the adapter's parameters train
     ...
-    save(adapter, folder)                   # FORMAT.md's two files
+    save(adapter, folder)                   # docs/format.md's two files
 
 Invariant: attaching adds a term to a block's output and freezes the model, and changes nothing else.
 """
@@ -120,7 +120,7 @@ class PerftAdapter(nn.Module):
             yield int(index), layer
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of `adapter_model.safetensors`, by their names in FORMAT.md."""
+        """The tensors of `adapter_model.safetensors`, by their names in docs/format.md."""
         named: dict[str, torch.Tensor] = {}
         for index, layer in self.by_layer():
             if layer.router is not None:
@@ -177,7 +177,7 @@ def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0) -> Per
 
 
 def save(adapter: PerftAdapter, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write FORMAT.md's two files into `folder`, which is created if missing."""
+    """Write docs/format.md's two files into `folder`, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(adapter.config.file_json(), encoding="utf-8")
     tensors = {name: tensor.cpu().to(dtype) for name, tensor in adapter.tensors().items()}

@@ -1,7 +1,7 @@
 """The definition of correct: PERFT's delta at one layer, in float32, one token and one expert at a time.
 
 Everything else (trainable modules, every back end of the operator, the engine) is tested against this file, so it stays
-the plainest possible statement of METHOD.md and FORMAT.md.
+the plainest possible statement of docs/method.md and docs/format.md.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ def routed_weights(
     """PERFT-R: weight of every PEFT expert, [T, M] float32, 0 where not selected.
 
     q = softmax over M; the top K kept, divided by their sum if `renormalize`. With `base_slot` the k-th
-    largest is weighted by `slot_probabilities_TK` instead (METHOD.md, "The published OLMoE code").
+    largest is weighted by `slot_probabilities_TK` instead (docs/method.md, "The published OLMoE code").
     """
     assert config.top_k is not None
     q_TM = torch.softmax(logits_TM.float(), dim=-1)

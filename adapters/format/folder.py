@@ -1,6 +1,6 @@
 """Owns the check of an adapter as a whole: a folder with exactly two files and an optional README.md.
 
-Invariant: a `CheckedAdapter` passed every rule of FORMAT.md against the base it was checked for.
+Invariant: a `CheckedAdapter` passed every rule of docs/format.md against the base it was checked for.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def read_folder(folder: Path, base: BaseShape, limits: Limits = DEFAULT_LIMITS) 
 def check_folder(
     folder: Path, base: BaseShape | None, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[AdapterConfig | None, list[str]]:
-    """The configuration (None if unsound) and every violation of FORMAT.md found in `folder`.
+    """The configuration (None if unsound) and every violation of docs/format.md found in `folder`.
 
     With `base` None, what depends on the base is left out.
     """

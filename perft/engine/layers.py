@@ -66,7 +66,7 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
 
 
 def _fingerprint(vllm_config: VllmConfig) -> str | None:
-    """FORMAT.md's base_fingerprint of the served checkpoint; None, with a warning, if the files cannot be read."""
+    """docs/format.md's base_fingerprint of the served checkpoint; None, with a warning, if the files cannot be read."""
     from huggingface_hub import snapshot_download
 
     model_config = vllm_config.model_config

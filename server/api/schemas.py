@@ -16,7 +16,7 @@ class VersionObject(BaseModel):
 
     version: int = Field(ge=1)
     id: str = Field(description="NAME@version: selects exactly this version as a request's `model`")
-    digest: str = Field(pattern="^[0-9a-f]{64}$", description="the content's identity (FORMAT.md)")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="the content's identity (docs/format.md)")
     state: VersionState
     reason: str | None = Field(None, description="why state is failed")
     peft_type: Literal["PERFT", "LORA"]

@@ -28,8 +28,11 @@ from tests.server.processes import KEEP_ALIVE_S
 
 BASE_NAMES = ["base", "org/alias"]
 MAX_RUNNING = 8
-DEFAULTS: dict[str, Any] = {"max_adapter_bytes": 1024**2, "upload_timeout_s": 3600.0, "upload_idle_timeout_s": 3600.0}
-"""A busy machine sends slowly too."""
+PATIENCE_S = 3600.0
+DEFAULTS: dict[str, Any] = {"max_adapter_bytes": 1024**2} | dict.fromkeys(
+    ("upload_timeout_s", "upload_idle_timeout_s", "load_timeout_s"), PATIENCE_S
+)
+"""A busy machine sends and loads slowly too."""
 
 
 def bearer(label: str = "admin") -> dict[str, str]:

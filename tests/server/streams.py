@@ -28,11 +28,11 @@ class Case:
     answers: dict[str, list[int]]
 
 
-def clear_case(client: TinyClient, models: Sequence[str], tokens: int, seed: int) -> Case:
+def clear_case(client: TinyClient, models: Sequence[str], tokens: int, seed: int, length: int = PROMPT_LENGTH) -> Case:
     """The first prompt of `seed` to which all of `models` answer with a clear lead at every token."""
     random = Random(seed)
     for _ in range(MOST_TRIES):
-        prompt = [random.randrange(3, tiny.VOCABULARY) for _ in range(PROMPT_LENGTH)]
+        prompt = [random.randrange(3, tiny.VOCABULARY) for _ in range(length)]
         found = {model: answer_and_lead(client, model, prompt, tokens) for model in models}
         if all(is_clear(lead) for _, lead in found.values()):
             return Case(prompt, {model: answer for model, (answer, _) in found.items()})

@@ -22,6 +22,7 @@ from server.api.dependencies import Services
 from server.api.error_responses import ApiError
 from server.api.models import ModelList
 from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
+from server.app import monitor
 from server.engine.protocol import EngineCounters
 from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
 from tests.server.fake_server import bearer, build_app, settings_of
@@ -406,8 +407,11 @@ def test_a_scrape_survives_a_delete(upload: Upload, services: Services) -> None:
 
 
 def test_tokens_of_experts_never_fall_while_the_name_is_there(
-    client: TestClient, upload: Upload, engine: FakeEngine, services: Services
+    client: TestClient, upload: Upload, engine: FakeEngine, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every scrape asks the engine anew: no poll of the monitor's own is under way, and this one may take long."""
+    monkeypatch.setattr(monitor, "ANSWER_TIMEOUT_S", 300.0)
+    client.portal.call(services.metrics_page.monitor.stop)
     upload("poet", 0), upload("poet", 1)
     ids = {number: services.registry._by_id[f"poet@{number}"].ref.engine_id for number in (1, 2)}
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.server import tiny_server
 from tests.server.processes import ServerProcess
+from tests.server.streams import clear_case
 from tests.server.tiny_server import BASE_NAME, BLOCK, Answer, Samples, TinyClient, long_prompt
 
 LENGTH = 200
@@ -196,8 +197,8 @@ def test_a_key_without_the_right_sees_nothing(admin: TinyClient, alice: TinyClie
 def test_a_changed_right_counts_at_the_next_request(
     admin: TinyClient, alice: TinyClient, bob: TinyClient, poet: str
 ) -> None:
-    prompt = [5, 6, 7]
-    whole = alice.complete(poet, prompt, tokens=200).tokens
+    case = clear_case(alice, [poet], 200, seed=3)
+    prompt, whole = case.prompt, case.answers[poet]
     for allowed in (["alice"], ["bob"], [], ["alice", "bob"], None):
         admin.change(poet, allowed_keys=allowed)
         who_may = ["alice", "bob"] if allowed is None else allowed

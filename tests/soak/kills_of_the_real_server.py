@@ -18,6 +18,8 @@ from tests.soak.kills import Killing, Plan, Report, Running
 from tests.soak.model import WrongError
 
 PROMPT, TOKENS = long_prompt(7, 40), 12
+FLAGS = ["--drain-timeout-s", "5", "--load-timeout-s", "3600"]
+"""A delete may cut off what runs; a load may take as long as a busy machine needs."""
 
 
 @dataclass
@@ -70,7 +72,7 @@ def run(model: Path, folder: Path, moments: int, seed: int) -> tuple[Report, int
 
     def start(_: Random) -> Running:
         port = free_port()
-        arguments = serve_arguments(model, store, port, *KEY_ARGUMENTS, "--drain-timeout-s", "5")
+        arguments = serve_arguments(model, store, port, *KEY_ARGUMENTS, *FLAGS)
         return RealServer(launch(arguments, port, folder / f"server-{port}.log"))
 
     contents = for_the_tiny_model(folder / "contents", 5)

@@ -1,4 +1,4 @@
-"""FORMAT.md's rules: every kind of broken adapter folder is refused by name, every good one passes, identity holds.
+"""docs/format.md's rules: each kind of broken adapter folder is refused by name, every good one passes, identity holds.
 
 One fault gives one line of the answer: the tables list exactly the violations expected, no more and no fewer.
 """
@@ -57,7 +57,7 @@ def config_dict(start: str = "R-lora", **changes: Any) -> dict[str, Any]:
 
 
 def good_tensors(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensors:
-    """The tensors FORMAT.md asks for, written down here a second time: `tensor_shapes` is under test too."""
+    """The tensors docs/format.md asks for, written down here a second time: `tensor_shapes` is under test too."""
     generator = torch.Generator().manual_seed(0)
     m, b, d = values["num_experts"], values["bottleneck"], BASE.hidden_size
     tensors: Tensors = {}

@@ -242,7 +242,7 @@ def test_a_dense_config_is_no_base(kind: str) -> None:
 
 
 def test_the_fingerprint_is_of_little_endian_float32() -> None:
-    """FORMAT.md: the router weights, layer after layer, whatever type they are held in."""
+    """docs/format.md: the router weights, layer after layer, whatever type they are held in."""
     first, second = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]], dtype=torch.bfloat16)
     expected = sha256(struct.pack("<4f", 1.0, -2.0, 0.5, 3.0)).hexdigest()
     assert base_fingerprint([first, second]) == expected != base_fingerprint([second, first])

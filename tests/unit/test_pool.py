@@ -68,7 +68,7 @@ def packed(number: int) -> PackedAdapter:
 
 
 def rows_of(number: int) -> int:
-    """The rows of digest `number` by FORMAT.md's shapes: M B down, M B up and M router, at every layer."""
+    """The rows of digest `number` by docs/format.md's shapes: M B down, M B up and M router, at every layer."""
     variant, experts, bottleneck, layers = SIZES[number]
     return layers * (2 * experts * bottleneck + (experts if variant == "R" else 0))
 

@@ -1,4 +1,4 @@
-"""FORMAT.md as numbers: the vectors that every reader of the format shares (tests/vectors)."""
+"""docs/format.md as numbers: the vectors that every reader of the format shares (tests/vectors)."""
 
 import json
 from pathlib import Path
