@@ -78,7 +78,9 @@ def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: boo
     """Every way in which a valid configuration does not fit a base (docs/format.md)."""
     found: list[str] = []
     if config.variant == "E" and config.num_experts != base.num_experts:
-        found.append(f"num_experts: found {config.num_experts}, variant 'E' needs the base's {base.num_experts}")
+        found.append(
+            f"num_experts: found {config.num_experts}, expected {base.num_experts}: variant 'E' has one per base expert"
+        )
     if config.variant == "E" and base.embedded_problem:
         found.append(f"variant: found 'E', which is not served on this base: {base.embedded_problem}")
     if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > base.top_k:

@@ -36,8 +36,21 @@ def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[st
     except ValueError as error:
         return None, [f"{where}: not JSON ({error})"]
     if not isinstance(values, dict):
-        return None, [f"{where}: found a JSON {type(values).__name__}, expected an object"]
+        return None, [f"{where}: found {json_kind(values)}, expected an object"]
     return values, found
+
+
+def json_kind(value: object) -> str:
+    """What a value read from JSON is called there, with its article."""
+    kinds = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return kinds.get(type(value), "null")
 
 
 def quote(value: object) -> str:

@@ -215,7 +215,7 @@ def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
         return _complain("expected key labels, --everyone or --nobody", status=2)
     adapter = client.patch(arguments.name, {"allowed_keys": None if arguments.everyone else arguments.labels})
     allowed = "every key" if adapter.allowed_keys is None else ", ".join(adapter.allowed_keys) or "no key"
-    print(f"{arguments.name} may be selected by {printable(allowed)}")
+    print(f"{arguments.name}: selectable by {printable(allowed)}")
     return 0
 
 

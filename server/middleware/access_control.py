@@ -91,6 +91,9 @@ class _RequestCycle:
         """The response to a request that is rejected; None if the app gets it."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
         self.route = match(self.method, path, root_path)
+        if self._services is not None:  # for the log of a rejected request
+            given = self._headers.get("authorization"), self._headers.get("x-api-key")
+            self.caller = self._services.keys.identify(*given) or ANONYMOUS
         try:
             if self.route is None:
                 return _no_route(self.method, path, root_path)

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters.format.strict_json import json_kind
 from server.api.dependencies import Services, services_of
 from server.api.error_responses import ApiError, as_api_error
 from server.api.route_table import Route
@@ -142,7 +143,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _not_json(error) from None
     if not isinstance(values, dict):
-        raise ApiError(400, "invalid_request", f"found a JSON {type(values).__name__} as the body, expected an object")
+        raise ApiError(400, "invalid_request", f"found {json_kind(values)} as the body, expected a JSON object")
     return values
 
 
@@ -155,7 +156,8 @@ def _serialize(values: dict[str, Any]) -> bytes:
 
 
 def _not_json(error: Exception) -> ApiError:
-    return ApiError(400, "invalid_request", f"the body is not JSON ({type(error).__name__}: {error})")
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return ApiError(400, "invalid_request", f"the body is not valid JSON: {reason}")
 
 
 async def _read_body(receive: Receive) -> bytes:

@@ -201,7 +201,7 @@ def _config_too_large() -> InvalidUploadError:
 
 
 def _invalid_flag() -> MalformedUploadError:
-    return malformed("activate: expected true or false", "activate")
+    return malformed("activate: found another value, expected true or false", "activate")
 
 
 def _too_large(found: str, limit: int) -> UploadTooLargeError:

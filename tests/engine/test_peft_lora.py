@@ -181,7 +181,7 @@ def test_a_required_key_that_is_missing(tmp_path: Path, configs: Any, key: str) 
     ("text", "expected"),
     [
         (json.dumps(CONFIG)[:-1] + ', "r": 4}', "duplicate key 'r'"),
-        ("[]", "found a JSON list"),
+        ("[]", "found an array, expected an object"),
         ("[" * 50_000, "nested too deeply"),
         ("{", "not JSON"),
         (json.dumps(CONFIG | {"revision": "x" * 70_000}), "expected at most 65536"),

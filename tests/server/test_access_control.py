@@ -570,3 +570,13 @@ def test_a_refused_upload_is_not_read_to_its_end(length: int, closes: bool) -> N
     refused = keyed().ask("POST", "/v1/adapters", content_length=str(length))
     assert refused.status_code == 401
     assert (refused.headers.get("connection") == "close") is closes
+
+
+def test_a_rejected_request_is_logged_with_its_key() -> None:
+    server = keyed()
+    server.ask("DELETE", "/v1/adapters/poet", TEAM)
+    server.ask("GET", "/no/such/route", TEAM)
+    server.ask("PUT", "/v1/models", OTHER)
+    server.ask("GET", "/v1/models", "a-key-nobody-has")
+    found = [(line["status"], line.get("label")) for line in server.lines]
+    assert found == [(403, "a"), (404, "a"), (405, "b"), (401, None)]

@@ -272,7 +272,7 @@ def test_pin_and_allow(api: AdapterApi, capsys: Any) -> None:
     assert api.patches[3:] == [{"allowed_keys": None}, {"allowed_keys": []}]
     assert run(["allow", "alpha"]) == run(["allow", "alpha", "ann", "--everyone"]) == 2
     assert len(api.patches) == 5
-    assert capsys.readouterr().out.splitlines()[2] == "alpha may be selected by ann, bob"
+    assert capsys.readouterr().out.splitlines()[2] == "alpha: selectable by ann, bob"
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,9 @@ def test_broken_key(tmp_path: Path, start: str, changes: dict[str, Any], expecte
 GOOD_RAW = json.dumps(config_dict()).encode()
 RAW_CASES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "empty": (b"", ("adapter_config.json: not JSON",)),
-    "no object": (b"[1]", ("adapter_config.json: found a JSON list, expected an object",)),
-    "null": (b"null", ("adapter_config.json: found a JSON NoneType",)),
-    "string": (b'"R"', ("adapter_config.json: found a JSON str",)),
+    "no object": (b"[1]", ("adapter_config.json: found an array, expected an object",)),
+    "null": (b"null", ("adapter_config.json: found null",)),
+    "string": (b'"R"', ("adapter_config.json: found a string",)),
     "two values": (GOOD_RAW + b"{}", ("adapter_config.json: not JSON",)),
     "single quotes": (GOOD_RAW.replace(b'"', b"'"), ("adapter_config.json: not JSON",)),
     "comment": (GOOD_RAW + b"// x", ("adapter_config.json: not JSON",)),
@@ -242,7 +242,7 @@ def test_any_depth_is_answered(tmp_path: Path, depth: int) -> None:
 
 LIST_BASE = replace(BASE, embedded_problem="its experts are grouped")
 BASE_CASES: list[tuple[str, dict[str, Any], BaseShape, Limits, tuple[str, ...]]] = [
-    ("E-lora", {"num_experts": 5}, BASE, Limits(), ("num_experts: found 5, variant 'E' needs the base's 4",)),
+    ("E-lora", {"num_experts": 5}, BASE, Limits(), ("num_experts: found 5, expected 4: variant 'E'",)),
     ("E-lora", {}, LIST_BASE, Limits(), ("variant: found 'E', which is not served on this base: its experts",)),
     ("R-lora", {"renormalize": False, "gate_weight": "base_slot", "top_k": 3}, BASE, Limits(),
      ("top_k: found 3, 'base_slot' needs at most the base's top-k 2",)),
