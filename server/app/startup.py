@@ -48,7 +48,7 @@ def banner(args: Namespace, services: Services) -> str:
     shown = (": " if names else "") + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     key = " -H 'Authorization: Bearer KEY'" if services.keys.needs_key else ""
     return (
-        f"\nPERFT is serving at {where}: base {base!r} and {len(names)} adapters{shown}. Try:\n\n"
+        f"\nPERFT is serving at {where}: base {base!r} and {len(names)} adapter{'s' * (len(names) != 1)}{shown}. Try:\n\n"
         f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f'    -d \'{{"model": "{names[0] if names else base}", '
         f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n'

@@ -42,7 +42,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("PERFT_ADAPTER_STORE", str(cache_folder() / "demo-store"))
     print(f"perft: the adapter store is {os.environ['PERFT_ADAPTER_STORE']}", flush=True)
-    make_admin_key()
+    make_admin_key(port)
     print("perft: starting the engine (30 to 60 seconds)", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "server.cli", *serve_arguments(folder, port)])
 
@@ -62,15 +62,16 @@ def base_arguments(base: Path, port: int) -> list[str]:
     return [*arguments, "--distributed-executor-backend", IN_ENGINE]
 
 
-def make_admin_key() -> None:
-    """Unless the environment has an admin key, make one for this run and print how to use it."""
+def make_admin_key(port: int) -> None:
+    """Unless the environment has an admin key, make one for this run; print how to use it."""
     if "PERFT_ADMIN_KEY" in os.environ or "PERFT_ADMIN_KEY_FILE" in os.environ:
+        print("perft: the admin key is the one of this environment", flush=True)
         return
     key = os.environ["PERFT_ADMIN_KEY"] = secrets.token_urlsafe(24)
     print(
-        f"perft: the admin key of this run, for every change to adapters and for GET /metrics:\n\n"
-        f"  export PERFT_ADMIN_KEY={key}\n\n"
-        "perft: then, in another shell: .venv/bin/perft adapters list | push NAME FOLDER | activate NAME VERSION",
+        f"perft: the admin key of this run, for every change to adapters and for GET /metrics; in another shell:\n\n"
+        f"  export PERFT_SERVER=http://127.0.0.1:{port} PERFT_ADMIN_KEY={key}\n"
+        "  .venv/bin/perft adapters list\n",
         flush=True,
     )
 

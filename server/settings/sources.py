@@ -30,10 +30,17 @@ OTHER_VARIABLES = ("PERFT_CACHE", "PERFT_DISABLED", "PERFT_SERVER")
 PAGE_HEAD = """# Settings
 
 Every setting of PERFT is a flag, an environment variable and a key of a TOML file; the first that has it wins. Unknown
-keys in the file and unknown `PERFT_` variables are errors. vLLM's own flags work too (`perft serve --help=all`).
+keys in the file and unknown `PERFT_` variables are errors. vLLM's own flags work too (`perft serve --help=all`), on the
+command line only. A file, used with `perft serve MODEL --perft-config perft.toml`:
+
+```toml
+api_keys = ["alice=..."]        # a file that holds keys must be its owner's alone: chmod 600 perft.toml
+max_adapters = 100
+log_format = "json"
+```
 
 Three variables are not settings of the server: `PERFT_SERVER` is the URL that `perft adapters` calls, `PERFT_CACHE` is
-where the demo keeps its base, and `PERFT_DISABLED=1` leaves vLLM untouched (`perft serve` then refuses to start).
+where the demo keeps its base and its store (default `~/.cache/perft`), and `PERFT_DISABLED=1` leaves vLLM untouched (`perft serve` then refuses to start).
 
 """
 _DESTINATION = "perft_"

@@ -94,7 +94,7 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
             (["--uds", "/s", "--ssl-certfile", "/c"], "/s", "curl --unix-socket /s https://localhost/v1"),
         ):
             said = banner(make_parser().parse_args(["/m", *flags]), services)
-            assert f"PERFT is serving at {url}: base 'base' and 1 adapters: poet. Try:" in said
+            assert f"PERFT is serving at {url}: base 'base' and 1 adapter: poet. Try:" in said
             assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
             assert '"model": "poet"' in said and "first-key" not in said
 
