@@ -46,9 +46,10 @@ def banner(args: Namespace, services: Services) -> str:
     base = services.base_names[0]
     names = [name for name, _ in services.registry.servable(Caller(None, is_admin=True))]
     shown = (": " if names else "") + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    count = f"{len(names)} adapter" + ("s" if len(names) != 1 else "")
     key = " -H 'Authorization: Bearer KEY'" if services.keys.needs_key else ""
     return (
-        f"\nPERFT is serving at {where}: base {base!r} and {len(names)} adapter{'s' * (len(names) != 1)}{shown}. Try:\n\n"
+        f"\nPERFT is serving at {where}: base {base!r} and {count}{shown}. Try:\n\n"
         f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f'    -d \'{{"model": "{names[0] if names else base}", '
         f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n'

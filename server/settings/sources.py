@@ -40,7 +40,8 @@ log_format = "json"
 ```
 
 Three variables are not settings of the server: `PERFT_SERVER` is the URL that `perft adapters` calls, `PERFT_CACHE` is
-where the demo keeps its base and its store (default `~/.cache/perft`), and `PERFT_DISABLED=1` leaves vLLM untouched (`perft serve` then refuses to start).
+where the demo keeps its base and its store (default `~/.cache/perft`), and `PERFT_DISABLED=1` leaves vLLM untouched
+(`perft serve` then refuses to start).
 
 """
 _DESTINATION = "perft_"
