@@ -7,7 +7,7 @@ them is imported, both must be found in the folder that holds this package. Impo
 import base64
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
@@ -34,11 +34,11 @@ def main() -> None:
     run()
 
 
-def check_packages() -> None:
-    """Raises ForeignPackageError unless Python finds our `server` and `adapters` under these names."""
+def check_packages(names: Iterable[str] = tuple(OURS)) -> None:
+    """Raises ForeignPackageError unless Python finds our packages under these names."""
     home = Path(__file__).resolve().parents[1]
-    for name, module in OURS.items():
-        expected = home / name
+    for name in names:
+        expected, module = home / name, OURS[name]
         found = package_path(name)
         if found is None:
             raise ForeignPackageError(

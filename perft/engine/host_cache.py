@@ -6,6 +6,7 @@ One thread reads, hashes and packs, another copies to the device, so that a long
 Invariant: rows that are being written belong to no plan, because an adapter is placed only once its rows are complete.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,13 +17,15 @@ from typing import Literal
 import torch
 
 from adapters.errors import InvalidAdapterError
+from adapters.format.config import parse_config
 from adapters.format.files import WEIGHTS_FILE, Limits, file_violations
 from adapters.format.load import load_layers
 from adapters.identity import config_bytes, content_digest, file_hash
 from perft.base_model import BaseShape, fit_violations
-from perft.config import AdapterConfig
 from perft.engine.pool import PackedAdapter, RowPool, pack
 from perft.threads import compute_alone
+
+logger = logging.getLogger(__name__)
 
 READ_WAIT_S, COPY_WAIT_S = 0.001, 0.005
 """How long `start` waits for the move's end: the server asks again only at the step after next, which a quick move
@@ -35,9 +38,9 @@ class OtherContentsError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a move went. told: its end was reported before, or there was no such move."""
+    """How a move went. reported: its end was asked for before, or there was no such move."""
 
-    state: Literal["running", "done", "failed", "told"]
+    state: Literal["running", "done", "failed", "reported"]
     reason: str | None = None
 
 
@@ -59,11 +62,14 @@ class Mover:
     def outcome(self, key: str, wait_s: float = 0.0) -> Outcome:
         """The job's state; its end is reported once, after which the key is free."""
         if key not in self._jobs:
-            return Outcome("told")
+            return Outcome("reported")
         if not wait([self._jobs[key]], wait_s).done:
             return Outcome("running")
         error = self._jobs.pop(key).exception()
-        return Outcome("done") if error is None else Outcome("failed", f"{type(error).__name__}: {error}")
+        if error is None:
+            return Outcome("done")
+        logger.error("an adapter could not be moved: %r", error)
+        return Outcome("failed", _reason(error))
 
     def running(self) -> list[str]:
         """The keys of the jobs under way."""
@@ -106,23 +112,28 @@ class HostCache:
     def _packed(self, digest: str, folder: Path) -> PackedAdapter:
         """The adapter's rows. What depends on the base is checked here: another one may have been served before."""
         if violations := file_violations(folder, self._limits):
-            raise InvalidAdapterError(str(folder), violations)
+            raise InvalidAdapterError("the stored adapter", violations)
         raw = config_bytes(folder)
         found = content_digest(raw, file_hash(folder / WEIGHTS_FILE))
         if found != digest:
-            raise OtherContentsError(f"found digest {found}, expected {digest}: the files in {folder} were changed")
-        config = AdapterConfig.model_validate_json(raw)
+            logger.error("the files in %s were changed", folder)  # callers are not told the path
+            raise OtherContentsError(f"found digest {found}, expected {digest}: its files were changed")
+        config, violations = parse_config(raw)
+        if config is None or violations:
+            raise InvalidAdapterError("the stored adapter", violations)
         if violations := fit_violations(config, self._base, self._limits.allow_other_base):
-            raise InvalidAdapterError(str(folder), violations)
+            raise InvalidAdapterError("the stored adapter", violations)
         packed = pack(config, load_layers(folder, config, self._base))
         if violations := packed.overflow_violations():
-            raise InvalidAdapterError(str(folder), violations)
+            raise InvalidAdapterError("the stored adapter", violations)
         return packed
 
     def place(self, digest: str) -> None:
         """Host to device. Raises KeyError if it is not on the host, PoolFullError if there are too few free rows."""
         self._pool.put(digest, self._host[digest])
-        self._placed.add(digest)
+        with self._lock:
+            if self._pool.get(digest) is not None:  # it may have been evicted again
+                self._placed.add(digest)
 
     def evict(self, digest: str) -> None:
         """Free the adapter's rows. No running request may use them."""
@@ -155,3 +166,9 @@ class HostCache:
         if not self.holds(digest):
             for folder in self._folders.pop(digest, ()):
                 self._by_folder.pop(folder, None)
+
+
+def _reason(error: BaseException) -> str:
+    """What callers are told of a failed move: no path of this machine."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{type(error).__name__}: {words}"

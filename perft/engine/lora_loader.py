@@ -73,9 +73,7 @@ class LoRALoader:
         """
         violations, found = check_peft_lora(adapter.folder, self._vllm_config, self._limits)
         if found != adapter.digest and found is not None:
-            raise OtherContentsError(
-                f"found digest {found}, expected {adapter.digest}: the files in {adapter.folder} were changed"
-            )
+            raise OtherContentsError(f"found digest {found}, expected {adapter.digest}: its files were changed")
         if violations:
             raise InvalidAdapterError(adapter.name, violations)
         model = self._lora._load_adapter(LoRARequest(adapter.name, adapter.engine_id, str(adapter.folder)))

@@ -113,6 +113,8 @@ class AdapterManager:
         digest = self.host_cache.digest_of(path)
         if digest is None:
             digest = self.step_loader.load(Path(path), None if known is None else known[2])
+        elif self.pool.get(digest) is None:
+            self.host_cache.place(digest)
         self._digests[number] = digest
         self._known[number] = (name, path, digest)
         return True
@@ -179,9 +181,9 @@ class AdapterManager:
         return BatchPlan(groups, self.expert_counts.watch()) if groups else None
 
     def _is_registered(self, adapter_id: int) -> bool:
-        """Whether an id is known and its content is still held: an eviction by order leaves the id behind."""
+        """Whether an id is known and its content is on the device: an eviction by order leaves the id behind."""
         digest = self._digests.get(adapter_id)
-        return digest is not None and (self.pool.get(digest) is not None or self.host_cache.holds(digest))
+        return digest is not None and self.pool.get(digest) is not None
 
     def _is_warm_up(self, request: LoRARequest) -> bool:
         """Whether a request belongs to one of vLLM's warm-up runs, whose tokens are planned as the base's."""

@@ -23,10 +23,13 @@ def register() -> None:
     """
     if is_switched_off():
         return
-    from perft.command import check_packages
+    from perft.command import ForeignPackageError, check_packages
     from perft.engine.seams import check_seams
 
-    check_packages()
+    try:
+        check_packages(["adapters"])
+    except ForeignPackageError as error:
+        raise ForeignPackageError(f"{error}; or set {KILL_SWITCH}=1 to run vLLM without PERFT") from error
     check_seams()
 
     from perft.engine.make_manager import install_manager

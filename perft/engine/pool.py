@@ -42,8 +42,8 @@ class PackedAdapter:
 
         The store may have accepted the adapter for a model of another dtype.
         """
-        gate_rows, half = self.config.router_rows, self.config.num_experts * self.config.bottleneck
-        parts = {"router": gate_rows, "down_proj": half, "up_proj": half}
+        router_rows, half = self.config.router_rows, self.config.num_experts * self.config.bottleneck
+        parts = {"router": router_rows, "down_proj": half, "up_proj": half}
         found: list[str] = []
         for layer, block in self.blocks.items():
             for name, rows in zip(parts, torch.split(block, list(parts.values())), strict=True):
@@ -75,6 +75,7 @@ class RowPool:
     def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
         self._lock = threading.RLock()
+        self._copying = threading.Lock()
         self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._free: list[range] = [range(rows)]
         self._taken: dict[str, list[range]] = {}
@@ -103,6 +104,10 @@ class RowPool:
 
         Raises PoolFullError if its rows do not fit. Whatever it raises, no row is taken.
         """
+        with self._copying:  # two copies of one adapter must not take rows twice
+            return self._put(digest, adapter)
+
+    def _put(self, digest: str, adapter: PackedAdapter) -> PlacedAdapter:
         assert all(block.shape[1] == self.tensor_RD.shape[1] for block in adapter.blocks.values())
         with self._lock:
             if digest in self._placed:
@@ -174,11 +179,11 @@ class RowPool:
         for run in runs:
             self.tensor_RD[run.start : run.stop].copy_(block[start : start + len(run)], non_blocking=True)
             start += len(run)
-        gate_rows, half = config.router_rows, config.num_experts * config.bottleneck
+        router_rows, half = config.router_rows, config.num_experts * config.bottleneck
         return LayerRows(
-            router=self._rows(runs, 0, gate_rows) if gate_rows else None,
-            down=self._rows(runs, gate_rows, gate_rows + half),
-            up=self._rows(runs, gate_rows + half, gate_rows + 2 * half),
+            router=self._rows(runs, 0, router_rows) if router_rows else None,
+            down=self._rows(runs, router_rows, router_rows + half),
+            up=self._rows(runs, router_rows + half, router_rows + 2 * half),
         )
 
     def _rows(self, runs: Sequence[range], start: int, stop: int) -> Rows:

@@ -1,7 +1,7 @@
 """Owns loading inside a step: what a request needs and no order brought is read on the engine's own thread.
 
 Plain vLLM loads every adapter this way. Under our server adapters are ordered before their requests are admitted, so
-nothing should be read here. Invariant: `bytes_read` counts every file that is read inside a step.
+nothing should be read here. Invariant: `bytes_read` counts every file that is loaded inside a step.
 """
 
 from pathlib import Path

@@ -89,7 +89,7 @@ class Layout:
 class LayerPlan:
     """What one layer has to add: its layout, and where each group's rows lie at this layer.
 
-    `ids` are the groups' adapters, for `watch` (None: nobody watches this step).
+    `ids` are the groups' adapters, for `watch` (None: this step is not watched).
     """
 
     layout: Layout

@@ -70,7 +70,8 @@ def make_admin_key(port: int) -> None:
     key = os.environ["PERFT_ADMIN_KEY"] = secrets.token_urlsafe(24)
     print(
         f"perft: the admin key of this run, for every change to adapters and for GET /metrics; in another shell:\n\n"
-        f"  export PERFT_SERVER=http://127.0.0.1:{port} PERFT_ADMIN_KEY={key}\n"
+        f"  export PERFT_SERVER=http://127.0.0.1:{port}\n"
+        f"  export PERFT_ADMIN_KEY={key}\n"
         "  .venv/bin/perft adapters list\n",
         flush=True,
     )

@@ -200,12 +200,14 @@ def test_a_foreign_package_that_is_installed_is_named(tmp_path: Path) -> None:
 
 
 def test_plain_vllm_refuses_a_foreign_package(tmp_path: Path) -> None:
-    """There the plugin is all that runs of ours; what it raises ends the start."""
-    folder = foreign(tmp_path / "theirs", "server/__init__.py")
+    """There the plugin is all that runs of ours: what it raises ends the start, and `server` is not in its way."""
     program = "from perft.engine.plugin import register; register()"
+    folder = foreign(tmp_path / "theirs", "adapters/__init__.py")
     done = run_elsewhere(tmp_path, "-P", "-c", program, PYTHONPATH=str(folder))
-    assert done.returncode == 1
-    assert f"ForeignPackageError: found server at {folder / 'server'}, expected ours at" in done.stderr
+    assert done.returncode == 1 and "or set PERFT_DISABLED=1 to run vLLM without PERFT" in done.stderr
+    assert f"ForeignPackageError: found adapters at {folder / 'adapters'}, expected ours at" in done.stderr
+    folder = foreign(tmp_path / "others", "server/__init__.py")
+    assert run_elsewhere(tmp_path, "-P", "-c", program, PYTHONPATH=str(folder)).returncode == 0
 
 
 def test_without_a_foreign_package_all_is_well(tmp_path: Path) -> None:

@@ -306,7 +306,10 @@ def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None
     assert load(parse("--metrics-bind", given)).metrics_address == expected
 
 
-@pytest.mark.parametrize("given", ["", "9090", ":9090", "h:", "h:0", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1"])
+@pytest.mark.parametrize(
+    "given",
+    ["", "9090", ":9090", "h:", "h:0", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1", "h:port", "h:-1", "h:²"],
+)
 def test_addresses_that_are_none(given: str) -> None:
     assert f"found {given!r}, expected HOST:PORT" in refusal("--metrics-bind", given)
 

@@ -281,6 +281,12 @@ def test_an_arrow_inside_the_server(folder: str) -> None:
     assert not broken, broken
 
 
+def test_the_top_of_the_server_reaches_no_further_than_it_must() -> None:
+    assert server_imports("server/errors.py") == set() and imports_of_file("server/__init__.py") == set()
+    assert {name.split(".")[0] for name in server_imports("server/cli.py")} <= {"app", "client", "errors"}
+    assert not [name for name in imports_of_file("server/cli.py") if breaks_reservation("server/cli.py", name)]
+
+
 def test_arrows_inside_the_server_can_be_broken() -> None:
     assert breaks_arrow("server/residency/state.py", "registry.registry")
     assert breaks_arrow("server/uploads/validate.py", "residency.scheduler")

@@ -369,8 +369,8 @@ TENSOR_CASES: dict[str, tuple[BaseShape, Callable[[Tensors], Tensors], tuple[str
     "-inf": (BASE, _poke(UP, float("-inf")), (f"{UP}: 1 of 96 values are not finite",)),
     "overflow in float16": (HALF, _poke(DOWN, -70000.0), (f"{DOWN}: found values up to 7e+04, which overflow",)),
     "overflow in bfloat16": (BRAIN, _poke(ROUTER, 3.4028e38), (f"{ROUTER}: found values up to 3.4e+38",)),
-    "overflow after scale": (HALF, _poke(UP, 40000.0), (f"{UP}: found values that overflow",)),
-    "overflow of float32 after scale": (BASE, _poke(UP, 3e38), (f"{UP}: found values that overflow",)),
+    "overflow after scale": (HALF, _poke(UP, 40000.0), ("dtype torch.float16 once multiplied by the scale 2",)),
+    "overflow of float32 after scale": (BASE, _poke(UP, 3e38), ("dtype torch.float32 once multiplied by the scale 2",)),
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_a_job_that_ends_while_it_is_asked_for_did_not_fail(mover: Mover) -> Non
     job = mover._jobs["a"] = EndsWhileAsked()
     assert mover.outcome("a") == Outcome("running")
     job.set_result(None)
-    assert mover.outcome("a") == Outcome("done") and mover.outcome("a") == Outcome("told")
+    assert mover.outcome("a") == Outcome("done") and mover.outcome("a") == Outcome("reported")
 
 
 def test_a_job_is_under_way_until_its_end(mover: Mover) -> None:
@@ -106,7 +106,7 @@ def test_a_job_that_ended_can_be_forgotten(mover: Mover) -> None:
     mover.start("b", until(gate))
     for key in "abc":
         mover.forget(key)
-    assert mover.outcome("a") == Outcome("told") and mover.outcome("b") == Outcome("running")
+    assert mover.outcome("a") == Outcome("reported") and mover.outcome("b") == Outcome("running")
     gate.set()
 
 
@@ -122,7 +122,7 @@ def test_what_was_undone_is_not_told_to_be_done(undo: str) -> None:
     movers[move]._jobs[order.key] = lost = Future()
     lost.set_result(None)
     getattr(loading, undo)(order.key)
-    assert calls == ["d"] and loading.outcome(move, order) == Outcome("told")
+    assert calls == ["d"] and loading.outcome(move, order) == Outcome("reported")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The row pool: every row is free or one adapter's, an adapter costs what it has, contents survive fragmentation."""
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,30 @@ def test_a_copy_that_breaks_off_gives_its_rows_back(
     pool.check_integrity()
     assert pool.used == rows_of(0) and pool.get("a") is None
     assert_contents(pool, pool.put("a", packed(5)), 5)
+
+
+def test_two_copies_of_one_adapter_at_once_take_its_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    place, copying, goes_on = pool._place, threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> LayerRows:
+        copying.set()
+        assert goes_on.wait(300)
+        return place(*given)
+
+    monkeypatch.setattr(pool, "_place", slow)
+    threads = [threading.Thread(target=pool.put, args=("a", packed(5))) for _ in range(2)]
+    threads[0].start()
+    assert copying.wait(300)
+    threads[1].start()
+    goes_on.set()
+    for thread in threads:
+        thread.join(300)
+    pool.check_integrity()
+    assert pool.used == rows_of(5)
+    assert_contents(pool, pool.put("a", packed(5)), 5)
+    pool.remove("a")
+    assert pool.used == 0
 
 
 GIB = 1024**3
