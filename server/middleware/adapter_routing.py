@@ -22,7 +22,7 @@ from server.api.dependencies import Services, services_of
 from server.api.error_responses import ApiError, as_api_error
 from server.api.route_table import Route
 from server.auth.keys import Caller
-from server.errors import ServerError
+from server.errors import InvalidRequestError, ServerError
 from server.inference.request_context import CURRENT, RequestContext
 from server.middleware.stream_errors import FailureSender
 from server.registry.registry import Registry
@@ -124,9 +124,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _resolve(values: dict[str, Any], registry: Registry, caller: Caller) -> Version | None:
-    """The version that `model` selects; None for the base. Anything but a string is left for vLLM to reject."""
+    """The version that `model` selects; None for the base, which has to be named too.
+
+    Raises InvalidRequestError if no model is named, ModelNotFoundError if there is none of that name.
+    """
     model = values.get("model")
-    return registry.resolve(model, caller) if isinstance(model, str) else None
+    if not isinstance(model, str) or not model:
+        found = "no model" if "model" not in values else "an empty string" if model == "" else json_kind(model)
+        message = f"found {found}, expected the name of the base or of an adapter; GET /v1/models lists them"
+        raise InvalidRequestError(message, param="model")
+    return registry.resolve(model, caller)
 
 
 def _salt(values: dict[str, Any], secret: bytes, label: str | None) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.dependencies import Services
 from server.api.error_responses import ApiError, as_api_error
-from server.api.route_table import match
+from server.api.route_table import ROUTES, Route, match
 from server.auth.keys import Caller
 from server.errors import AdapterDeletedError, ServerError
 from server.inference.request_context import CURRENT, RequestContext, RequestFacts
@@ -220,7 +220,7 @@ async def test_what_was_resolved_once_stays_whatever_becomes_active_meanwhile(fo
 async def test_the_base_passes_as_it_is(folder: Path) -> None:
     async with doors(folder) as door:
         calls = list(door.desk.engine.calls)
-        for values in ({"model": "base", "x": 1}, {"prompt": "no model"}, {"model": None}, {"model": 5}, {"model": []}):
+        for values in ({"model": "base", "x": 1}, {"model": "org/alias"}):
             await door.ask(values, "/tokenize")
             assert door.vllm.bodies[-1] == values and door.facts.adapter is None
             await door.ask(values)
@@ -228,12 +228,33 @@ async def test_the_base_passes_as_it_is(folder: Path) -> None:
         assert door.desk.engine.calls == calls
 
 
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.selects_model], ids=lambda route: route.path)
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [({"prompt": "x"}, "no model"), ({"model": None}, "null"), ({"model": ""}, "an empty string"),
+     ({"model": 5}, "a number"), ({"model": ["poet"]}, "an array"), ({"model": True}, "a boolean")],
+    ids=lambda given: given if isinstance(given, str) else "",
+)  # fmt: skip
+def test_what_names_no_model_is_never_answered_by_the_base(
+    tmp_path: Path, route: Route, body: dict[str, Any], found: str
+) -> None:
+    @on_a_loop
+    async def test(folder: Path) -> None:
+        async with doors(folder) as door:
+            answered = await door.ask(body, route.path)
+            error = json.loads(answered.body)["error"]
+            assert (answered.status, error["code"], error["param"]) == (400, "invalid_request", "model")
+            assert error["message"].startswith(f"found {found}, expected") and not door.vllm.bodies
+
+    test(tmp_path)
+
+
 @on_a_loop
 async def test_an_unknown_name_reaches_nothing_and_leaves_nothing(folder: Path) -> None:
     async with doors(folder) as door:
         series = len(list(door.registry.collect()))
         await door.desk.patch("clerk", allowed_keys=["bob"])
-        for model in ("nobody", "poet@2", "", "base@1", "../etc", "\ud800", "x" * 100_000, "clerk", "clerk@1"):
+        for model in ("nobody", "poet@2", "@", "base@1", "../etc", "\ud800", "x" * 100_000, "clerk", "clerk@1"):
             answered = await door.ask({"model": model})
             assert (answered.status, answered.code) == (404, "model_not_found") and len(answered.body) < 500
             assert door.facts.adapter is None
