@@ -345,7 +345,7 @@ def test_models_are_the_base_and_every_servable_name(client: TestClient, upload:
     ],
 )
 def test_every_error_leaves_in_our_form_whatever_the_app_registers(
-    client: TestClient, services: Services, raised: Exception, status: int, code: str
+    client: TestClient, services: Services, caplog: pytest.LogCaptureFixture, raised: Exception, status: int, code: str
 ) -> None:
     def fail(*_: Any) -> Any:
         raise raised
@@ -357,6 +357,8 @@ def test_every_error_leaves_in_our_form_whatever_the_app_registers(
     services.registry.adapter = fail  # type: ignore[method-assign]
     answer = client.get("/v1/adapters/poet")
     assert "secret" not in refused(answer, status, code)
+    request_id = answer.headers["x-request-id"]
+    assert any(request_id in record.getMessage() for record in caplog.records) == (status >= 500)
     retry_after = str(raised.retry_after_s) if isinstance(raised, ServerError) else None
     assert answer.headers.get("retry-after") == retry_after
     assert client.get("/v1/adapters?limit=0").status_code == 400
