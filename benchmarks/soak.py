@@ -1,9 +1,11 @@
-"""The soak tests in full (`make soak`; `make test` runs them in a short form): kills, failing storage, 500 rounds.
+"""The soak tests in full (`make soak`; `make test` has them in short): kills, failing storage, 500 rounds, abuse.
 
     python benchmarks/soak.py [--only PART ...] [--seed 1] [--kills 200] [--engine-kills 5] [--rounds 500]
+                              [--abuse-s 600]
 
 kills: kill -9 of a whole server on the fake engine. engine-kills: of `perft serve` with its engine process. storage:
 full and read-only disks, two servers on one folder. rounds: upload, serve and delete on a real engine; nothing grows.
+abuse: all attacks of tests/abuse/ at once on a real server, for ten minutes, beside the streams of another tenant.
 The JSON report is printed last, and written to benchmarks/results/. Exits with 1 if a part fails.
 """
 
@@ -66,7 +68,18 @@ def rounds(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Part] = {"kills": kills, "engine-kills": engine_kills, "storage": storage, "rounds": rounds}
+def abuse(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from tests.abuse import soak
+
+    run = soak.run(folder, options.abuse_s)
+    found, problems = run.as_json(), run.problems()
+    assert not problems, json.dumps(found | {"problems": problems}, indent=1)
+    return found
+
+
+PARTS: dict[str, Part] = {
+    "kills": kills, "engine-kills": engine_kills, "storage": storage, "rounds": rounds, "abuse": abuse,
+}  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -94,6 +107,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--engine-kills", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--abuse-s", type=float, default=600.0)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/soak_cpu_DATE.json")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
