@@ -1,0 +1,41 @@
+"""Owns what the path of a request means, and how it is shown in the log.
+
+Invariant: a request has one path, in which slashes count once; the rules of access and the app see that one.
+"""
+
+import re
+from collections.abc import Callable
+from urllib.parse import quote
+
+from starlette.types import Scope
+
+SHOWN_LENGTH = 200
+MAX_SHOWN_PARTS = 20
+_SLASHES = re.compile("/{2,}")
+_MODEL = re.compile("(?P<list>.*?/+v1/+models)/(?P<model>/*[^/].*)", re.DOTALL)
+"""A model's name may hold slashes, also at its ends, so it stays as it is: `retrieve_model` finds what it means."""
+
+
+def one_path(scope: Scope) -> dict[str, str | bytes]:
+    """`path` and `raw_path` of the request's scope, with doubled slashes as one and none at the end."""
+    path: str = scope["path"]
+    if (found := _without_slashes(path)) == path:
+        return {}
+    return {"path": found, "raw_path": quote(found, safe="/:@!$&'()*+,;=~", errors="replace").encode("ascii")}
+
+
+def _without_slashes(path: str) -> str:
+    if not path.startswith("/"):
+        return path
+    if (found := _MODEL.fullmatch(path)) is not None:
+        return f"{_SLASHES.sub('/', found['list'])}/{found['model']}"
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
+
+
+def shown_path(path: str, is_secret: Callable[[str], bool]) -> str:
+    """A path that is no route's, as the log shows it: bounded, in one line, and without a key that it may hold."""
+    parts = path.split("/", MAX_SHOWN_PARTS)
+    if len(parts) > MAX_SHOWN_PARTS:
+        parts[-1] = "..."
+    text = quote("/".join("***" if is_secret(part) else part for part in parts), safe="/*@:+,;=~", errors="replace")
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
