@@ -28,21 +28,26 @@ class RequestFacts:
 @dataclass(eq=False)
 class RequestContext:
     """One request. began: its arrival (monotonic seconds). first_lease: the device lease that the middleware waited
-    for, released once the engine's own request holds one. leases: device leases held now."""
+    for, taken over by the first sequence. leases: device leases held now. refusal: by which the engine
+    refused the request's parameters."""
 
     caller: Caller
     version: Version | None
     facts: RequestFacts
     began: float
     first_lease: AsyncExitStack = field(default_factory=AsyncExitStack)
+    has_first_lease: bool = False
     leases: int = 0
+    sequences: int = 0
+    """Sequences that its calls of the engine ask for now."""
     failure: ServerError | None = None
+    refusal: Exception | None = None
 
     @asynccontextmanager
     async def lease(self, scheduler: ResidencyScheduler, timeout_s: float) -> AsyncIterator[None]:
-        """Hold the version on the device; a request that holds it already does not wait again."""
+        """Hold the version on the device; a request that holds it already does not wait behind others' adapters."""
         assert self.version is not None
-        async with scheduler.lease(self.version.ref, timeout_s, joins=self.leases > 0):
+        async with scheduler.lease(self.version.ref, timeout_s, self.leases > 0, self.caller.label):
             self.leases += 1
             try:
                 yield
@@ -50,8 +55,21 @@ class RequestContext:
                 self.leases -= 1
 
     async def acquire(self, scheduler: ResidencyScheduler, timeout_s: float) -> None:
-        """Hold the version on the device until `first_lease` is closed."""
+        """Hold the version on the device until `first_lease` is closed, or a sequence has taken it over."""
         await self.first_lease.enter_async_context(self.lease(scheduler, timeout_s))
+        self.has_first_lease = True
+
+    @asynccontextmanager
+    async def sequence_lease(self, scheduler: ResidencyScheduler, timeout_s: float) -> AsyncIterator[None]:
+        """Hold the version on the device for one sequence: by the first lease, if no other sequence took it over."""
+        async with AsyncExitStack() as stack:
+            if self.has_first_lease:
+                self.has_first_lease = False
+                await stack.enter_async_context(self.first_lease.pop_all())
+            else:
+                await stack.enter_async_context(self.lease(scheduler, timeout_s))
+                await self.first_lease.aclose()
+            yield
 
     def add_tokens(self, prompt_tokens: int, generation_tokens: int) -> None:
         """Count the tokens of one engine request into the request's line of the access log."""

@@ -45,12 +45,13 @@ class RequestTiming:
         self._submitted_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
 
     def abandoned(self) -> None:
-        """The client went away. The prompt counts as submitted, even if no output has reported it.
-
-        Tokens generated for an answer at once do not count: a cancelled `generate` yields no more output, and vLLM
-        reports them nowhere else. (Only an abort by id, while the output is still read, yields all tokens.)
-        """
+        """The client went away. The prompt counts as submitted, even if no output has reported it."""
         self.prompt_tokens = self.prompt_tokens or self._submitted_tokens
+
+    @property
+    def tokens_so_far(self) -> int:
+        """Tokens of the prompt, from its submission on, and those that outputs reported."""
+        return (self.prompt_tokens or self._submitted_tokens) + self.generation_tokens
 
     def add_output(self, output: Any) -> str | None:
         """Count one output of the engine; returns the finish reason if it is the last."""

@@ -4,12 +4,14 @@ slots in the engine's step, bytes on the host) and how far each waiter gets.
 Invariant: what is reserved for a waiter is out of reach of all that came after it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 from server.errors import ServerError
-from server.residency.state import GRACE_S, POOLS, Capacity, Leases, Resident, Waiter, WaitQueue
+from server.residency.state import GRACE_S, POOLS, Capacity, Leases, Loaded, Resident
+from server.residency.waiting import BaseWaiter, Group, Sequences, Waiter, WaitQueue
 
 NEVER = float("inf")
 PATIENCE_S = 0.5
@@ -122,15 +124,37 @@ class StepSlots:
         self._total, self._running = total, running
         self._held, self._held_before = holds.engine_ids, before.engine_ids
         self._wanted: set[int] = set()
+        self._opened: dict[int, None] = {}
+        self._kept: set[int] = set()
+        self._closable: set[int] = set()
+
+    def open(self, engine_id: int) -> bool:
+        """Let requests of an id in, unless others take all slots."""
+        is_open = len({*self._running, *self._opened, engine_id}) <= self._total
+        if is_open:
+            self._opened[engine_id] = None
+        return is_open
+
+    def keep(self, engine_id: int) -> None:
+        """It is the turn of that id: it is not held for others."""
+        self._kept.add(engine_id)
+
+    def may_close(self, engine_id: int) -> None:
+        """The turn of that id is over, and others may have its slot if none of its requests runs."""
+        self._closable.add(engine_id)
 
     def hold_for(self, engine_id: int) -> None:
         """Keep a slot for an id whose patience is over: hold others, so that it gets theirs."""
         self._wanted.add(engine_id)
-        surplus = len(self._running.keys() | self._wanted) - self._total
-        for other in (*(i for i in self._held_before if i in self._running), *self._running):
+        running = (*self._running, *(other for other in self._opened if other not in self._running))
+        surplus = len({*running, *self._wanted}) - self._total
+        for other in (*(i for i in self._held_before if i in running), *running):
             if len(self._held) >= surplus:
                 return
-            self._held[other] = None
+            if other not in self._kept:
+                self._held[other] = None
+                if other in self._closable and other not in self._running:
+                    self._opened.pop(other, None)
 
 
 class HostBudget:
@@ -165,60 +189,106 @@ class Mover(Protocol):
     def place(self, resident: Resident, evicted: Sequence[Resident]) -> None: ...
 
 
-Refusal = Callable[[Waiter, float, bool], ServerError | None]
+Refusal = Callable[[Waiter[Resident], float, bool], ServerError | None]
 """(waiter, now in monotonic seconds, whether the pins leave it room) -> why waiting is useless; None if it is not."""
+
+
+class Admissible(NamedTuple):
+    """A group whose requests only wait for a free sequence. is_whole: there is one for each of them."""
+
+    resident: Resident
+    engine_id: int
+    group: Group
+    is_whole: bool
+
+    def is_open(self, leases: Leases, holds: AdmissionHolds) -> bool:
+        """Whether one of them may run now. All who waited when the adapter's place came do, though it is held."""
+        no_holds = AdmissionHolds() if self.is_whole else holds
+        return bool(self.group) and is_open(self.resident, self.engine_id, leases, no_holds)
 
 
 class SchedulingPass:
     """One pass. now, wake_at: monotonic seconds; wake_at: when the passing of time alone changes what can be allocated.
 
-    before: what the last pass held. holds: what this one does.
+    before: what the last pass held. holds: what this one does. may_run: the groups whose requests only wait for a free
+    sequence.
     """
 
     def __init__(
         self,
         capacity: Capacity,
-        residents: Iterable[Resident],
+        loaded: Loaded,
         leases: Leases,
-        waiters: WaitQueue,
+        waiters: WaitQueue[Resident],
+        sequences: Sequences,
         mover: Mover,
         before: AdmissionHolds,
         now: float,
     ) -> None:
         self.now, self.wake_at, self.holds = now, NEVER, AdmissionHolds()
+        self.may_run: list[Admissible] = []
         self._leases, self._waiters, self._mover = leases, waiters, mover
         self._placed_for: set[Resident] = set()
         self._budgets = {pool: PoolBudget(capacity.of(pool), self.holds, before, now) for pool in POOLS}
         self._step_slots = StepSlots(leases.total, leases.running, self.holds, before)
+        self._sequences_free = sequences.free - sequences.reserved - len(sequences.base)
         self._host = HostBudget(capacity.host_bytes)
-        for resident in residents:
-            if resident.holds_room or resident.pinned_by:
-                self._budget(resident).count(resident)
-            if resident.move == "reading":
-                self._host.count(resident)
+        for pool in POOLS:
+            for resident in loaded.on_device(pool):
+                self._budgets[pool].count(resident)
+        for resident in loaded.reading:
+            self._host.count(resident)
 
     def run(self, refusal: Refusal) -> None:
-        """Move every waiter on as far as it can go now, in the order they came."""
-        for waiter in self._waiters.pending():
-            self._advance(waiter, refusal)
+        """Move every group of waiters on as far as it can go now, in their order."""
+        for waiter in self._waiters.fronts(self.now):
+            group = self._waiters.group(waiter.adapter.engine_id) if waiter.wants == "lease" else None
+            if group is None:
+                self._advance(waiter, refusal)
+            elif not self._let_in(waiter, group):
+                group.close_turn(self.now)
+                self._advance(waiter, refusal)
 
-    def _advance(self, waiter: Waiter, refusal: Refusal) -> None:
-        resident, wants, engine_id = waiter.resident, waiter.wants, waiter.adapter.engine_id
-        if wants == "lease" and is_open(resident, engine_id, self._leases, self.holds):
-            self._leases.admit(resident, engine_id)
+    def _let_in(self, first: Waiter[Resident], group: Group) -> bool:
+        """Let a group run as far as there are free sequences: everyone who waits by now. While it is its turn, those
+        for whom there is none keep the adapter. False if its adapter is not there, held, or has no slot in the step."""
+        resident, engine_id = first.resident, first.adapter.engine_id
+        if not is_open(resident, engine_id, self._leases, self.holds) or not self._step_slots.open(engine_id):
+            return False
+        turn_ends_at = group.open_turn(self.now)
+        self._sequences_free -= len(group)
+        self.may_run.append(Admissible(resident, engine_id, group, self._sequences_free >= 0))
+        if self._sequences_free < 0 and self.now < turn_ends_at:
+            self.wake_at = min(self.wake_at, turn_ends_at)
+            self._step_slots.keep(engine_id)
+            self._budget(resident).reserve(resident)
+        elif self._sequences_free >= 0:
             self._budget(resident).mark_running(resident)
-            waiter.is_granted = True
+        else:
+            self._step_slots.may_close(engine_id)
+        return True
+
+    def _advance(self, waiter: Waiter[Resident], refusal: Refusal) -> None:
+        resident, wants = waiter.resident, waiter.wants
+        if (resident.on_device and wants != "lease") or (resident.on_host and wants == "host"):
             self._waiters.answer(waiter)
-        elif (resident.on_device and wants != "lease") or (resident.on_host and wants == "host"):
-            self._waiters.answer(waiter)
-        elif resident.on_device and not resident.is_lost:
+        elif resident.is_usable:
             self._await_step_slot(waiter)
         elif (error := refusal(waiter, self.now, self._budget(resident).can_ever_hold(resident))) is not None:
-            self._waiters.answer(waiter, error)
+            self._refuse(waiter, error, refusal)
         elif not resident.is_busy and not resident.is_lost:
             self._start_move(waiter)
 
-    def _start_move(self, waiter: Waiter) -> None:
+    def _refuse(self, waiter: Waiter[Resident], error: ServerError, refusal: Refusal) -> None:
+        """What makes waiting useless for the first of a group does so for all."""
+        self._waiters.answer(waiter, error)
+        group = self._waiters.group(waiter.adapter.engine_id) if waiter.wants == "lease" else None
+        while group and (mate := group.first()) is not None:
+            again = refusal(mate, self.now, self._budget(mate.resident).can_ever_hold(mate.resident))
+            assert again is not None, "the reason is the adapter's"
+            self._waiters.answer(mate, again)
+
+    def _start_move(self, waiter: Waiter[Resident]) -> None:
         """Start the next move towards the device; an activation is read whatever else waits on the host."""
         resident = waiter.resident
         if not resident.on_host:
@@ -229,15 +299,18 @@ class SchedulingPass:
             self._host.count(resident)
             self._find_room(waiter)
 
-    def _await_step_slot(self, waiter: Waiter) -> None:
+    def _await_step_slot(self, waiter: Waiter[Resident]) -> None:
         """It is on the device, but too many adapters are running, or it is held."""
         if self.holds.holds(waiter.resident, waiter.adapter.engine_id):
             return
         self._budget(waiter.resident).reserve(waiter.resident)
         if self._is_overdue(waiter):
             self._step_slots.hold_for(waiter.adapter.engine_id)
+            group = self._waiters.group(waiter.adapter.engine_id)
+            if group is not None:
+                self._let_in(waiter, group)
 
-    def _find_room(self, waiter: Waiter) -> None:
+    def _find_room(self, waiter: Waiter[Resident]) -> None:
         """Start host to device if room can be made; else wait, and once patience is over, hold adapters for it."""
         budget, size = self._budget(waiter.resident), waiter.resident.need.size
         evicted = budget.allocate(size)
@@ -248,7 +321,7 @@ class SchedulingPass:
         if self._is_overdue(waiter):
             budget.hold_for(size)
 
-    def _is_overdue(self, waiter: Waiter) -> bool:
+    def _is_overdue(self, waiter: Waiter[Resident]) -> bool:
         overdue_at = waiter.since + PATIENCE_S
         if self.now < overdue_at:
             self.wake_at = min(self.wake_at, overdue_at)
@@ -260,23 +333,48 @@ class SchedulingPass:
 
 
 def is_open(resident: Resident, engine_id: int, leases: Leases, holds: AdmissionHolds) -> bool:
-    """Whether a request may run now."""
-    is_usable = resident.on_device and not resident.is_lost
-    return is_usable and not holds.holds(resident, engine_id) and leases.has_slot(engine_id)
+    """Whether a request may run now, if there is a free sequence."""
+    return resident.is_usable and not holds.holds(resident, engine_id) and leases.has_slot(engine_id)
 
 
-def surplus_host_copies(residents: Iterable[Resident], host_bytes: int, kept: set[Resident]) -> list[Resident]:
+def fill(
+    may_run: list[Admissible],
+    leases: Leases,
+    waiters: WaitQueue[Resident],
+    sequences: Sequences,
+    holds: AdmissionHolds,
+) -> None:
+    """Admit those who only wait for a free sequence, as long as there is one."""
+    while sequences.free > 0:
+        open_groups = [each.group for each in may_run if each.is_open(leases, holds)]
+        request = sequences.next_of((*open_groups, sequences.base))
+        if request is None:
+            return
+        sequences.take(request.label)
+        request.is_granted = True
+        if isinstance(request, BaseWaiter):
+            sequences.base.remove(request)
+            request.ready.set_result(None)
+        else:
+            leases.admit(request.resident, request.adapter.engine_id)
+            waiters.answer(request)
+
+
+def surplus_host_copies(loaded: Loaded, host_bytes: int, kept: set[Resident]) -> list[Resident]:
     """Host copies to drop until the rest fits into `host_bytes`, except the `kept` and those being moved.
 
     Those of adapters on the device go first, then the least recently used.
     """
-    on_host = [resident for resident in residents if resident.on_host]
-    held = sum(resident.need.host_bytes for resident in on_host)
-    dropped: list[Resident] = []
-    spare = [resident for resident in on_host if not resident.is_busy and resident not in kept]
-    for resident in sorted(spare, key=lambda r: (not r.on_device, r.last_used)) if held > host_bytes else ():
-        if held <= host_bytes:
+    surplus = loaded.on_host.total - host_bytes
+    dropped: dict[Resident, None] = {}
+    if surplus <= 0:
+        return []
+    on_device = [resident for pool in POOLS for resident in loaded.holding[pool] if resident.on_host]
+    twice = sorted((r for r in on_device if r.on_device), key=lambda r: r.last_used)
+    for resident in chain(twice, loaded.on_host):
+        if surplus <= 0:
             break
-        held -= resident.need.host_bytes
-        dropped.append(resident)
-    return dropped
+        if not resident.is_busy and resident not in kept and resident not in dropped:
+            dropped[resident] = None
+            surplus -= resident.need.host_bytes
+    return list(dropped)

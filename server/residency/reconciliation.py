@@ -5,7 +5,6 @@ Invariant: only content that did not move while the workers were asked is compar
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from server.engine.protocol import Engine, LoadedTier, RankInventory
 from server.residency.scheduler import ResidencyScheduler
@@ -13,15 +12,6 @@ from server.residency.state import Resident
 
 logger = logging.getLogger(__name__)
 TIERS: tuple[LoadedTier, ...] = ("host", "device")
-
-
-@dataclass(frozen=True)
-class _Before:
-    """The residents as they were before the workers were asked: moves made so far by key, and which were moving."""
-
-    moves: dict[str, int]
-    busy: frozenset[str]
-    rows_used: int
 
 
 class Reconciler:
@@ -36,37 +26,34 @@ class Reconciler:
 
         Raises what the engine raises if it does not answer.
         """
-        before = self._snapshot()
-        ranks = await self._engine.inventory()
-        found = self._differences(before, ranks)
+        moved = self._scheduler.loaded.watch()
+        rows_used = self._scheduler.rows_used
+        try:
+            ranks = await self._engine.inventory()
+            found = self._differences(moved, rows_used, ranks)
+        finally:
+            self._scheduler.loaded.unwatch(moved)
         for difference in found:
             logger.error("residency: %s", difference)
         return found
 
-    def _snapshot(self) -> _Before:
-        residents = self._scheduler.residents()
-        busy = frozenset(key for key, resident in residents.items() if resident.is_busy)
-        return _Before({key: resident.moves for key, resident in residents.items()}, busy, self._scheduler.rows_used)
-
-    def _differences(self, before: _Before, ranks: Collection[RankInventory]) -> list[str]:
+    def _differences(self, moved: Collection[str], rows_used: int, ranks: Collection[RankInventory]) -> list[str]:
+        """moved: keys of all that moved, or were removed, while the ranks were asked."""
         found: list[str] = []
-        residents = self._scheduler.residents()
-        moving = before.busy.union(*(rank.moving for rank in ranks))
-        still = {
-            key: resident
-            for key, resident in residents.items()
-            if key not in moving and not resident.is_busy and before.moves.get(key) == resident.moves
-        }
-        for key, resident in still.items():
-            found += self._compare(key, resident, ranks)
-        for tier in TIERS:
-            held = {key for rank in ranks for key in rank.held(tier)}
-            for key in sorted(held - moving - residents.keys() - before.moves.keys()):
-                found.append(f"the {tier} holds {_short(key)}, which no version has; it is freed")
-                self._scheduler.transfers.discard(key, tier)
-        nothing_moved = not moving and len(still) == len(residents) == len(before.moves)
-        if not found and nothing_moved and before.rows_used == self._scheduler.rows_used:
-            found += self._compare_rows(before.rows_used, [rank.rows_used for rank in ranks])
+        moving = {*moved, *(key for rank in ranks for key in rank.moving)}
+        held = {tier: {key for rank in ranks for key in rank.held(tier)} - moving for tier in TIERS}
+        loaded = {resident.key: resident for resident in self._scheduler.loaded.everywhere()}
+        for key in sorted(loaded.keys() - moving | held["host"] | held["device"]):
+            resident = loaded.get(key) or self._scheduler.resident(key)
+            if resident is not None:
+                found += self._compare(key, resident, ranks)
+                continue
+            for tier in TIERS:
+                if key in held[tier]:
+                    found.append(f"the {tier} holds {_short(key)}, which no version has; it is freed")
+                    self._scheduler.transfers.discard(key, tier)
+        if not found and not moving and rows_used == self._scheduler.rows_used:
+            found += self._compare_rows(rows_used, [rank.rows_used for rank in ranks])
         return found
 
     def _compare_rows(self, expected: int, found: list[int]) -> list[str]:

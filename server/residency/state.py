@@ -1,14 +1,14 @@
-"""Owns the state of residency: each content's versions, tiers and current move; the waiters; the running requests.
+"""Owns the state of residency: each content's versions, tiers and current move; the running requests.
 
-Invariant: a content holds its room on the device (rows, or a LoRA slot) from the start of its move there until the
-engine was asked to free it; what can be used there (`on_device`) holds its room.
+Invariants: a content holds its room on the device (rows, or a LoRA slot) from the start of its move there until the
+engine was asked to free it; what can be used there (`on_device`) holds its room. The sets of `Loaded` follow every
+change of a content, so that no event has to look at all that are known.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from adapters.ref import AdapterRef
 
@@ -24,13 +24,14 @@ Move = Literal["reading", "placing", "evicting", "dropping", "freeing", "repairi
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is: rows of the device pool, slots for PEFT LoRA, bytes for host copies, and how many adapters can
-    take part in one engine step (`running`)."""
+    """What there is: rows of the device pool, slots for PEFT LoRA, bytes for host copies, how many adapters can take
+    part in one engine step (`running`), and how many sequences the engine takes at once (None: any number)."""
 
     rows: int
     lora_slots: int
     host_bytes: int
     running: int
+    sequences: int | None = None
 
     def of(self, pool: Pool) -> int:
         return self.rows if pool == "rows" else self.lora_slots
@@ -58,36 +59,159 @@ class Need:
 
 
 class Failure(NamedTuple):
-    """Why a move failed, and when (monotonic seconds)."""
+    """Why a move failed, and when (monotonic seconds). is_of_engine: the engine did not answer, so that the adapter can
+    be tried again as soon as it does."""
 
     reason: str
     at: float
+    is_of_engine: bool = False
+
+
+class ResidentSet:
+    """Residents in the order in which they entered, and the sum of their sizes."""
+
+    def __init__(self, size: Callable[["Resident"], int]) -> None:
+        self._size, self._members, self.total = size, dict[Resident, None](), 0
+
+    def __iter__(self) -> Iterator["Resident"]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, resident: "Resident") -> bool:
+        return resident in self._members
+
+    def put(self, resident: "Resident", is_member: bool) -> None:
+        """Make it a member, or none."""
+        if is_member and resident not in self._members:
+            self._members[resident] = None
+            self.total += self._size(resident)
+        elif not is_member and resident in self._members:
+            del self._members[resident]
+            self.total -= self._size(resident)
+
+    def move_to_end(self, resident: "Resident") -> None:
+        if resident in self._members:
+            self._members[resident] = self._members.pop(resident)
+
+
+class Loaded:
+    """What is in memory, pinned or moving, as sets that follow every change. on_host: the least recently used first."""
+
+    def __init__(self) -> None:
+        self.holding = {pool: ResidentSet(_room) for pool in POOLS}
+        self.pinned = {pool: ResidentSet(_room) for pool in POOLS}
+        self.on_host = ResidentSet(lambda resident: resident.need.host_bytes)
+        self.reading = ResidentSet(_one)
+        self.unsettled = ResidentSet(_one)
+        """Busy or lost: something will happen to it."""
+        self._watches: list[set[str]] = []
+
+    def follow(self, resident: "Resident") -> None:
+        """Bring the sets up to date with one resident."""
+        pool = resident.need.pool
+        self.holding[pool].put(resident, resident.holds_room)
+        self.pinned[pool].put(resident, bool(resident.pinned_by))
+        self.on_host.put(resident, resident.on_host)
+        self.reading.put(resident, resident.move == "reading")
+        self.unsettled.put(resident, resident.is_busy or resident.is_lost)
+        if resident.is_busy:
+            self.moved(resident.key)
+
+    def used(self, resident: "Resident") -> None:
+        """It was used last."""
+        self.on_host.move_to_end(resident)
+
+    def moved(self, key: str) -> None:
+        """A content moves, or is gone."""
+        for watch in self._watches:
+            watch.add(key)
+
+    def on_device(self, pool: Pool) -> Iterator["Resident"]:
+        """What holds room of a pool, or is pinned to get some."""
+        yield from self.holding[pool]
+        yield from (resident for resident in self.pinned[pool] if not resident.holds_room)
+
+    def everywhere(self) -> set["Resident"]:
+        """All that is held on the host or the device, or moves."""
+        held = (*self.holding.values(), self.on_host, self.unsettled)
+        return {resident for members in held for resident in members}
+
+    def watch(self) -> set[str]:
+        """A set that from now on gets the keys of all that moves, with those that do already; `unwatch` ends it."""
+        moving = {resident.key for resident in self.unsettled if resident.is_busy}
+        self._watches.append(moving)
+        return moving
+
+    def unwatch(self, watch: set[str]) -> None:
+        self._watches = [other for other in self._watches if other is not watch]
+
+    def check_integrity(self, residents: Iterable["Resident"]) -> None:
+        """Raises AssertionError unless the sets are what a look at all residents gives."""
+        known = list(residents)
+        expected = Loaded()
+        for resident in known:
+            expected.follow(resident)
+        for name in ("on_host", "reading", "unsettled"):
+            _check_equal(getattr(self, name), getattr(expected, name), name)
+        for pool in POOLS:
+            _check_equal(self.holding[pool], expected.holding[pool], f"holding {pool}")
+            _check_equal(self.pinned[pool], expected.pinned[pool], f"pinned to {pool}")
+        uses = [resident.last_used for resident in self.on_host]
+        assert uses == sorted(uses), "the host's copies are not in the order of use"
+
+
+def _check_equal(found: ResidentSet, expected: ResidentSet, name: str) -> None:
+    assert set(found) == set(expected) and found.total == expected.total, name
+
+
+def _room(resident: "Resident") -> int:
+    return resident.need.size
+
+
+def _one(resident: "Resident") -> int:
+    return 1
+
+
+_FOLLOWED = frozenset({"on_host", "on_device", "is_lost", "holds_room", "move", "removals", "pinned_by"})
 
 
 @dataclass(eq=False)
 class Resident:
-    """One content. Versions with the same content share it.
+    """One content. Versions with the same content share it. loaded: the sets that follow its changes.
 
     owners: the versions, by engine id. running: leases by engine id. pinned_by: engine ids. removals: versions that are
-    being removed. is_lost: the engine lost what it should hold on the device. moves: how many moves began so far.
-    last_used and idle_since: monotonic seconds.
+    being removed. is_lost: the engine lost what it should hold on the device. last_used and idle_since: monotonic
+    seconds.
     """
 
     need: Need
+    key: str = ""
     owners: dict[int, AdapterRef] = field(default_factory=dict)
     running: dict[int, int] = field(default_factory=dict)
-    pinned_by: set[int] = field(default_factory=set)
+    pinned_by: frozenset[int] = frozenset()
     on_host: bool = False
     on_device: bool = False
     is_lost: bool = False
     holds_room: bool = False
     move: Move | None = None
-    moves: int = 0
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     removals: int = 0
     last_used: float = float("-inf")
     idle_since: float = float("-inf")
     failed: Failure | None = None
+    loaded: Loaded | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        loaded: Loaded | None = self.__dict__.get("loaded")  # the last field: until then nothing follows
+        if loaded is None:
+            return
+        if name in _FOLLOWED:
+            loaded.follow(self)
+        if name in ("last_used", "on_host"):
+            loaded.used(self)
 
     @property
     def tier(self) -> Tier:
@@ -103,91 +227,24 @@ class Resident:
         return self.move is not None or self.removals > 0
 
     @property
+    def is_usable(self) -> bool:
+        """Whether requests can run on it."""
+        return self.on_device and not self.is_lost
+
+    @property
     def is_evictable(self) -> bool:
         """Whether it can be evicted once no request uses it."""
-        return self.on_device and not self.is_lost and not self.pinned_by and not self.is_busy
+        return self.is_usable and not self.pinned_by and not self.is_busy
 
     def start(self, move: Move) -> None:
         assert self.move is None, (self.move, move)
         self.move = move
-        self.moves += 1
         self.settled.clear()
 
     def settle(self) -> None:
         """The move has ended."""
         self.move = None
         self.settled.set()
-
-
-@dataclass(eq=False)
-class Waiter:
-    """What waits for an adapter: an activation (for the host), a pin (for the device), a request (for a lease).
-
-    since: monotonic seconds. ready: ends the wait. is_granted: the lease is counted.
-    """
-
-    resident: Resident
-    adapter: AdapterRef
-    wants: Literal["host", "device", "lease"]
-    since: float
-    ready: asyncio.Future[None]
-    is_granted: bool = False
-
-
-class WaitQueue:
-    """The waiters, in the order they came; `requests` counts exactly the requests among them."""
-
-    def __init__(self) -> None:
-        self._waiters: dict[Waiter, None] = {}
-        self._requests: Counter[int] = Counter()
-
-    def __bool__(self) -> bool:
-        return bool(self._waiters)
-
-    def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self._waiters
-
-    def pending(self) -> list[Waiter]:
-        """Those still to be answered, in the order they came (a cancelled one leaves the queue a moment later)."""
-        return [waiter for waiter in self._waiters if not waiter.ready.done()]
-
-    def of(self, engine_id: int) -> list[Waiter]:
-        """Those that wait for one version."""
-        return [waiter for waiter in self._waiters if waiter.adapter.engine_id == engine_id]
-
-    def residents(self) -> set[Resident]:
-        """What is waited for."""
-        return {waiter.resident for waiter in self._waiters}
-
-    def requests(self, engine_id: int) -> int:
-        """How many requests wait for one version."""
-        return self._requests[engine_id]
-
-    def add(self, waiter: Waiter) -> None:
-        self._waiters[waiter] = None
-        if waiter.wants == "lease":
-            self._requests[waiter.adapter.engine_id] += 1
-
-    def remove(self, waiter: Waiter) -> None:
-        del self._waiters[waiter]
-        if waiter.wants == "lease":
-            self._requests[waiter.adapter.engine_id] -= 1
-            if not self._requests[waiter.adapter.engine_id]:
-                del self._requests[waiter.adapter.engine_id]
-
-    def answer(self, waiter: Waiter, error: Exception | None = None) -> None:
-        """End a wait; `error` is raised there."""
-        self.remove(waiter)
-        if waiter.ready.done():
-            return
-        if error is None:
-            waiter.ready.set_result(None)
-        else:
-            waiter.ready.set_exception(error)
-
-    def check_integrity(self) -> None:
-        """Raises AssertionError unless the count of requests is right."""
-        assert self._requests == Counter(w.adapter.engine_id for w in self._waiters if w.wants == "lease")
 
 
 class Leases:

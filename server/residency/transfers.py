@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from adapters.ref import AdapterRef
 from server.engine.protocol import AdapterLoadError, Engine, LoadedTier
+from server.errors import EngineUnavailableError
 from server.residency.state import GRACE_S, Failure, Resident
 
 logger = logging.getLogger(__name__)
@@ -76,9 +77,10 @@ class Transfers:
             resident.on_device = resident.is_lost = False
             if resident.holds_room:
                 await self._try_to_free(self._engine.evict(last_owner))
-            if resident.on_host:
+                resident.holds_room = False
+            if resident.on_host and not resident.owners:
+                resident.on_host = False
                 await self._try_to_free(self._engine.drop(last_owner))
-            resident.holds_room = resident.on_host = False
         finally:
             resident.settle()
 
@@ -92,6 +94,8 @@ class Transfers:
         if "device" in lost:
             resident.is_lost = bool(resident.running or resident.pinned_by)
             resident.on_device = resident.is_lost
+        if "host" in lost:
+            resident.on_host = False
         for tier in lost:
             self._events.repaired(tier)
         self.spawn(self._repair(resident, resident.any_owner, lost))
@@ -127,7 +131,7 @@ class Transfers:
         try:
             await call()
         except BaseException as error:
-            resident.failed = Failure(_reason(error), self._clock())
+            resident.failed = _failure(error, self._clock())
             resident.holds_room = False
             if not isinstance(error, Exception):
                 raise
@@ -164,22 +168,23 @@ class Transfers:
             if resident.is_lost:
                 await self._engine.prepare(owner)
                 await self._engine.place(owner)
+                resident.last_used = self._clock()
                 resident.is_lost, resident.on_host, resident.failed = False, True, None
                 return
             for tier in lost:
                 await self._try_to_free(self._engine.discard(owner.key, tier))
             if "device" in lost:
                 resident.holds_room = False
-            if "host" in lost:
-                resident.on_host = False
         except Exception as error:
-            resident.failed = Failure(_reason(error), self._clock())
+            resident.failed = _failure(error, self._clock())
             logger.exception("%s is lost on the engine and could not be loaded again; retrying", owner.name)
         finally:
             resident.settle()
             self._on_settled(None)
 
 
-def _reason(error: BaseException) -> str:
-    """Why a move failed, as callers see it."""
-    return str(error) if isinstance(error, AdapterLoadError) else f"the engine failed ({type(error).__name__})"
+def _failure(error: BaseException, now: float) -> Failure:
+    """A failed move, with the reason as callers see it."""
+    is_of_engine = isinstance(error, EngineUnavailableError)
+    is_told = is_of_engine or isinstance(error, AdapterLoadError)
+    return Failure(str(error) if is_told else f"the engine failed ({type(error).__name__})", now, is_of_engine)

@@ -95,9 +95,12 @@ class CountedEvents:
 
 @dataclass(eq=False)
 class Request:
-    """One request. asked, began and ended: loop times. error: why it was rejected. is_admitted: it held a lease."""
+    """One request. adapter: None for the base. label: of its key. asked, began and ended: loop times.
 
-    adapter: AdapterRef
+    error: why it was rejected. is_admitted: it held a lease.
+    """
+
+    adapter: AdapterRef | None
     seconds: float
     asked: float
     began: float = -1.0
@@ -105,10 +108,11 @@ class Request:
     error: ServerError | None = None
     is_admitted: bool = False
     task: asyncio.Task[None] | None = None
+    label: str | None = None
 
     @property
     def waited(self) -> float:
-        assert self.is_admitted, (self.adapter.name, self.error)
+        assert self.is_admitted, (self.adapter, self.error)
         return self.began - self.asked
 
 
@@ -116,13 +120,20 @@ class World:
     """Make it inside a running loop. `units` of rows: an adapter takes as many as its size. delays: of the engine."""
 
     def __init__(
-        self, folder: Path, units: int = 3, lora_slots: int = 0, host: int = 1000, running: int = 100, **delays: float
+        self,
+        folder: Path,
+        units: int = 3,
+        lora_slots: int = 0,
+        host: int = 1000,
+        running: int = 100,
+        sequences: int | None = None,
+        **delays: float,
     ) -> None:
         self.loop, self.folder = asyncio.get_running_loop(), folder
         self.engine, self.events = WatchedEngine(units, lora_slots), CountedEvents()
         self.engine.delays.update(delays)
         self.engine.is_owned = lambda key: any(self.knows(adapter) for adapter in self.known if adapter.key == key)
-        capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running)
+        capacity = Capacity(units * UNIT, lora_slots, host * BYTES, running, sequences)
         self.scheduler = ResidencyScheduler(self.engine, capacity, self.events, clock=self.loop.time)
         self.known: list[AdapterRef] = []
         self.requests: list[Request] = []
@@ -147,23 +158,31 @@ class World:
         self.scheduler.add(adapter, need)
         return adapter
 
-    def ask(self, adapter: AdapterRef, seconds: float = 1.0, timeout_s: float = FOREVER) -> Request:
+    def ask(
+        self, adapter: AdapterRef | None, seconds: float = 1.0, timeout_s: float = FOREVER, label: str | None = None
+    ) -> Request:
         """A request that runs for `seconds` once it is admitted."""
-        request = Request(adapter, seconds, self.loop.time())
+        request = Request(adapter, seconds, self.loop.time(), label=label)
         request.task = self.loop.create_task(self._run(request, timeout_s))
         self.requests.append(request)
         return request
 
     async def _run(self, request: Request, timeout_s: float) -> None:
-        key = request.adapter.key
+        adapter, scheduler = request.adapter, self.scheduler
+        lease = (
+            scheduler.base_lease(request.label)
+            if adapter is None
+            else scheduler.lease(adapter, timeout_s, label=request.label)
+        )
         try:
-            async with self.scheduler.lease(request.adapter, timeout_s):
+            async with lease:
                 request.began, request.is_admitted = self.loop.time(), True
                 try:
-                    async with self.engine.request(request.adapter):
+                    async with self.engine.request(adapter):
                         await asyncio.sleep(request.seconds)
                 finally:
-                    self.engine.released[key] = self.loop.time()
+                    if adapter is not None:
+                        self.engine.released[adapter.key] = self.loop.time()
         except ServerError as error:
             request.error = error
         finally:
@@ -182,7 +201,7 @@ class World:
         for request in requests:
             assert request.task is not None
             done, _ = await asyncio.wait([request.task], timeout=100)
-            assert done, f"a request on {request.adapter.name} waits for ever"
+            assert done, f"a request on {request.adapter} waits for ever"
 
     def cancel(self, request: Request) -> None:
         """The client goes away."""
@@ -216,6 +235,8 @@ class World:
                 await self.scheduler.remove(adapter)
         scheduler, engine = self.scheduler, self.engine
         assert not scheduler._residents and not scheduler._waiters and not scheduler.transfers._tasks
+        assert not scheduler._sequences.used and not scheduler._sequences.base
+        assert not scheduler.loaded.everywhere()
         assert not engine.on_device and not engine.on_host
         assert engine.count("forget") == len(engine._forgotten) == len(self.known)
 

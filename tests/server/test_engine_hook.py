@@ -65,14 +65,55 @@ class Client:
 
 
 @dataclass
+class Generating(Client):
+    """vLLM's client with an engine that generates one token every `every` seconds for each request, until `most`;
+    an abort ends a request with what it generated. Outputs are as the request's parameters ask."""
+
+    every: float = 0.1
+    most: int = 1000
+    is_deaf: bool = False
+    generated: dict[str, int] = field(default_factory=dict)
+    aborts: dict[str, asyncio.Event] = field(default_factory=dict)
+    seeds: list[int | None] = field(default_factory=list)
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        assert sampling_params.n == 1
+        self.asked.append({"request_id": request_id})
+        self.seeds.append(sampling_params.seed)
+        aborted = self.aborts[request_id] = asyncio.Event()
+        self.generated[request_id] = told = 0
+        kind = sampling_params.output_kind.name
+        try:
+            async with self.engine.request(None if lora_request is None else lora_request.adapter):
+                while not aborted.is_set() and self.generated[request_id] < self.most:
+                    await asyncio.sleep(self.every)
+                    self.generated[request_id] += 1
+                    if kind != "FINAL_ONLY" and not aborted.is_set() and self.generated[request_id] < self.most:
+                        yield output(*range(told, self.generated[request_id]))
+                        told = self.generated[request_id] if kind == "DELTA" else 0
+                tokens = range(told, self.generated[request_id])
+                yield output(*tokens, reason="abort" if aborted.is_set() else "length")
+        finally:
+            self.closed += 1
+
+    async def abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids if not self.is_deaf else ():
+            self.aborts[request_id].set()
+
+
+@dataclass
 class Around:
     """EngineHook around a Client, and a way to ask it."""
 
     desk: Desk
-    client: Client
+    client: Any
     inference: EngineHook
     registry: CollectorRegistry
     limits: RateLimits
+    n: int = 1
+    seed: int | None = None
 
     def context(self, model: str | None, caller: Caller = ALICE) -> RequestContext:
         version = None if model is None else self.desk.found(model)
@@ -90,7 +131,7 @@ class Around:
         CURRENT.set(context)
         version = version or (None if context is None else context.version)
         request = None if version is None else SimpleNamespace(lora_name=version.id, adapter=version.ref)
-        params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind))
+        params: Any = SimpleNamespace(output_kind=SimpleNamespace(name=kind), n=self.n, seed=self.seed)
         prompt = {"prompt_token_ids": PROMPT}
         stream: Any = self.client.generate(prompt, params, "client-chose-this", lora_request=request, **more)
         return stream  # type: ignore[no-any-return]
@@ -115,16 +156,17 @@ class Around:
 
 @asynccontextmanager
 async def surroundings(
-    folder: Path, engine: FakeEngine | None = None, load_timeout_s: float = 10.0
+    folder: Path, engine: FakeEngine | None = None, load_timeout_s: float = 10.0, **generating: Any
 ) -> AsyncIterator[Around]:
     engine = engine or FakeEngine()
     async with opened(folder, engine, Quotas(drain_timeout_s=0.01)) as desk:
         for seed, name in enumerate(("poet", "clerk")):
             await desk.upload(name, seed)
-        registry, limits, client = CollectorRegistry(), RateLimits(None, 1000, clock=lambda: 0.0), Client(engine)
+        registry, limits = CollectorRegistry(), RateLimits(None, 1000, clock=lambda: 0.0)
+        client: Any = Generating(engine, **generating) if generating else Client(engine)
         metrics = EventCounters(registry, base_name="base")
         inference = EngineHook(desk.registry, desk.scheduler, metrics, limits, load_timeout_s, _as_vllm_error)
-        inference.install(client)  # type: ignore[arg-type]
+        inference.install(client)
         around = Around(desk, client, inference, registry, limits)
         yield around
         around.check_nothing_runs()
@@ -152,7 +194,7 @@ async def test_the_place_is_held_exactly_while_the_engines_request_lives(folder:
             seen.append((around.leases("poet@1"), len(context.version.running)))
 
         async with context.first_lease:
-            await context.first_lease.enter_async_context(context.lease(scheduler, 1.0))
+            await context.acquire(scheduler, 1.0)
             await see()
             around.client.script = [see, output(1), see, output(2, reason="stop"), see]
             await around.ask(context)
@@ -179,6 +221,7 @@ async def test_a_request_with_several_prompts_holds_a_place_for_each(folder: Pat
 @on_a_loop
 async def test_who_goes_away_ends_the_engines_request(folder: Path) -> None:
     async with surroundings(folder) as around:
+        around.client.script = [output(7), asyncio.Event().wait]
         stream = around.generate(around.context("poet"))
         await anext(stream)
         assert around.leases("poet@1") == 1 and around.client.closed == 0
@@ -283,12 +326,15 @@ async def test_a_deleted_version_ends_its_requests_with_that_word(folder: Path) 
 
 
 @on_a_loop
-async def test_an_abort_without_a_delete_is_an_abort(folder: Path) -> None:
+async def test_an_abort_that_nobody_asked_for_is_the_engines_end(folder: Path) -> None:
+    """As when its process is told to end: for the client it must not look like the end of the answer."""
     async with surroundings(folder) as around:
         around.client.script = [output(1), output(reason="abort")]
         context = around.context("poet")
-        assert len(await around.ask(context)) == 2
-        assert context.failure is None and around.counted("poet", "abort") == 1
+        with pytest.raises(GracefulHTTPError):
+            await around.ask(context)
+        assert context.failure is not None and context.failure.code == "engine_unavailable"
+        assert around.counted("poet", "engine_unavailable") == 1
 
 
 @on_a_loop
@@ -394,3 +440,118 @@ async def test_an_engine_request_of_nobodys_exchange(folder: Path) -> None:
         assert len(await around.ask(None)) == 2
         assert len(await around.ask(None, version=around.desk.found("poet"))) == 2
         assert around.counted("base", "stop") == 1 and around.counted("poet", "stop") == 1
+
+
+@pytest.mark.parametrize("n", [1, 16])
+@pytest.mark.parametrize("kind", ["DELTA", "CUMULATIVE", "FINAL_ONLY"])
+def test_who_leaves_pays_for_what_was_generated(tmp_path: Path, kind: str, n: int) -> None:
+    @on_a_loop
+    async def scenario(folder: Path) -> None:
+        async with surroundings(folder, every=0.1) as around:
+            for model, name in (("poet", "poet"), (None, "base")):
+                around.n, context = n, around.context(model)
+                asked = asyncio.create_task(around.ask(context, kind))
+                await asyncio.sleep(1.55)
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+                around.check_nothing_runs()
+                generated = sum(around.client.generated.values())
+                assert context.facts.generation_tokens == generated >= 15 * n
+                assert context.facts.prompt_tokens == len(PROMPT)
+                assert around.measured("perft_adapter_generation_tokens_total", name) == generated
+                assert around.counted(name, "abort") == 1
+                around.client.generated.clear()
+            charged = 2 * (len(PROMPT) + generated)
+            assert around.limits._empty_until["alice"] == pytest.approx(-60 + charged * 60 / 1000)
+            assert not around.limits._meters and not around.limits._running
+
+    scenario(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["DELTA", "FINAL_ONLY"])
+def test_what_runs_counts_for_the_next_request(tmp_path: Path, kind: str) -> None:
+    """Requests that started before any was charged do not get around the limit."""
+
+    @on_a_loop
+    async def scenario(folder: Path) -> None:
+        async with surroundings(folder, every=0.1) as around:
+            generated = around.client.generated
+            own = SimpleNamespace(
+                request_states=SimpleNamespace(
+                    get=lambda i: SimpleNamespace(detokenizer=SimpleNamespace(num_output_tokens=lambda: generated[i]))
+                ),
+                external_req_ids=SimpleNamespace(get=lambda i, _: (i,)),
+            )
+            around.client.output_processor = own
+            around.n = 10
+            asked = [asyncio.create_task(around.ask(around.context("poet"), kind)) for _ in range(5)]
+            await asyncio.sleep(1.05)
+            around.limits.check("alice")
+            await asyncio.sleep(1.0)
+            with pytest.raises(RateLimitedError, match="tokens per minute"):
+                around.limits.check("alice")
+            context = around.context(None)
+            with pytest.raises(GracefulHTTPError):
+                await around.ask(context, kind)
+            assert context.failure is not None and context.failure.code == "rate_limited"
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    scenario(tmp_path)
+
+
+@on_a_loop
+async def test_an_engine_that_hears_no_abort_holds_nobody_for_ever(folder: Path) -> None:
+    async with surroundings(folder, every=0.1, is_deaf=True) as around:
+        asked = asyncio.create_task(around.ask(around.context("poet")))
+        await asyncio.sleep(1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        around.check_nothing_runs()
+        assert around.counted("poet", "abort") == 1
+
+
+@pytest.mark.parametrize("kind", ["DELTA", "FINAL_ONLY"])
+def test_n_choices_are_sequences_of_their_own(tmp_path: Path, kind: str) -> None:
+    @on_a_loop
+    async def scenario(folder: Path) -> None:
+        async with surroundings(folder, every=0.1, most=5) as around:
+            around.n, around.seed = 4, 7
+            context = around.context("poet")
+            outputs = await around.ask(context, kind)
+            assert [each.finished for each in outputs] == [False] * (len(outputs) - 1) + [True]
+            tokens: dict[int, int] = {}
+            for each in outputs:
+                for choice in each.outputs:
+                    tokens[choice.index] = tokens.get(choice.index, 0) + len(choice.token_ids)
+            assert tokens == dict.fromkeys(range(4), 5) and around.client.seeds == [7, 8, 9, 10]
+            if kind == "FINAL_ONLY":
+                assert len(outputs) == 1 and [choice.index for choice in outputs[0].outputs] == [0, 1, 2, 3]
+            assert context.facts.prompt_tokens == len(PROMPT) and context.facts.generation_tokens == 20
+            assert around.counted("poet", "length") == 1
+
+    scenario(tmp_path)
+
+
+@on_a_loop
+async def test_the_sequences_of_a_key_are_counted(folder: Path) -> None:
+    async with surroundings(folder, every=0.1, most=5) as around:
+        around.limits._max_requests = 8
+        around.limits.enter("alice")
+        around.n, context = 8, around.context("poet")
+        running = asyncio.create_task(around.ask(context))
+        await asyncio.sleep(0.2)
+        assert around.limits.running("alice") == 8
+        other = around.context(None)
+        around.n = 1
+        with pytest.raises(RateLimitedError):
+            around.limits.enter("alice")
+        await running
+        assert around.limits.running("alice") == 1
+        around.n = 9
+        with pytest.raises(GracefulHTTPError):
+            await around.ask(other)
+        assert other.failure is not None and other.failure.code == "rate_limited" and not other.sequences
+        assert around.limits.running("alice") == 1
+        around.limits.leave("alice")

@@ -41,6 +41,24 @@ def test_requests_at_once_are_counted_per_label(clock: Clock) -> None:
     refusal(limits, None)
 
 
+def test_sequences_count(clock: Clock) -> None:
+    limits = RateLimits(max_requests=8, clock=clock)
+    limits.enter("a")
+    limits.check_room("a", 8)
+    with pytest.raises(RateLimitedError, match="found 0 running and 9 more asked for") as refused:
+        limits.check_room("a", 9)
+    assert refused.value.retry_after_s == 1 and "fewer" in refused.value.message
+    limits.claim("a", 7)
+    assert limits.running("a") == 8
+    refusal(limits, "a")
+    limits.enter("b")
+    with pytest.raises(RateLimitedError, match="8 requests at once"):
+        limits.claim("b", 8)
+    limits.leave("a", 7)
+    limits.enter("a")
+    assert limits.running("a") == 2 and limits.running("b") == 1
+
+
 def test_without_limits_nothing_is_refused(clock: Clock) -> None:
     limits = RateLimits(clock=clock)
     for _ in range(1000):
@@ -85,6 +103,21 @@ def test_an_overdraft_is_paid_back(clock: Clock) -> None:
     limits.charge("a", 160)
     assert refusal(limits, "a").retry_after_s == 101
     clock.now += 100.5
+    limits.check("a")
+
+
+def test_what_runs_is_charged_as_it_goes(clock: Clock) -> None:
+    limits, used = RateLimits(tokens_per_minute=60, clock=clock), [0]
+    with limits.metered("a", lambda: used[0]):
+        used[0] = 30
+        limits.check("a")
+        limits.check("b")
+        used[0] = 60
+        assert refusal(limits, "a").retry_after_s == 1
+        used[0] = 90
+    assert refusal(limits, "a").retry_after_s == 31
+    assert not limits._meters
+    clock.now += 31
     limits.check("a")
 
 
