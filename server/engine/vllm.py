@@ -1,7 +1,10 @@
 """Owns the `Engine` on vLLM: its EngineClient, called through public methods and our worker extension."""
 
 import asyncio
+import multiprocessing
+import signal
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -90,14 +93,12 @@ class VllmEngine:
     async def _finish(self, move: str, adapter: AdapterRef, outcomes: list[dict[str, Any]]) -> None:
         """Poll until every rank has finished a move. Raises AdapterLoadError if one of them failed."""
         pause = FIRST_POLL_S
-        ended = [None if outcome["state"] == "running" else outcome for outcome in outcomes]
+        ended = [_end_of_move(outcome, move, adapter) for outcome in outcomes]
         while not all(ended):
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_POLL_S)
             asked = await self._ask("perft_outcome", move, adapter.to_wire())
-            ended = [
-                before or (None if now["state"] == "running" else now) for before, now in zip(ended, asked, strict=True)
-            ]
+            ended = [before or _end_of_move(now, move, adapter) for before, now in zip(ended, asked, strict=True)]
         failed = next((outcome for outcome in ended if outcome and outcome["state"] == "failed"), None)
         if failed is not None:
             raise AdapterLoadError(failed["reason"])
@@ -107,6 +108,49 @@ class VllmEngine:
         async with asyncio.timeout(RPC_TIMEOUT_S + PATIENCE_S):
             answers: list[Any] = await self._client.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=arguments)
         return answers
+
+
+def _end_of_move(outcome: dict[str, Any], move: str, adapter: AdapterRef) -> dict[str, Any] | None:
+    """How a move ended on a rank whose end was not reported before; None while it goes on."""
+    if outcome["state"] == "reported":
+        return {"state": "failed", "reason": f"a worker lost the move ({move} of {adapter.name}); retry"}
+    return None if outcome["state"] == "running" else outcome
+
+
+class VllmProcesses:
+    """The engine's own processes (`server.engine.health.EngineProcesses`), as they run when this is made.
+
+    The workers of a tensor-parallel engine are children of these, which end with them.
+    """
+
+    NAME = "EngineCore"
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._processes = [each for each in multiprocessing.active_children() if each.name.startswith(self.NAME)]
+
+    def is_dead(self) -> bool:
+        return bool(self._client.errored)
+
+    def death(self) -> str:
+        ended = [f"process {each.name} ({each.pid}) {_end_of(each.exitcode)}" for each in self._ended()]
+        return "; ".join(ended) or f"{self.NAME} met a fatal error, which the log above shows"
+
+    def was_asked_to_end(self) -> bool:
+        asked = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+        return bool(self._ended()) and all(each.exitcode in asked for each in self._ended())
+
+    def _ended(self) -> list[BaseProcess]:
+        return [each for each in self._processes if each.exitcode is not None]
+
+
+def _end_of(exitcode: int | None) -> str:
+    if exitcode is None or exitcode >= 0:
+        return f"ended with exit status {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
 
 
 def base_shape_of(values: dict[str, Any]) -> BaseShape:

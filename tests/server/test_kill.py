@@ -22,7 +22,7 @@ def test_at_seeded_moments_of_changes_and_of_starts(tmp_path: Path) -> None:
 
 
 def test_with_the_real_engine(tiny_model: Path, tmp_path: Path) -> None:
-    """Also: no process of the group outlives it, and every version answers with the tokens it gave before."""
+    """Also: no process outlives the one that is killed, and every version answers with the tokens it gave before."""
     report, contents = kills_of_the_real_server.run(tiny_model, tmp_path, moments=1, seed=SEED)
     assert report.acknowledged["upload"] and contents > 1, report
 

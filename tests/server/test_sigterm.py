@@ -1,4 +1,4 @@
-"""SIGTERM while streams run: each of them ends well, nothing new begins, and no process is left."""
+"""SIGTERM (or SIGHUP) while streams run: each of them ends well, nothing new begins, and no process is left."""
 
 import os
 import signal
@@ -74,8 +74,9 @@ def test_streams_end_well_and_nothing_is_left(own_server: ServerProcess, tmp_pat
 
 @pytest.mark.parametrize("own_server", [("--shutdown-timeout-s", "1", *SLOW_UPLOAD)], indirect=True)
 def test_an_upload_that_does_not_come_keeps_no_server_from_ending(own_server: ServerProcess) -> None:
+    """SIGHUP, the end of the terminal, does the same as SIGTERM."""
     with unfinished_upload(own_server.port, KEYS["admin"], own_server.log.parent / "store"):
-        own_server.process.send_signal(signal.SIGTERM)
+        own_server.process.send_signal(signal.SIGHUP)
         assert own_server.process.wait(LIMIT_S) == 0, own_server.log.read_text()[-3000:]
     wait_until(lambda: processes_of(own_server) == {})
 

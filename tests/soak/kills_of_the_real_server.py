@@ -1,7 +1,5 @@
 """The killing of `perft serve` itself on a tiny model, engine process and all: it also answers as before."""
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,7 +22,7 @@ FLAGS = ["--drain-timeout-s", "5", "--load-timeout-s", "3600"]
 
 @dataclass
 class RealServer:
-    """A server with its engine, killed as one group."""
+    """A server with its engine, of which only the first process is killed."""
 
     process: ServerProcess
 
@@ -36,16 +34,16 @@ class RealServer:
         self.process.wait_until("/ready")
 
     def kill(self) -> None:
-        """SIGKILL to the group; every process that the server had started must be gone."""
+        """SIGKILL to the process of the API alone; every process that it had started must end with it."""
         if self.process.process.poll() is not None:
             return
         started = psutil.Process(self.process.process.pid).children(recursive=True)
-        os.killpg(self.process.process.pid, signal.SIGKILL)
+        self.process.process.kill()
         self.process.process.wait()
         _, alive = psutil.wait_procs(started, LIMIT_S)
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         if left:
-            raise WrongError(f"outlived the kill of its group: {left}")
+            raise WrongError(f"outlived the kill of their parent: {left}")
 
 
 @dataclass

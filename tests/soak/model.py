@@ -38,8 +38,8 @@ class State:
         """A version that is not active yet is on the way of an upload that activates."""
         existing = next((number for number, known in self.ready.items() if known == digest), None)
         number = NEW if existing is None else existing
-        is_going = bool(self.ending) and not self.ready  # then the new version inherits nothing
-        start = replace(self, allowed_keys=None, pinned=False) if is_going else self
+        is_going = bool(self.ending) and not self.ready  # then the new version inherits the restriction alone
+        start = replace(self, pinned=False) if is_going else self
         added = replace(start, ready={**start.ready, number: digest})
         return Change([self, added], [replace(added, active=number)]) if activate else Change([self], [added])
 
@@ -89,7 +89,7 @@ class NameModel:
     def _matched(self, state: State, seen: Mapping[str, Any] | None) -> State | None:
         """`state` with every number known, if that is what is seen."""
         if seen is None:
-            return None if state.ready else State()
+            return None if state.ready else State(allowed_keys=state.allowed_keys)
         ready = {v["version"]: v["digest"] for v in seen["versions"] if v["state"] == "ready"}
         ending = {v["version"] for v in seen["versions"] if v["state"] == "draining"}
         wanted, active = dict(state.ready), state.active
