@@ -1,14 +1,11 @@
 """Owns what an adapter has to fit: the few facts about a base model on which docs/format.md's rules depend."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from perft.config import AdapterConfig
 
@@ -36,23 +33,6 @@ def base_fingerprint(router_weights: Iterable[torch.Tensor]) -> str:
     for weight in router_weights:
         digest.update(weight.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-_ROUTER_NAME = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate\.weight")
-
-
-def checkpoint_fingerprint(folder: Path) -> str | None:
-    """The fingerprint of a checkpoint; None if its safetensors files have no router.
-
-    Read from the files, because an engine may cast or repack what it loads.
-    """
-    found: dict[int, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                if match := _ROUTER_NAME.fullmatch(name):
-                    found[int(match[1])] = file.get_tensor(name)
-    return base_fingerprint(found[layer] for layer in sorted(found)) if found else None
 
 
 def base_of_config(config: Any, dtype: torch.dtype) -> BaseShape | None:

@@ -4,10 +4,10 @@ Invariant: a folder in blobs/ has both its files, synced, from the moment it app
 """
 
 import logging
+from collections import deque
 from contextlib import suppress
 from filecmp import cmp
 from pathlib import Path
-from typing import TypeVar
 from uuid import uuid4
 
 from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
@@ -16,18 +16,19 @@ from adapters.store.durable import Disk
 from adapters.store.layout import Layout, blob_bytes, blob_problem
 
 logger = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 
 class Blobs:
     """sizes: of every whole blob, in bytes. problems: by digest, why a blob that a record names is not whole.
 
-    Both dicts are replaced, never changed, so readers need no lock.
+    bytes_used: the sum of the sizes. Readers look single digests up, and need no lock.
     """
 
     def __init__(self, layout: Layout, disk: Disk, sizes: dict[str, int], problems: dict[str, str]) -> None:
         self.sizes, self.problems = sizes, problems
+        self.bytes_used = sum(sizes.values())
         self._layout, self._disk = layout, disk
+        self._trashed: deque[Path] = deque()
 
     def stage(self) -> Path:
         """A new empty folder inside the store."""
@@ -47,6 +48,7 @@ class Blobs:
             self._disk.remove_file(folder / README_FILE)
         assert blob_problem(folder) is None, folder
         for file in (CONFIG_FILE, WEIGHTS_FILE):
+            self._disk.make_private(folder / file)
             self._disk.sync_file(folder / file)
         self._disk.sync_folder(folder)
 
@@ -64,7 +66,8 @@ class Blobs:
         """Move a synced folder into blobs/, unless a whole blob is there. On an error the caller calls `drop`."""
         if digest in self.sizes and damage is not None:
             logger.error("store: blobs/%s: %s; the upload of the same content repairs it", digest, damage)
-            self.sizes, self.problems = _without(self.sizes, digest), {**self.problems, digest: damage}
+            self._set_size(digest, None)
+            self.problems[digest] = damage
         if digest in self.sizes:
             return
         blob, size = self._layout.blob(digest), blob_bytes(folder)
@@ -72,22 +75,37 @@ class Blobs:
             self._to_trash(blob)
         self._disk.move(folder, blob)
         self._disk.sync_folder(self._layout.blobs)
-        self.sizes = {**self.sizes, digest: size}
-        self.problems = _without(self.problems, digest)
+        self._set_size(digest, size)
+        self.problems.pop(digest, None)
 
     def drop(self, digest: str) -> None:
-        """Remove a blob that no record names. If that fails, the next opening of the store does it."""
-        self.sizes, self.problems = _without(self.sizes, digest), _without(self.problems, digest)
+        """Take a blob away that no record names; `purge` removes it. If that fails, the next opening does it."""
+        self._set_size(digest, None)
+        self.problems.pop(digest, None)
         blob = self._layout.blob(digest)
         with suppress(OSError):
             if blob.exists():
                 self._to_trash(blob)
 
+    def purge(self) -> None:
+        """Remove what is in trash/: slow for large files, so the caller does not hold the lock."""
+        while True:
+            try:
+                trashed = self._trashed.popleft()
+            except IndexError:
+                return
+            self._remove(trashed)
+
+    def _set_size(self, digest: str, size: int | None) -> None:
+        self.bytes_used += (size or 0) - self.sizes.pop(digest, 0)
+        if size is not None:
+            self.sizes[digest] = size
+
     def _to_trash(self, blob: Path) -> None:
         """Move a blob out of blobs/ atomically: it is never seen half removed."""
         trashed = self._layout.trash / uuid4().hex
         self._disk.move(blob, trashed)
-        self._remove(trashed)
+        self._trashed.append(trashed)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -102,7 +120,3 @@ def _is_same(folder: Path, blob: Path) -> bool:
         return False
     ours, theirs = ((path / CONFIG_FILE).read_bytes() for path in (folder, blob))
     return ours == theirs or canonical_config(ours) == canonical_config(theirs) is not None
-
-
-def _without(table: dict[str, Value], key: str) -> dict[str, Value]:
-    return {k: value for k, value in table.items() if k != key}

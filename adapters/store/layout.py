@@ -3,7 +3,9 @@
 STORE.json                        the schema's number and the floor of new names
 lock, secret                      the lock file; 32 random bytes of the server
 names/<sha256 of the name>.json   one AdapterRecord
+deleted/<its first 3 digits>.json the last numbers of deleted names
 blobs/<digest>/                   the two files of an adapter
+reserve/                          room for changes that a full disk must not stop
 staging/, trash/                  uploads under way, blobs being removed; emptied when the store is opened
 """
 
@@ -15,8 +17,9 @@ from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.store.durable import TEMPORARY
 from adapters.store.records import VersionRecord, record_file
 
-FOLDERS = ("blobs", "names", "staging", "trash")
+FOLDERS = ("blobs", "deleted", "names", "staging", "trash")
 FILES = ("STORE.json", "lock", "secret")
+RESERVE = "reserve"
 FOREIGN = ("lost+found",)
 """What the root of a file system contains: a store may be at a mount point."""
 
@@ -48,6 +51,14 @@ class Layout:
         return self.root / "names"
 
     @property
+    def deleted(self) -> Path:
+        return self.root / "deleted"
+
+    @property
+    def reserve(self) -> Path:
+        return self.root / RESERVE
+
+    @property
     def staging(self) -> Path:
         return self.root / "staging"
 
@@ -61,9 +72,13 @@ class Layout:
     def record(self, name: str) -> Path:
         return self.names / record_file(name)
 
+    def deleted_file(self, name: str) -> Path:
+        """Where a deleted name is remembered."""
+        return self.deleted / f"{record_file(name)[:3]}.json"
+
     def unknown(self) -> list[str]:
         """What is at the root and not part of a store."""
-        known = {*FOLDERS, *FILES, *FOREIGN, *(name + TEMPORARY for name in FILES)}
+        known = {*FOLDERS, RESERVE, *FILES, *FOREIGN, *(name + TEMPORARY for name in FILES)}
         return sorted(path.name for path in self.root.iterdir() if path.name not in known)
 
 

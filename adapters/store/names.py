@@ -1,22 +1,23 @@
 """Owns the records of an open store: in memory, and on disk in one file each.
 
 Invariant: memory holds what the disk durably holds; once a failed change cannot be rolled back, the store refuses all
-further ones.
+further ones. No change costs more with more names or versions.
 """
 
 import logging
+from collections import Counter
 
 from adapters.errors import StoreUnusableError
+from adapters.store.deleted import DeletedNames, Tombstone
 from adapters.store.durable import Disk
 from adapters.store.layout import Layout
-from adapters.store.opening import SCHEMA
-from adapters.store.records import AdapterRecord, StoreFile, read_record
+from adapters.store.records import AdapterRecord, read_record
 
 logger = logging.getLogger(__name__)
 
 
 class Names:
-    """records: by name; the dict is replaced, never changed, so readers need no lock.
+    """records: by name; a reader of all of them takes `list(records.values())`, which is one step.
 
     failure: why a failed change could not be rolled back; None if all is well.
     """
@@ -25,45 +26,62 @@ class Names:
         self.records = records
         self.failure: str | None = None
         self._layout, self._disk, self._floor = layout, disk, floor
+        self._deleted = DeletedNames(layout, disk)
+        self._users = Counter(version.digest for record in records.values() for version in record.versions)
 
     def check_usable(self) -> None:
         if self.failure is not None:
             raise StoreUnusableError(f"{self.failure}; look at the disk, then start the server again")
 
-    def next_number(self, name: str) -> int:
-        """The next version number: above every number the name ever had, even before it was deleted."""
+    def deleted(self, name: str) -> Tombstone | None:
+        """What is remembered of a name that was deleted; None for one that exists, or never did."""
+        return None if name in self.records else self._deleted.get(name)
+
+    def next_number(self, name: str, deleted: Tombstone | None) -> int:
+        """The next version number: above every number the name ever had. deleted: what `deleted` says of the name."""
         record = self.records.get(name)
-        return (self._floor if record is None else record.highest) + 1
+        if record is not None:
+            return record.highest + 1
+        return max(self._floor, 0 if deleted is None else deleted.highest) + 1
 
     def uses(self, digest: str) -> bool:
-        return any(version.digest == digest for record in self.records.values() for version in record.versions)
+        return self._users[digest] > 0
 
     def commit(self, record: AdapterRecord) -> AdapterRecord:
         """Store `record` under its name, on disk and then in memory; after an error in neither."""
-        if record != self.records.get(record.name):
+        before = self.records.get(record.name)
+        if record != before:
             try:
                 self._disk.write(self._layout.record(record.name), record.file_bytes())
             except OSError:
                 self._roll_back(record.name)
                 raise
-            self.records = {**self.records, record.name: record}
+            self.records[record.name] = record
+            self._count(before, record)
         return record
 
     def forget(self, name: str) -> None:
-        """Remove the record of a name. Its version numbers stay used: the floor of new names is raised first."""
-        self._raise_floor(self.records[name].highest)
+        """Remove the record of a name. Its numbers stay used, and its restriction is remembered."""
+        record = self.records[name]
+        self._deleted.put(name, Tombstone(record.highest, record.allowed_keys))
         try:
             self._disk.remove_file(self._layout.record(name))
             self._disk.sync_folder(self._layout.names)
         except OSError:
             self._roll_back(name)
             raise
-        self.records = {k: record for k, record in self.records.items() if k != name}
+        del self.records[name]
+        self._count(record, None)
 
-    def _raise_floor(self, highest: int) -> None:
-        if highest > self._floor:
-            self._disk.write(self._layout.store_file, StoreFile(schema=SCHEMA, floor=highest).file_bytes())
-            self._floor = highest
+    def _count(self, before: AdapterRecord | None, after: AdapterRecord | None) -> None:
+        """Keep the users of each digest in step with a record's change."""
+        for version in before.versions if before is not None else ():
+            self._users[version.digest] -= 1
+        for version in after.versions if after is not None else ():
+            self._users[version.digest] += 1
+        for version in before.versions if before is not None else ():
+            if not self._users[version.digest]:
+                del self._users[version.digest]
 
     def _roll_back(self, name: str) -> None:
         """Roll a change back that failed half-way: restore on disk what memory holds."""

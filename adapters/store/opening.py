@@ -6,6 +6,7 @@ Invariant: nothing in the folder is changed before it is known to be a store (or
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from adapters.store.layout import FOLDERS, FOREIGN, Layout, blob_bytes, blob_pro
 from adapters.store.lock import FolderLock
 from adapters.store.records import AdapterRecord, StoreFile, is_digest, parse, read_record
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: a version has its base; deleted names are remembered one by one, in deleted/."""
 SECRET_BYTES = 32
-MIGRATIONS: dict[int, Callable[[Layout, Disk], None]] = {}
+MIGRATIONS: dict[int, Callable[[Layout, Disk], None]] = {1: lambda layout, disk: None}
 """By schema number, the migration to the next one. Each must be safe to run again after a crash half-way."""
 
 
@@ -41,6 +43,7 @@ def open_folder(layout: Layout, disk: Disk) -> tuple[FolderLock, Contents]:
     lock = FolderLock(layout.lock)
     try:
         _check_is_store(layout)
+        _close_to_others(layout.root)
         _make_what_is_missing(layout, disk)
         floor = _to_this_schema(layout, disk)
         records = _read_records(layout)
@@ -83,6 +86,14 @@ def _make_root(root: Path, disk: Disk) -> None:
         disk.sync_folder(path.parent)
 
 
+def _close_to_others(root: Path) -> None:
+    """Take away what a store of an older version gave to every user of the machine: reading the adapters of tenants."""
+    mode = stat.S_IMODE(root.stat().st_mode)
+    if mode & 0o007:
+        with suppress(OSError):  # a mount point of another user's
+            root.chmod(mode & ~0o007)
+
+
 def _check_is_store(layout: Layout) -> None:
     """Refuse a folder with other contents, or a store without names/, which would lose its blobs too."""
     if not layout.root.is_dir():
@@ -113,7 +124,7 @@ def _make_what_is_missing(layout: Layout, disk: Disk) -> None:
     if missing:
         disk.sync_folder(layout.root)
     if not layout.secret.exists():
-        disk.write(layout.secret, secrets.token_bytes(SECRET_BYTES), 0o600)
+        disk.write(layout.secret, secrets.token_bytes(SECRET_BYTES))
     if not layout.store_file.exists():
         disk.write(layout.store_file, StoreFile(schema=SCHEMA, floor=0).file_bytes())
 
@@ -145,7 +156,9 @@ def _read_records(layout: Layout) -> dict[str, AdapterRecord]:
 
 def _remove_leftovers(layout: Layout, disk: Disk, wanted: set[str]) -> None:
     """Remove the leftovers of changes that a crash interrupted."""
-    leftovers = [*layout.root.glob("*" + TEMPORARY), *layout.names.glob("*" + TEMPORARY)]
+    leftovers = [
+        path for folder in (layout.root, layout.names, layout.deleted) for path in folder.glob("*" + TEMPORARY)
+    ]
     leftovers += [path for folder in (layout.staging, layout.trash) for path in folder.iterdir()]
     leftovers += [path for path in layout.blobs.iterdir() if is_digest(path.name) and path.name not in wanted]
     for path in leftovers:

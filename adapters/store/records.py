@@ -4,12 +4,13 @@ Invariant: every record is consistent: ascending versions up to `highest`, the a
 """
 
 import re
+from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.ref import Kind
 
@@ -19,7 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class StoreFile(BaseModel):
-    """STORE.json. Version numbers of deleted names are at most `floor`: a new name starts above it."""
+    """STORE.json. floor: a new name starts above it (all that schema 1 remembered of deleted names)."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -30,10 +31,43 @@ class StoreFile(BaseModel):
         return (self.model_dump_json(by_alias=True) + "\n").encode()
 
 
+class BaseRecord(BaseModel):
+    """The base model that a version was accepted on. fingerprint: docs/format.md's; None if it is not known."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    fingerprint: Annotated[str, Field(pattern=DIGEST)] | None
+    hidden_size: int
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+
+    def is_same(self, other: "BaseRecord") -> bool:
+        """By the fingerprints where both are known, else by the shape: its path and served name do not matter."""
+        if self.fingerprint is not None and other.fingerprint is not None:
+            return self.fingerprint == other.fingerprint
+        return self.model_copy(update={"fingerprint": None}) == other.model_copy(update={"fingerprint": None})
+
+    def __str__(self) -> str:
+        fingerprint = "an unknown fingerprint" if self.fingerprint is None else f"fingerprint {self.fingerprint}"
+        return (
+            f"{fingerprint}, hidden size {self.hidden_size}, {len(self.moe_layers)} MoE layers of {self.num_layers}, "
+            f"{self.num_experts} experts, top-k {self.top_k}"
+        )
+
+
+@lru_cache(64)
+def _shared(base: BaseRecord | None) -> BaseRecord | None:
+    """One object for all records of one base: a store may have millions of versions."""
+    return base
+
+
 class VersionRecord(BaseModel):
     """One version of a name.
 
-    config: the text uploaded (one content may be described in several ways). created: in unix seconds.
+    config: the text uploaded (one content may be described in several ways). created: in unix seconds. base: what it
+    was accepted on; None in records of schema 1 until they are first served.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -45,6 +79,7 @@ class VersionRecord(BaseModel):
     size_bytes: Annotated[int, Field(ge=0)]
     created: Annotated[int, Field(ge=0)]
     state: Literal["ready", "draining"] = "ready"
+    base: Annotated[BaseRecord | None, AfterValidator(_shared)] = None
 
     @property
     def weights_bytes(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from adapters.errors import StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import canonical_config, digest_of, file_hash, peft_type_of
+from adapters.store.deleted import read_deleted
 from adapters.store.durable import TEMPORARY
 from adapters.store.layout import FOREIGN, Layout, blob_problem, size_problem
 from adapters.store.opening import SECRET_BYTES, read_store_file
@@ -43,7 +44,8 @@ def _problems(layout: Layout) -> list[str]:
     found += [f"{path.name}/: missing" for path in (layout.names, layout.blobs) if not path.is_dir()]
     found += _checked("secret", partial(_secret_problems, layout.secret))
     records, record_problems = _read_names(layout)
-    return found + record_problems + _blob_folder_problems(layout) + _content_problems(layout, records)
+    found += record_problems + _deleted_problems(layout)
+    return found + _blob_folder_problems(layout) + _content_problems(layout, records)
 
 
 def _secret_problems(path: Path) -> Iterable[str]:
@@ -66,6 +68,19 @@ def _read_names(layout: Layout) -> tuple[list[AdapterRecord], list[str]]:
         except (ValueError, OSError) as error:
             found.append(f"names/{path.name}: {error}")
     return records, found
+
+
+def _deleted_problems(layout: Layout) -> list[str]:
+    """What is wrong with the files of deleted names. A store of schema 1 has none."""
+    found: list[str] = []
+    for path in _entries(layout.deleted):
+        try:
+            misplaced = [name for name in read_deleted(path.read_bytes()) if layout.deleted_file(name) != path]
+        except (ValueError, OSError) as error:
+            found.append(f"deleted/{path.name}: {error}")
+        else:
+            found += [f"deleted/{path.name}: found the name {name!r}, which is in another file" for name in misplaced]
+    return found
 
 
 def _blob_folder_problems(layout: Layout) -> list[str]:
@@ -123,7 +138,7 @@ def _entries(folder: Path) -> list[Path]:
 def _state(layout: Layout) -> dict[str, bytes]:
     """What a running server changes: the records' bytes and the names of the blobs."""
     state = {path.name: b"" for path in _entries(layout.blobs)}
-    for path in _entries(layout.names):
+    for path in [*_entries(layout.names), *_entries(layout.deleted)]:
         try:
             state[path.name] = path.read_bytes()
         except OSError as error:

@@ -5,11 +5,13 @@ Invariant: what a caller may not use does not exist for this caller. Only `regis
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from adapters.format.files import WEIGHTS_FILE
-from adapters.names import NAME_RULE, is_name
+from adapters.names import NAME_RULE, is_name, suggested_name
+from adapters.ref import AdapterRef
 from adapters.store import AdapterRecord, Store
 from server.auth.keys import Caller
 from server.errors import (
@@ -20,18 +22,27 @@ from server.errors import (
     VersionNotFoundError,
 )
 from server.registry.version import AdapterView, Version, VersionView, unservable
-from server.residency.scheduler import ResidencyScheduler
+from server.residency.state import Tier
+
+
+class Residency(Protocol):
+    """Where versions are, and why the last load of one failed (residency/scheduler)."""
+
+    def tier(self, adapter: AdapterRef) -> Tier: ...
+
+    def failure(self, adapter: AdapterRef) -> str | None: ...
 
 
 class Registry:
     """Names and versions in memory, as the store holds them. base_names: the names of the base model."""
 
-    def __init__(self, store: Store, scheduler: ResidencyScheduler, base_names: list[str]) -> None:
+    def __init__(self, store: Store, residency: Residency, base_names: list[str]) -> None:
         self.base_names = base_names
-        self._store, self._scheduler = store, scheduler
+        self._store, self._residency = store, residency
         self._versions: dict[str, dict[int, Version]] = {}
         self._records: dict[str, AdapterRecord] = {}
         self._by_id: dict[str, Version] = {}
+        self._by_digest: dict[str, dict[str, Version]] = {}
 
     # What a request selects
 
@@ -66,12 +77,12 @@ class Registry:
     def adapters(self, caller: Caller, after: str = "", limit: int | None = None) -> list[AdapterView]:
         """The first `limit` adapters after the name `after`, by name. Only these are built."""
         visible = sorted(name for name in self._records if name > after and self._may_use(name, caller))
-        return [self.view(name) for name in visible[:limit]]
+        return [self.view(name, caller) for name in visible[:limit]]
 
     def adapter(self, name: str, caller: Caller) -> AdapterView:
         """Raises AdapterNotFoundError."""
         self.check_visible(name, caller)
-        return self.view(name)
+        return self.view(name, caller)
 
     def version(self, name: str, number: int, caller: Caller) -> Version:
         """Raises AdapterNotFoundError or VersionNotFoundError."""
@@ -102,25 +113,34 @@ class Registry:
         if name not in self._records or not self._may_use(name, caller):
             raise AdapterNotFoundError(name)
 
-    def view(self, name: str) -> AdapterView:
-        """The adapter as it is now."""
+    def view(self, name: str, caller: Caller) -> AdapterView:
+        """The adapter as it is now, without what `caller` may not know of other keys."""
         record = self._records[name]
+        allowed = record.allowed_keys
         return AdapterView(
             name=name,
             active=record.active,
-            allowed_keys=None if record.allowed_keys is None else list(record.allowed_keys),
+            allowed_keys=None if allowed is None else [k for k in allowed if caller.is_admin or k == caller.label],
             pinned=record.pinned,
-            versions=[self.version_view(self._versions[name][stored.version]) for stored in record.versions],
+            versions=[self.version_view(self._versions[name][stored.version], caller) for stored in record.versions],
         )
 
-    def version_view(self, version: Version) -> VersionView:
-        """One version as it is now."""
-        return version.view(self._scheduler.tier(version.ref), self._scheduler.failure(version.ref))
+    def version_view(self, version: Version, caller: Caller) -> VersionView:
+        """One version as it is now. Whether other keys use it is not shown to one of them."""
+        found = version.view(self._residency.tier(version.ref), self._residency.failure(version.ref))
+        is_callers = self._records[version.name].allowed_keys == (caller.label,)
+        if caller.is_admin or caller.label is None or is_callers:
+            return found
+        return replace(found, last_used=None, requests_running=None)
 
     # What there is, whoever asks
 
     def names(self) -> list[str]:
         return sorted(self._records)
+
+    def count(self) -> int:
+        """How many names there are."""
+        return len(self._records)
 
     def has(self, name: str) -> bool:
         return name in self._records
@@ -134,6 +154,10 @@ class Registry:
 
     def all_versions(self) -> list[Version]:
         return list(self._by_id.values())
+
+    def with_digest(self, digest: str) -> list[Version]:
+        """The versions of a content, under all names."""
+        return list(self._by_digest.get(digest, {}).values())
 
     def numbered(self, name: str, number: int) -> Version | None:
         return self._versions.get(name, {}).get(number)
@@ -164,6 +188,7 @@ class Registry:
         """Add a version, or replace one that could not be served."""
         self._versions.setdefault(version.name, {})[version.number] = version
         self._by_id[version.id] = version
+        self._by_digest.setdefault(version.record.digest, {})[version.id] = version
 
     def put_record(self, record: AdapterRecord) -> None:
         """Take over what the store holds of a name; its versions are known."""
@@ -174,6 +199,10 @@ class Registry:
     def remove_version(self, version: Version, record: AdapterRecord | None) -> None:
         """Remove a version. record: what the store still holds of its name; None if the name went with it."""
         del self._by_id[version.id], self._versions[version.name][version.number]
+        same = self._by_digest[version.record.digest]
+        del same[version.id]
+        if not same:
+            del self._by_digest[version.record.digest]
         if record is not None:
             self.put_record(record)
         else:
@@ -190,7 +219,8 @@ def name_problem(name: str, base_names: list[str]) -> str | None:
         return f"found the name {name!r}, which is the base model's served name; choose another"
     if not is_name(name):
         shown = ascii(name) if len(name) <= 100 else ascii(name[:97]) + "..."
-        return f"found the name {shown}, expected {NAME_RULE}"
+        suggested = suggested_name(name)
+        return f"found the name {shown}, expected {NAME_RULE}" + (f": such as {suggested!r}" if suggested else "")
     return None
 
 

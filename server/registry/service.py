@@ -1,8 +1,8 @@
 """Owns every change to the adapters of a running server: uploads, which version is active, who may use it, deletes.
 
 Invariants: a change is recorded before it is made, and stored before anyone sees it; it is made whole or not at all,
-even if its client goes away; changes to one name are made one at a time. All of it runs on one event loop; the disk is
-touched on one thread beside it.
+even if its client goes away; changes to one name are made one at a time, and wait for no other name's. All of it runs
+on one event loop; the disk is touched on threads beside it.
 """
 
 import asyncio
@@ -10,13 +10,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.errors import InvalidAdapterError, StoreError
-from adapters.ref import AdapterRef
-from adapters.store import AdapterRecord, Store, VersionRecord
+from adapters.store import UNCHANGED, AdapterRecord, Keys, Store
 from perft.threads import compute_alone
 from server.auth.keys import Caller
 from server.errors import ActiveChangedError, ServerError, VersionActiveError, VersionNotFoundError
@@ -24,10 +23,11 @@ from server.registry.deletion import Deletions
 from server.registry.pins import Pins, load_timeout
 from server.registry.quotas import Quotas, bytes_of, check_quotas
 from server.registry.registry import Registry, check_name
+from server.registry.stored_versions import StoredVersions
 from server.registry.version import AdapterView, Version, unservable
 from server.registry.write_queue import WriteQueue
 from server.residency.scheduler import ResidencyScheduler
-from server.uploads.validate import UploadValidator, ValidatedAdapter
+from server.uploads.validate import UploadValidator
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +68,13 @@ class AdapterService:
         self._validator, self._quotas, self._audit, self._events = validator, quotas, audit, events
         self._pins = Pins(scheduler, quotas.load_timeout_s)
         self._deletions = Deletions(scheduler, abort, self._remove, quotas.drain_timeout_s)
-        self._engine_ids = count(1)
+        self._stored = StoredVersions(registry, store, scheduler, validator, events.version_added)
         self._queue = WriteQueue()
         self._validation_thread = ThreadPoolExecutor(1, "perft-validate", initializer=compute_alone)
 
     async def start(self) -> None:
         """Bring in what the store holds; go on with deletes that were under way; load what is pinned."""
-        records = self._store.adapters()
-        for record in records:
-            for stored in record.versions:
-                self._add_version(record.name, stored)
-            self._registry.put_record(record)
+        records = await self._stored.bring_in(self._queue)
         for version in self._registry.all_versions():
             if version.is_draining:
                 self._deletions.start(version)
@@ -103,54 +99,93 @@ class AdapterService:
         """Remove a staged folder, if it still exists (blocks)."""
         self._store.discard(staged)
 
-    async def upload(self, name: str, folder: Path, activate: bool, caller: Caller) -> tuple[AdapterView, bool]:
+    async def upload(
+        self,
+        name: str,
+        folder: Path,
+        activate: bool,
+        caller: Caller,
+        *,
+        allowed_keys: Keys = UNCHANGED,
+        only_if_new: bool = False,
+    ) -> tuple[AdapterView, bool]:
         """Make a staged folder the next version of `name`; False if its content is a version already.
 
-        Raises ServerError, InvalidAdapterError or StoreError.
+        allowed_keys: set together with the version; UNCHANGED: what the name has, or had before it was deleted.
+        only_if_new: content that is a version already changes nothing. Raises ServerError, InvalidAdapterError or
+        StoreError.
         """
+        upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new)
         try:
-            adapter, created = await self._queue.finish(self._upload(name, folder, activate, caller))
+            adapter, created = await self._queue.finish(upload)
         except Exception as error:
             self._events.upload_finished(upload_result(error))
             raise
         self._events.upload_finished("created" if created else "existing")
         return adapter, created
 
-    async def _upload(self, name: str, folder: Path, activate: bool, caller: Caller) -> tuple[AdapterView, bool]:
+    async def _upload(
+        self, name: str, folder: Path, activate: bool, caller: Caller, keys: Keys, only_if_new: bool
+    ) -> tuple[AdapterView, bool]:
         check_name(name, self._registry.base_names)
         accepted = await asyncio.get_running_loop().run_in_executor(
             self._validation_thread, self._validator.check, folder
         )
+        prepared = await self._queue.beside(self._store.prepare, folder, accepted.digest)
         async with self._queue.name_lock(name):
-            async with self._queue.store_lock:
-                self._check_quotas(name, accepted, folder)
-                await self._record("upload", caller, name=name, digest=accepted.digest, activate=activate)
+            before = self._registry.record(name)
+            is_known = before is not None and before.with_digest(accepted.digest) is not None
+            is_nothing = is_known and only_if_new  # but a damaged blob is repaired
+            if is_nothing:
+                activate, keys = False, UNCHANGED
+            later = keys if is_known and activate else UNCHANGED  # only if it can be activated
+            details = {"name": name, "digest": accepted.digest, "activate": activate}
+            details |= {} if keys is UNCHANGED else {"allowed_keys": keys}
+            async with self._queue.quota_lock:
+                if not is_known:
+                    bytes_more = 0 if self._store.holds(accepted.digest) else bytes_of(folder)
+                    names, bytes_used = self._registry.count(), self._registry.store_bytes()
+                    check_quotas(self._quotas, before, names, bytes_used, bytes_more)
+                if not is_nothing:
+                    await self._record("upload", caller, **details)
                 record, stored, created = await self._queue.in_thread(
-                    self._store.add, name, folder, accepted.digest, accepted.kind, activate=False
+                    self._store.add,
+                    name,
+                    folder,
+                    accepted.digest,
+                    accepted.kind,
+                    activate=False,
+                    allowed_keys=keys if later is UNCHANGED else UNCHANGED,
+                    base=self._validator.base_record,
+                    prepared=prepared,
                 )
                 if created:
-                    self._add_version(name, stored, accepted)
+                    self._stored.add(name, stored, accepted)
                 self._registry.put_record(record)
-                self._mend(accepted.digest)
+                for mended in self._stored.mend(accepted.digest):
+                    self._queue.start(self._restore_pin(mended))
             if activate:
-                await self._activate_upload(self._registry.known(name, stored.version), created, caller)
-            return self._registry.view(name), created
+                kept = (before or record).allowed_keys if created else UNCHANGED
+                await self._activate_upload(self._registry.known(name, stored.version), later, kept, caller)
+            return replace(self._registry.view(name, caller), uploaded=stored.version), created
 
-    async def _activate_upload(self, version: Version, created: bool, caller: Caller) -> None:
-        """Load the version to the host and activate it; a new version that cannot be loaded is removed again."""
+    async def _activate_upload(self, version: Version, keys: Keys, keys_before: Keys, caller: Caller) -> None:
+        """Load the version to the host and activate it, with `keys`. keys_before: of the name before the version, if
+        that is new: it is removed again if it cannot be loaded."""
         name, number = version.name, version.number
         try:
             await self._load(version, "name")
             record = self._registry.record(name)
             wanted = version if record is not None and record.pinned else None
-            async with self._pins.moved(name, wanted), self._queue.store_lock:
-                self._registry.put_record(await self._queue.in_thread(self._store.update, name, active=number))
+            async with self._pins.moved(name, wanted):
+                update = self._queue.in_thread(self._store.update, name, active=number, allowed_keys=keys)
+                self._registry.put_record(await update)
         except (ServerError, StoreError) as error:
-            if created:
-                await self._take_back(version, caller, error)
+            if keys_before is not UNCHANGED:
+                await self._take_back(version, keys_before, caller, error)
             raise
 
-    async def _take_back(self, version: Version, caller: Caller, error: Exception) -> None:
+    async def _take_back(self, version: Version, keys_before: Keys, caller: Caller, error: Exception) -> None:
         """Remove a version that cannot be activated, as far as that is possible: the caller gets the first error."""
         because = upload_result(error)
         try:
@@ -158,17 +193,9 @@ class AdapterService:
         except ServerError as unrecorded:
             logger.error("%s is removed again without a record: %s", version.id, unrecorded.message)
         try:
-            await self._start_delete(version.name, version.number)
+            await self._start_delete(version.name, version.number, keys_before)
         except StoreError as failed:
             logger.error("%s cannot be activated, and stays: it could not be removed again: %s", version.id, failed)
-
-    def _check_quotas(self, name: str, accepted: ValidatedAdapter, folder: Path) -> None:
-        record = self._registry.record(name)
-        if record is None or record.with_digest(accepted.digest) is None:
-            is_stored = any(known.record.digest == accepted.digest for known in self._registry.all_versions())
-            bytes_more = 0 if is_stored else bytes_of(folder)
-            adapters, bytes_used = len(self._registry.names()), self._registry.store_bytes()
-            check_quotas(self._quotas, record, adapters, bytes_used, bytes_more)
 
     # Changes and deletes
 
@@ -188,10 +215,10 @@ class AdapterService:
             if changes.get("active") is not None:
                 await self._load(self._to_activate(name, changes["active"]), "active")
             stored = {key: value for key, value in changes.items() if key != "if_active"}
-            async with self._repinned(name, stored), self._queue.store_lock:
+            async with self._repinned(name, stored):
                 await self._record("patch", caller, name=name, **changes)
                 self._registry.put_record(await self._queue.in_thread(self._store.update, name, **stored))
-            return self._registry.view(name)
+            return self._registry.view(name, caller)
 
     async def delete(self, name: str, number: int | None, caller: Caller) -> AdapterView:
         """Start the delete of a version, or of all (None): nothing new is admitted, running requests may finish.
@@ -211,20 +238,19 @@ class AdapterService:
             async with self._pins.moved(name, None) if ends_active else nullcontext():
                 await self._record("delete", caller, name=name, version=number)
                 await self._start_delete(name, number)
-            return self._registry.view(name)
+            return self._registry.view(name, caller)
 
-    async def _start_delete(self, name: str, number: int | None) -> None:
-        """Let a version, or all of a name, drain."""
-        async with self._queue.store_lock:
-            chosen = [v for v in self._registry.versions(name) if number in (None, v.number) and not v.is_draining]
-            self._registry.put_record(await self._queue.in_thread(self._store.start_delete, name, number))
-            for version in chosen:
-                self._deletions.start(version)
+    async def _start_delete(self, name: str, number: int | None, allowed_keys: Keys = UNCHANGED) -> None:
+        """Let a version, or all of a name, drain. allowed_keys: set with it."""
+        chosen = [v for v in self._registry.versions(name) if number in (None, v.number) and not v.is_draining]
+        self._registry.put_record(await self._queue.in_thread(self._store.start_delete, name, number, allowed_keys))
+        for version in chosen:
+            self._deletions.start(version)
 
     async def _remove(self, version: Version) -> None:
         """The end of a draining version. Raises StoreError."""
-        async with self._queue.name_lock(version.name), self._queue.store_lock:
-            record = await self._queue.in_thread(self._store.finish_delete, version.name, version.number)
+        async with self._queue.name_lock(version.name):
+            record = await self._queue.beside(self._store.finish_delete, version.name, version.number)
             self._registry.remove_version(version, record)
             self._events.version_removed(version)
             if record is None:
@@ -262,31 +288,6 @@ class AdapterService:
     async def _record(self, action: str, caller: Caller, **details: Any) -> None:
         """Record a change in the audit log. Raises AuditLogError: then the change is not made."""
         await self._queue.in_thread(self._audit.record, action, caller, **details)
-
-    # What the store holds, brought in
-
-    def _add_version(self, name: str, stored: VersionRecord, accepted: ValidatedAdapter | None = None) -> None:
-        """Make a version of the store known to this server. accepted: as the upload was validated, if it just was."""
-        folder = self._store.folder(stored.digest)
-        failure = self._store.problem(stored.digest)
-        if accepted is None and failure is None:
-            try:
-                accepted = self._validator.stored(stored, folder)
-            except (InvalidAdapterError, ValueError) as error:
-                failure = "; ".join(getattr(error, "violations", (str(error),)))
-        ref = AdapterRef(f"{name}@{stored.version}", next(self._engine_ids), stored.kind, stored.digest, folder)
-        version = Version(name, stored, ref, accepted, failure)
-        self._registry.put_version(version)
-        if accepted is not None:
-            self._scheduler.add(ref, accepted.need)
-            self._events.version_added(version)
-
-    def _mend(self, digest: str) -> None:
-        """A content was uploaded again: versions whose files were damaged have them back."""
-        for version in self._registry.all_versions():
-            if version.record.digest == digest and version.accepted is None and not version.is_draining:
-                self._add_version(version.name, version.record)
-                self._queue.start(self._restore_pin(version.name))
 
     async def _restore_pin(self, name: str) -> None:
         """Bring what is pinned to the device, as far as that is possible."""

@@ -95,7 +95,10 @@ class Version:
 
 @dataclass(frozen=True)
 class VersionView:
-    """One version as a caller sees it (docs/api.md, "The adapter object"). created and last_used: unix seconds."""
+    """One version as a caller sees it (docs/api.md, "The adapter object"). created and last_used: unix seconds.
+
+    requests_running and last_used: None for a caller that shares it with other keys.
+    """
 
     version: int
     id: str
@@ -112,20 +115,24 @@ class VersionView:
     rows: int
     created: int
     resident: Tier
-    requests_running: int
+    requests_running: int | None
     last_used: int | None
     description: str | None
 
 
 @dataclass(frozen=True)
 class AdapterView:
-    """An adapter as a caller sees it: its name, its versions, and which of them is active."""
+    """An adapter as a caller sees it: its name, its versions, and which of them is active.
+
+    uploaded: after an upload the version that it became, or that had its content already.
+    """
 
     name: str
     active: int | None
     allowed_keys: list[str] | None
     pinned: bool
     versions: list[VersionView]
+    uploaded: int | None = None
 
 
 def adapter_deleted(version: Version) -> AdapterDeletedError:

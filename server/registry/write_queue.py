@@ -1,11 +1,13 @@
-"""Owns how changes to the store are made: one at a time, whole, off the event loop.
+"""Owns how changes to the store are made: whole, off the event loop, one at a time for each name.
 
-Invariant: a change that has begun is finished, even if its caller goes away or the server is closed.
+Invariant: a change that has begun is finished, even if its caller goes away or the server is closed. No name waits for
+the files of another: what takes long with large files (`beside`) has threads of its own.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -13,19 +15,21 @@ import anyio
 
 P = ParamSpec("P")
 T = TypeVar("T")
+FILE_THREADS = 4
 
 
 class WriteQueue:
-    """The changes under way. store_lock: held while the store is changed, and never while an adapter is loaded."""
+    """The changes under way. quota_lock: held by an upload from the check of the quotas to its record."""
 
     def __init__(self) -> None:
-        self.store_lock = asyncio.Lock()
+        self.quota_lock = asyncio.Lock()
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._store_thread = ThreadPoolExecutor(1, "perft-store")
+        self._record_thread = ThreadPoolExecutor(1, "perft-store")
+        self._file_threads = ThreadPoolExecutor(FILE_THREADS, "perft-store-files")
 
     def name_lock(self, name: str) -> asyncio.Lock:
-        """Held by a change to `name` from its first read to its last write; acquired before `store_lock`."""
+        """Held by a change to `name` from its first read to its last write; acquired before `quota_lock`."""
         lock = self._name_locks.get(name)
         if lock is None:
             lock = self._name_locks[name] = asyncio.Lock()
@@ -48,8 +52,12 @@ class WriteQueue:
                 await asyncio.wait([task])
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work on the one thread beside the event loop that touches the store."""
-        return await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: work(*args, **kwargs))
+        """Run blocking work of a moment: a record, a line of the audit log."""
+        return await _run(self._record_thread, partial(work, *args, **kwargs))
+
+    async def beside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work that may take long, because files may be large; records are written meanwhile."""
+        return await _run(self._file_threads, partial(work, *args, **kwargs))
 
     async def drain(self) -> None:
         """Wait until no change is under way."""
@@ -57,4 +65,9 @@ class WriteQueue:
             await asyncio.wait(self._tasks)
 
     def close(self) -> None:
-        self._store_thread.shutdown()
+        self._record_thread.shutdown()
+        self._file_threads.shutdown()
+
+
+async def _run(threads: Executor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)

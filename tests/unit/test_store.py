@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapters.errors import StoreLockedError, StoreSchemaError, StoreUnusableError
-from adapters.store import AdapterRecord, Store, VersionRecord, opening, verify_folder
+from adapters.store import UNCHANGED, AdapterRecord, Keys, Store, VersionRecord, opening, verify_folder
 from adapters.store.durable import Disk
 from adapters.store.records import record_file
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
@@ -212,12 +212,52 @@ def test_a_deleted_name_leaves_no_file_and_no_number_to_use_again(store: Store, 
     store = reopened(store, folder)
     assert [store.finish_delete("gone", n) is None for n in (1, 2, 3)] == [False, False, True]
     assert not list((folder / "names").iterdir()) and not list((folder / "blobs").iterdir())
-    assert json.loads((folder / "STORE.json").read_text()) == {"schema": 1, "floor": 3}
+    assert json.loads((folder / "STORE.json").read_text()) == {"schema": 2, "floor": 0}
     store = reopened(store, folder)
-    assert upload(store, "gone", perft(1))[1].version == 4 and upload(store, "new", perft(1))[1].version == 4
+    assert upload(store, "gone", perft(1))[1].version == 4 and upload(store, "new", perft(1))[1].version == 1
     remove(store, "new")
-    assert upload(store, "new", perft(1))[1].version == 5 and verify_folder(folder) == []
+    assert upload(store, "new", perft(1))[1].version == 2 and verify_folder(folder) == []
     store.close()
+
+
+def test_deleted_names_are_remembered_in_few_small_files_and_not_in_memory(folder: Path) -> None:
+    """A name deleted again and again stays one entry; millions of names stay 4,096 files."""
+    store = Store.open(folder, Unsynced())
+    for number in range(1, 31):
+        assert upload(store, "again", perft(1))[1].version == number
+        remove(store, "again")
+    path = folder / "deleted" / f"{record_file('again')[:3]}.json"
+    assert json.loads(path.read_text()) == {"again": {"highest": 30}}
+    for number in range(1500):
+        assert upload(store, f"name-{number}", perft(1))[1].version == 1
+        remove(store, f"name-{number}")
+    files = list((folder / "deleted").iterdir())
+    assert {len(path.stem) for path in files} == {3} and sum(path.stat().st_size for path in files) < 40 * 1600
+    assert store.adapters() == [] and not list((folder / "names").iterdir())
+    store = reopened(store, folder)
+    assert [upload(store, f"name-{n}", perft(1))[1].version for n in (0, 777, 1500)] == [2, 2, 1]
+    assert verify_folder(folder) == []
+    store.close()
+
+
+def test_a_damaged_file_of_deleted_names_is_named_and_gives_no_number(store: Store, folder: Path) -> None:
+    upload(store, "a", perft(1))
+    remove(store, "a")
+    path = folder / "deleted" / f"{record_file('a')[:3]}.json"
+    for damage in (b"{", b'{"a": {"highest": "1"}}', b'{"a": {"highest": 1, "more": 2}}'):
+        path.write_bytes(damage)
+        with pytest.raises(StoreUnusableError, match=f"{path} is damaged: .*restore it from a copy"):
+            upload(store, "a", perft(1))
+        assert len(verify_folder(folder)) == 1 and f"deleted/{path.name}" in verify_folder(folder)[0]
+    assert store.get("a") is None and bytes_of(folder) == 0
+
+
+class Unsynced(Disk):
+    """Does without the syncs, which take most of the time."""
+
+    def sync_file(self, path: Path) -> None: ...
+
+    def sync_folder(self, path: Path) -> None: ...
 
 
 def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store, folder: Path) -> None:
@@ -230,19 +270,62 @@ def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store
 
 
 @pytest.mark.parametrize("opened_again", [False, True])
-def test_a_name_made_again_inherits_nothing_of_the_one_being_deleted(
-    store: Store, folder: Path, opened_again: bool
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_name_made_again_is_as_private_as_it_was_and_no_more(
+    store: Store, folder: Path, opened_again: bool, is_gone: bool
 ) -> None:
-    """As if its delete had come to its end first; till then the old versions stay as private as they were."""
+    """While it is being deleted, and after."""
     upload(store, "a", perft(1))
     store.update("a", allowed_keys=["one"], pinned=True)
     assert store.start_delete("a", None).allowed_keys == ("one",)
+    if is_gone:
+        assert store.finish_delete("a", 1) is None
     store = reopened(store, folder) if opened_again else store
     record = upload(store, "a", perft(2))[0]
-    assert (record.allowed_keys, record.pinned, record.active, record.highest) == (None, False, 2, 2)
-    left = store.finish_delete("a", 1)
-    assert left is not None and left.allowed_keys is None and not left.pinned
+    assert (record.allowed_keys, record.pinned, record.active, record.highest) == (("one",), False, 2, 2)
+    left = store.get("a") if is_gone else store.finish_delete("a", 1)
+    assert left is not None and left.allowed_keys == ("one",) and not left.pinned
+    store.update("a", allowed_keys=None)
+    remove(store, "a")
+    assert upload(store, "a", perft(3))[0].allowed_keys is None, "it was open when it was deleted"
     store.close()
+
+
+@pytest.mark.parametrize("keys", [None, (), ("two",), ("one", "two")])
+def test_a_name_made_again_has_the_keys_that_are_given(
+    store: Store, folder: Path, keys: tuple[str, ...] | None
+) -> None:
+    upload(store, "a", perft(1), allowed_keys=("one",))
+    remove(store, "a")
+    assert upload(store, "a", perft(1), allowed_keys=keys)[0].allowed_keys == keys
+    store = reopened(store, folder)
+    record = store.get("a")
+    assert record is not None and record.allowed_keys == keys
+    store.close()
+
+
+def test_the_keys_come_with_the_version_in_one_commit(folder: Path) -> None:
+    """Whatever a crash leaves, the version is never there without them."""
+    disk = Recording()
+    store = Store.open(folder, disk)
+    for name, content, keys in (("a", perft(1), ("one",)), ("a", perft(2), ("two",)), ("a", perft(1), None)):
+        disk.records.clear()
+        assert upload(store, name, content, allowed_keys=keys)[0].allowed_keys == keys
+        assert [json.loads(raw)["allowed_keys"] for raw in disk.records] == [None if keys is None else list(keys)]
+    assert upload(store, "a", perft(3))[0].allowed_keys is None and numbers(store, "a") == [1, 2, 3]
+    store.close()
+
+
+class Recording(Disk):
+    """Keeps every record that is written."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+
+    def write(self, path: Path, data: bytes) -> None:
+        if path.parent.name == "names":
+            self.records.append(data)
+        super().write(path, data)
 
 
 def test_a_name_of_which_a_version_stays_keeps_what_it_has(store: Store) -> None:
@@ -345,12 +428,12 @@ def test_a_store_that_cannot_be_opened_is_not_left_locked(store: Store, folder: 
     Store.open(folder).close()
 
 
-@pytest.mark.parametrize("found", [2, 0, -1])
+@pytest.mark.parametrize("found", [3, 0, -1])
 def test_another_schema_is_refused_before_anything_is_touched(store: Store, folder: Path, found: int) -> None:
     store.close()
     (folder / "STORE.json").write_text(json.dumps({"schema": found, "floor": 0, "new": True}))
     (folder / "staging" / "theirs").mkdir()
-    with pytest.raises(StoreSchemaError, match=f"found schema {found}, expected 1: use .* version of the server"):
+    with pytest.raises(StoreSchemaError, match=f"found schema {found}, expected 2: use .* version of the server"):
         Store.open(folder)
     assert (folder / "staging" / "theirs").is_dir() and f"found schema {found}" in verify_folder(folder)[0]
 
@@ -365,7 +448,7 @@ def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: py
 
     monkeypatch.setitem(opening.MIGRATIONS, 0, migrate)
     again = Store.open(folder)
-    assert migrated == [folder] and json.loads((folder / "STORE.json").read_text()) == {"schema": 1, "floor": 7}
+    assert migrated == [folder] and json.loads((folder / "STORE.json").read_text()) == {"schema": 2, "floor": 7}
     assert upload(again, "a", perft(1))[1].version == 8
     again.close()
 
@@ -621,7 +704,9 @@ def test_an_old_store_opens_with_every_field(tmp_path: Path) -> None:
     folder = shutil.copytree(OLD / "v1", tmp_path / "v1")
     store = Store.open(folder)
     expected = json.loads((OLD / "v1.expected.json").read_text())
-    assert [json.loads(record.model_dump_json()) for record in store.adapters()] == expected["records"]
+    found = [json.loads(record.model_dump_json()) for record in store.adapters()]
+    assert [version.pop("base") for record in found for version in record["versions"]] == [None] * 5
+    assert found == expected["records"]
     assert store.bytes_used() == expected["bytes_used"] and store.secret == bytes(range(32)) and store.problems == []
     assert verify_folder(folder) == []
     assert upload(store, "new", perft(9))[1].version == expected["floor"] + 1
@@ -630,8 +715,27 @@ def test_an_old_store_opens_with_every_field(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_store_of_this_schema_opens_with_every_field(tmp_path: Path) -> None:
+    """stores/v2 was written by schema 2 and stays as it is; v2.expected.json says what is in it."""
+    folder = shutil.copytree(OLD / "v2", tmp_path / "v2")
+    (folder / "secret").chmod(0o600)
+    assert verify_folder(folder) == []
+    store = Store.open(folder)
+    expected = json.loads((OLD / "v2.expected.json").read_text())
+    assert [json.loads(record.model_dump_json()) for record in store.adapters()] == expected["records"]
+    assert store.bytes_used() == expected["bytes_used"] and store.problems == []
+    for name, (highest, keys) in expected["deleted"].items():
+        record = upload(store, name, perft(5))[0]
+        assert (record.active, record.allowed_keys) == (highest + 1, None if keys is None else tuple(keys))
+    assert upload(store, "new", perft(9))[1].version == 1
+    store.finish_delete("pirate", 2)
+    assert verify_folder(folder) == []
+    store.close()
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
 SEEDS = st.integers(0, 3)
+GIVEN: st.SearchStrategy[Keys] = st.just(UNCHANGED) | st.sampled_from([None, (), ("x",), ("y", "z")])
 
 
 class Model(RuleBasedStateMachine):
@@ -642,25 +746,27 @@ class Model(RuleBasedStateMachine):
         self.folder = Path(mkdtemp())
         self.store = Store.open(self.folder)
         self.names: dict[str, dict[str, Any]] = {}
-        self.floor = 0
+        self.deleted: dict[str, tuple[int, tuple[str, ...] | None]] = {}
 
     def teardown(self) -> None:
         self.store.close()
         shutil.rmtree(self.folder)
 
-    @rule(name=NAMES, seed=SEEDS, described=st.booleans(), activate=st.booleans())
-    def add(self, name: str, seed: int, described: bool, activate: bool) -> None:
+    @rule(name=NAMES, seed=SEEDS, described=st.booleans(), activate=st.booleans(), keys=GIVEN)
+    def add(self, name: str, seed: int, described: bool, activate: bool, keys: Keys) -> None:
         content = perft(seed, "described" if described else None)
-        new = {"active": None, "highest": self.floor, "keys": None, "pinned": False, "versions": {}}
+        highest, kept = self.deleted.get(name, (0, None))
+        new = {"active": None, "highest": highest, "keys": kept, "pinned": False, "versions": {}}
         model = self.names.setdefault(name, new)
         ready = [n for n, (digest, state) in model["versions"].items() if (digest, state) == (content.digest, "ready")]
         number = ready[0] if ready else model["highest"] + 1
         if not any(state == "ready" for _, state in model["versions"].values()):
-            model |= {"keys": None, "pinned": False}
+            model["pinned"] = False
+        model["keys"] = model["keys"] if keys is UNCHANGED else keys
         model["versions"].setdefault(number, (content.digest, "ready"))
         model["highest"] = max(number, model["highest"])
         model["active"] = number if activate else model["active"]
-        record, version, created = upload(self.store, name, content, activate)
+        record, version, created = upload(self.store, name, content, activate, keys)
         assert (version.version, created) == (number, not ready) and record == self.store.get(name)
 
     def some(self, name: str, number: int, state: str) -> bool:
@@ -703,7 +809,8 @@ class Model(RuleBasedStateMachine):
         self.store.finish_delete(name, number)
         del self.names[name]["versions"][number]
         if not self.names[name]["versions"]:
-            self.floor = max(self.floor, self.names.pop(name)["highest"])
+            gone = self.names.pop(name)
+            self.deleted[name] = (gone["highest"], gone["keys"])
 
     @rule()
     def open_again(self) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from adapters.errors import StorageFullError, StoreUnusableError
-from adapters.store import Store, lock, verify_folder
+from adapters.store import BaseRecord, Store, lock, verify_folder
 from adapters.store.durable import Disk
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
 State = list[dict[str, Any]]
+BASE_RECORD = BaseRecord(fingerprint=None, hidden_size=8, num_layers=1, moe_layers=(0,), num_experts=4, top_k=2)
 
 SCRIPT: list[Callable[[Store], Any]] = [
     lambda store: upload(store, "a", perft(1)),
@@ -41,7 +42,12 @@ SCRIPT: list[Callable[[Store], Any]] = [
     lambda store: store.finish_delete("a", 1),
     lambda store: store.start_delete("b", None),
     lambda store: store.finish_delete("b", 2),
+    lambda store: upload(store, "c", perft(2), allowed_keys=("y",)),
+    lambda store: store.start_delete("c", None),
+    lambda store: store.finish_delete("c", 1),
     lambda store: upload(store, "c", perft(2)),
+    lambda store: store.adopt("c", [2], BASE_RECORD),
+    lambda store: upload(store, "b", perft(2), allowed_keys=None),
 ]
 
 
@@ -89,7 +95,7 @@ def check_after_a_crash(folder: Path, done: int) -> None:
     assert found == states[reached]
     assert store.bytes_used() == bytes_of(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["STORE.json", "lock", "secret", "blobs", "names", "staging", "trash"]
+        ["STORE.json", "lock", "secret", "blobs", "deleted", "names", "reserve", "staging", "trash"]
     )
     assert not list((folder / "staging").iterdir()) and not list((folder / "trash").iterdir())
     for change in SCRIPT[reached:]:
@@ -220,7 +226,7 @@ def test_folders_that_a_copy_left_out_are_made_again(tmp_path: Path) -> None:
     """Many tools do not copy empty folders; what is then put into the new ones survives as well."""
     disk = Volatile(tmp_path / "store", 10_000)
     Store.open(disk.root, disk).close()
-    for name in ("names", "blobs", "staging", "trash"):
+    for name in ("names", "deleted", "blobs", "staging", "trash"):
         (disk.root / name).rmdir()
     disk.sync_folder(disk.root)
     store = Store.open(disk.root, disk)
