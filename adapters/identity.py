@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adapters.format.config import parse_config
 from adapters.format.files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE
+from adapters.format.recognize import BOM
 
 
 def digest_of(meaning: bytes, weights_hash: bytes) -> str:
@@ -23,10 +24,10 @@ def digest_of(meaning: bytes, weights_hash: bytes) -> str:
 def canonical_config(raw: bytes) -> bytes | None:
     """What of an `adapter_config.json` the digest depends on; None if it is not a valid configuration.
 
-    A PEFT LoRA configuration (checked elsewhere) counts as it is, byte by byte.
+    A PEFT LoRA configuration (checked elsewhere) counts as it is, byte by byte, without a byte order mark.
     """
     if peft_type_of(raw) == "LORA":
-        return raw
+        return raw.removeprefix(BOM)
     config, violations = parse_config(raw)
     return None if config is None or violations else config.canonical_json()
 

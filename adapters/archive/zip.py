@@ -14,13 +14,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from adapters.archive.inflate import RAW_DEFLATE, DamagedArchiveError, inflated, stored
 from adapters.archive.members import MAX_MEMBERS, Members
 
-MAX_DIRECTORY_BYTES = 64 * 1024
+MAX_DIRECTORY_BYTES = 512 * 1024
+MAX_COMMENT_BYTES = 65535
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = struct.Struct("<4sLQL")
@@ -65,14 +66,7 @@ def extract_zip(file: BinaryIO, size: int, members: Members) -> None:
 
 def _directory(file: BinaryIO, size: int) -> Directory:
     """Read the end records; the directory must be of bounded size and end where they begin."""
-    file.seek(max(0, size - END.size))
-    tail = file.read(END.size)
-    if len(tail) < END.size or not tail.startswith(b"PK\5\6"):
-        raise DamagedArchiveError(
-            "found no end record in the archive's last 22 bytes: the archive was cut off, or has a comment"
-        )
-    _, disk, first_disk, here, total, length, begin, comment = END.unpack(tail)
-    end = size - END.size
+    end, (_, disk, first_disk, here, total, length, begin, _) = _end_record(file, size)
     locator_at = end - LOCATOR64.size
     if locator_at >= END64.size:
         file.seek(locator_at - END64.size)
@@ -84,8 +78,8 @@ def _directory(file: BinaryIO, size: int) -> Directory:
             end = locator_at - END64.size
             if LOCATOR64.unpack(locator)[2] != end:
                 raise DamagedArchiveError("the zip64 locator points elsewhere, not to its end record")
-    if comment or disk or first_disk or here != total:
-        raise DamagedArchiveError("found an archive with a comment or in several parts, expected one without")
+    if disk or first_disk or here != total:
+        raise DamagedArchiveError("found an archive in several parts, expected one")
     if total > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
         raise DamagedArchiveError(
             f"found a directory of {total} members and {length} bytes, expected at most {MAX_MEMBERS} and "
@@ -94,6 +88,23 @@ def _directory(file: BinaryIO, size: int) -> Directory:
     if begin + length != end:
         raise DamagedArchiveError(f"the directory ends at {begin + length}, but its end record begins at {end}")
     return Directory(total, begin, length)
+
+
+def _end_record(file: BinaryIO, size: int) -> tuple[int, tuple[Any, ...]]:
+    """Where the end record is, and its fields: the last one in the file, whose comment ends with the file.
+
+    zipfile takes the last one too. A comment with another one in it would be that.
+    """
+    tail_at = max(0, size - END.size - MAX_COMMENT_BYTES)
+    file.seek(tail_at)
+    tail = file.read(END.size + MAX_COMMENT_BYTES)
+    at = tail.rfind(b"PK\5\6")
+    fields = END.unpack_from(tail, at) if 0 <= at <= len(tail) - END.size else None
+    if fields is None or at + END.size + fields[-1] != len(tail):
+        raise DamagedArchiveError(
+            "found no end record where the archive ends: it was cut off, or bytes follow it; pack or copy it again"
+        )
+    return tail_at + at, fields
 
 
 def _data_begin(file: BinaryIO, info: ZipInfo, directory: Directory) -> int:
@@ -132,11 +143,11 @@ def _check_overlaps(infos: Iterable[ZipInfo], begins: dict[int, int], directory:
 
 def _kind(info: ZipInfo) -> str:
     mode = info.external_attr >> 16
-    if info.orig_filename.endswith("/") or stat.S_ISDIR(mode):
-        return "folder"
     if stat.S_ISLNK(mode):
         return "link"
-    return "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "device or pipe"
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "device or pipe"
+    return "folder" if info.orig_filename.endswith("/") or stat.S_ISDIR(mode) else "file"
 
 
 def _unsupported(info: ZipInfo) -> str | None:

@@ -30,13 +30,15 @@ def size_limits(limits: Limits) -> dict[str, int]:
     return {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: limits.max_weights_bytes, README_FILE: MAX_README_BYTES}
 
 
-def file_violations(folder: Path, limits: Limits) -> list[str]:
-    """Missing, extra, linked and oversized files."""
+def file_violations(folder: Path, limits: Limits, are_others_allowed: bool = False) -> list[str]:
+    """Missing, extra, linked and oversized files. are_others_allowed: extra ones are judged elsewhere (beside.py)."""
     largest = size_limits(limits)
     entries = {entry.name: entry for entry in folder.iterdir()}
     found = [f"{name}: missing" for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in entries]
     for name, entry in sorted(entries.items()):
         if name not in largest:
+            if are_others_allowed:
+                continue
             found.append(f"{name[:120]}: not part of an adapter (only {', '.join(largest)} are): remove it")
         elif not is_plain_file(entry):
             found.append(f"{name}: found a link, folder or device, expected a plain file")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import InvalidAdapterError
-from adapters.format.config import parse_config
+from adapters.format.beside import HandedIn, adapter_in
+from adapters.format.config import foreign_first, parse_config
 from adapters.format.files import (
     CONFIG_FILE,
     DEFAULT_LIMITS,
@@ -61,12 +62,21 @@ def check_folder(
     return config, violations
 
 
-def _check(folder: Path, base: BaseShape | None, limits: Limits) -> tuple[AdapterConfig | None, list[str], bytes]:
+def check_handed_in(path: Path, base: BaseShape | None, limits: Limits = DEFAULT_LIMITS) -> tuple[HandedIn, list[str]]:
+    """The adapter in somebody's folder (see `adapter_in`), and every violation found in its files."""
+    found = adapter_in(path) if path.is_dir() else HandedIn(path)
+    _, violations, _ = _check(found.folder, base, limits, are_others_allowed=True)
+    return found, foreign_first([*found.violations, *violations])
+
+
+def _check(
+    folder: Path, base: BaseShape | None, limits: Limits, are_others_allowed: bool = False
+) -> tuple[AdapterConfig | None, list[str], bytes]:
     """What `check_folder` returns, and sha256 of the weights as raw bytes (empty if they could not be read)."""
     if not folder.is_dir():
         return None, [f"found no folder at {folder}, expected one with {CONFIG_FILE} and {WEIGHTS_FILE}"], b""
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    violations = file_violations(folder, limits)
+    violations = file_violations(folder, limits, are_others_allowed)
     config: AdapterConfig | None = None
     weights_hash = b""
     if is_plain_file(config_file) and config_file.stat().st_size <= MAX_CONFIG_BYTES:
@@ -77,4 +87,4 @@ def _check(folder: Path, base: BaseShape | None, limits: Limits) -> tuple[Adapte
     if is_plain_file(weights_file) and weights_file.stat().st_size <= limits.max_weights_bytes:
         weights_violations, weights_hash = check_weights(weights_file, config, base)
         violations += weights_violations
-    return config, [on_one_line(text) for text in violations], weights_hash
+    return config, [on_one_line(text) for text in foreign_first(violations)], weights_hash

@@ -9,15 +9,17 @@ object in place of a dtype's string, and metadata that is null.
 Invariant: the tensors of a `Header` are its file's data, each byte in exactly one, in the order given.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import SEEK_END, BufferedReader
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from adapters.format.recognize import START_BYTES, recognized
 from adapters.format.strict_json import parse_object, quote
 
 MAX_HEADER_BYTES = 1024 * 1024
@@ -31,6 +33,7 @@ class UnreadableWeightsError(ValueError):
     """A file is not a safetensors file that can be trusted; the message is the violation."""
 
     def __init__(self, *problems: str) -> None:
+        self.problems = problems
         listed = "; ".join(problems[:SHOWN_PROBLEMS])
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         super().__init__(f"adapter_model.safetensors: not a readable safetensors file ({listed}{more})")
@@ -64,9 +67,46 @@ def opened(path: Path) -> Iterator[tuple[BufferedReader, Header]]:
     """A weights file, open behind its header. UnreadableWeightsError also for what the disk refuses."""
     try:
         with path.open("rb") as file:
-            yield file, read_header(file)
+            try:
+                header = read_header(file)
+            except UnreadableWeightsError as error:
+                raise _explained(file, error) from error
+            yield file, header
     except OSError as error:
         raise UnreadableWeightsError(str(error)) from error
+
+
+def _explained(file: BufferedReader, error: UnreadableWeightsError) -> UnreadableWeightsError:
+    """The same error with what the file is instead, or where it was cut off, as far as that can be told."""
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    start = file.read(START_BYTES)
+    found = recognized(start)
+    if found is not None and found.kind != "safetensors":
+        return UnreadableWeightsError(f"found {found.text}")
+    expected = _declared_bytes(file, size)
+    if expected is None or size == expected:
+        return error
+    wrong = "it was cut off: download or copy it again" if size < expected else "bytes follow its data"
+    found_bytes = f"found {size} of the {expected} bytes that it declares, {wrong}"
+    return UnreadableWeightsError(found_bytes, *error.problems)
+
+
+def _declared_bytes(file: BufferedReader, size: int) -> int | None:
+    """How long a safetensors file is by its length and header; None if they cannot say. size: of the file."""
+    file.seek(0)
+    prefix = file.read(PREFIX_BYTES)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < PREFIX_BYTES or length > MAX_HEADER_BYTES or size < PREFIX_BYTES + length:
+        return PREFIX_BYTES + length if 0 < length <= MAX_HEADER_BYTES and size > PREFIX_BYTES else None
+    try:
+        entries = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != METADATA_KEY]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
+    if not all(type(end) is int and 0 <= end < 1 << 62 for end in ends):
+        return None
+    return PREFIX_BYTES + length + max(ends, default=0)
 
 
 def read_header(

@@ -7,9 +7,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from adapters.format.recognize import BOM, START_BYTES, recognized
+
 
 def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The object in `raw` (None if there is none), and what is wrong with the JSON itself, each naming `where`."""
+    """The object in `raw` (None if there is none), and what is wrong with the JSON itself, each naming `where`.
+
+    UTF-8's byte order mark in front is skipped.
+    """
     found: list[str] = []
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -25,19 +30,25 @@ def parse_object(raw: bytes, where: str) -> tuple[dict[str, Any] | None, list[st
         return float(name)
 
     try:
-        values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        values = json.loads(raw.removeprefix(BOM).decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return None, [*found, f"{where}: found half of a surrogate pair in a string, which is not a character"]
     except UnicodeDecodeError as error:
-        return None, [f"{where}: not UTF-8 ({error.reason} at byte {error.start})"]
+        return None, [f"{where}: not UTF-8 ({error.reason} at byte {error.start}){_instead(raw)}"]
     except RecursionError:
         return None, [f"{where}: nested too deeply"]
     except ValueError as error:
-        return None, [f"{where}: not JSON ({error})"]
+        return None, [f"{where}: not JSON ({error}){_instead(raw)}"]
     if not isinstance(values, dict):
         return None, [f"{where}: found {json_kind(values)}, expected an object"]
     return values, found
+
+
+def _instead(raw: bytes) -> str:
+    """What was handed in that is no JSON, as far as that is known, to follow what is wrong with it."""
+    found = recognized(raw[:START_BYTES])
+    return f"; found {found.text}" if found is not None and found.kind != "json" else ""
 
 
 def json_kind(value: object) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from adapters.format.beside import HandedIn, adapter_in
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.names import NAME_RULE, is_name
 
@@ -101,14 +102,26 @@ def seconds(text: str) -> float:
     return seconds
 
 
-def adapter_path(text: str) -> Path:
+def adapter_path(text: str) -> HandedIn:
+    """An archive, or the adapter in a folder as a trainer or a download leaves it."""
     path = Path(text)
     if path.is_dir():
-        lacking = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file()]
-        if lacking:
-            raise argparse.ArgumentTypeError(f"found no {' and no '.join(lacking)} in the folder {text}")
-    elif not path.is_file():
+        return _adapter_folder(path)
+    if not path.is_file():
         raise argparse.ArgumentTypeError(f"found nothing at {text}, expected a folder, a .zip or a .tar.gz")
-    elif not text.endswith(ARCHIVES):
-        raise argparse.ArgumentTypeError(f"found the file {text}, expected a folder, a .zip or a .tar.gz")
-    return path
+    if not text.lower().endswith(ARCHIVES):
+        hint = f": give the folder that it is in, {path.parent}" if path.name in (CONFIG_FILE, WEIGHTS_FILE) else ""
+        raise argparse.ArgumentTypeError(f"found the file {text}, expected a folder, a .zip or a .tar.gz{hint}")
+    return HandedIn(path)
+
+
+def _adapter_folder(path: Path) -> HandedIn:
+    try:
+        found = adapter_in(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+    lacking = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (found.folder / name).is_file()]
+    if lacking:
+        message = f"found no {' and no '.join(lacking)} in the folder {found.folder}"
+        raise argparse.ArgumentTypeError("; ".join((message, *found.violations)))
+    return found

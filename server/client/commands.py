@@ -1,6 +1,7 @@
 """Owns the command `perft adapters`: its arguments, what it prints and how it exits.
 
-Invariant: exit 0 means done, 1 rejected or unreachable (the reason is on stderr), 2 wrong usage; a key is never shown.
+Invariant: exit 0 means done, 1 rejected or unreachable (the reason is on stderr), 2 wrong usage, 141 done but not read
+to its end (`| head`); a key is never shown.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from signal import SIGPIPE
 
-from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
+from adapters.format.beside import HandedIn
 from adapters.identity import content_digest
 from server.api.schemas import AdapterObject, VersionObject
 from server.client.arguments import adapter_name, adapter_path, add_connection, seconds, target, version_number
@@ -34,7 +37,11 @@ def run(arguments: list[str]) -> int:
     command: Command = parsed.command
     try:
         with AdaptersClient(parsed.server, key, parsed.timeout, parsed.cacert) as client:
-            return command(client, parsed)
+            status = command(client, parsed)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return _without_reader()
     except ClientError as error:
         _complain(str(error), error.violations)
     except OSError as error:
@@ -50,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perft adapters",
         description="Manage the adapters of a running server over its HTTP API.",
-        epilog="Exit status: 0 done, 1 rejected or unreachable, 2 wrong usage.",
+        epilog="Exit status: 0 done, 1 rejected or unreachable, 2 wrong usage, 141 output not read to its end.",
     )
     add_connection(parser, is_default=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -72,12 +79,19 @@ def make_parser() -> argparse.ArgumentParser:
         "push",
         push_command,
         "upload a version",
-        "Upload an adapter as the next version of NAME and make it the active one. Pushing content that NAME "
-        "already has makes no new version.",
+        "Upload an adapter as the next version of NAME and make it the active one. Of a trainer's folder only the "
+        "adapter's two files are sent. Pushing content that NAME already has makes no new version.",
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("path", type=adapter_path, metavar="PATH", help="a folder, a .zip or a .tar.gz")
     sub.add_argument("--no-activate", action="store_true", help="leave the active version as it is")
+    sub.add_argument(
+        "--allowed-key",
+        action="append",
+        metavar="LABEL",
+        help="only keys of this label may select NAME, from its first moment (repeatable; not given: as it is, or was "
+        "before it was deleted)",
+    )
 
     sub = add("activate", activate_command, "make a version the one that the bare NAME selects (also: roll back)")
     sub.add_argument("name", type=adapter_name, metavar="NAME")
@@ -140,13 +154,12 @@ def show_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 
 
 def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
-    path: Path = arguments.path
-    if path.is_dir() and (extra := sorted(_extra_files(path))):
-        return _complain(
-            f"{path}: found {', '.join(extra)}, expected only {CONFIG_FILE}, {WEIGHTS_FILE} and optionally "
-            f"{README_FILE}; move the other files elsewhere"
-        )
-    pushed = client.push(arguments.name, path, activate=not arguments.no_activate)
+    given: HandedIn = arguments.path
+    if given.violations:
+        return _complain(f"{given.folder}: it is not clear which weights are the adapter's", given.violations)
+    pushed = client.push(arguments.name, given.folder, not arguments.no_activate, arguments.allowed_key)
+    for note in (*given.notes, *pushed.notes):
+        print(f"note: {printable(note)}", file=sys.stderr)
     if pushed.version is None:
         print(f"{pushed.adapter.name}: one of its {len(pushed.adapter.versions)} versions already has this content")
         return 0
@@ -257,8 +270,11 @@ def _version_of(adapter: AdapterObject, number: int) -> VersionObject:
     raise ClientError(f"found no version {number} of {adapter.name}, expected one of its versions ({known})", 404)
 
 
-def _extra_files(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE, README_FILE}
+def _without_reader() -> int:
+    """The end of a command whose output nobody reads any more, as of `| head`: as if SIGPIPE had ended it."""
+    with suppress(OSError, ValueError):  # nothing is left to be written when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + SIGPIPE
 
 
 def _json(value: object) -> str:

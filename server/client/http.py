@@ -3,9 +3,10 @@
 Invariant: no weights and no archive are ever whole in memory, and nothing raised or returned contains the key.
 """
 
+import json
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,6 +28,8 @@ PAGE = 200
 Answer = TypeVar("Answer", bound=BaseModel)
 
 _VERSION_IN_LOCATION = re.compile(r"/versions/([1-9][0-9]{0,9})$")
+_ROUTE_IN_SERVER = re.compile(r"(/+v1(/+adapters)?)?/*$")
+"""What people copy behind a server's address from the API's paths."""
 
 
 class ClientError(Exception):
@@ -40,13 +43,23 @@ class ClientError(Exception):
         self.status, self.violations = status, violations
 
 
+class PushAnswer(AdapterObject):
+    """The response to an upload."""
+
+    notes: list[str] = []
+
+
 @dataclass(frozen=True)
 class Pushed:
-    """The result of an upload. version: None if the response does not identify one of several versions."""
+    """The result of an upload. version: None if the response does not identify one of several versions.
+
+    notes: what the server ignored of it.
+    """
 
     adapter: AdapterObject
     version: VersionObject | None
     is_new: bool
+    notes: tuple[str, ...] = ()
 
 
 class AdaptersClient:
@@ -63,8 +76,8 @@ class AdaptersClient:
         trusted: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._server, self._timeout_s = server.rstrip("/"), timeout_s
-        url = httpx.URL(server)
+        self._server, self._timeout_s = _ROUTE_IN_SERVER.sub("", server), timeout_s
+        url = httpx.URL(self._server)
         try:
             self._http = httpx.Client(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -110,26 +123,30 @@ class AdaptersClient:
     def delete(self, name: str, version: int | None) -> AdapterObject:
         return self._ask(AdapterObject, "DELETE", _path(name, version))[0]
 
-    def push(self, name: str, path: Path, activate: bool) -> Pushed:
-        """Upload a folder (its two files) or an archive, read as it is sent.
+    def push(self, name: str, path: Path, activate: bool, allowed_keys: Sequence[str] | None = None) -> Pushed:
+        """Upload a folder (its two files) or an archive, read as it is sent. allowed_keys: None to send none.
 
         Raises OSError if a file cannot be read, ClientError also if the server stored other bytes than were sent.
         """
+        fields = {"name": name, "activate": "true" if activate else "false"}
+        if allowed_keys is not None:
+            fields["allowed_keys"] = json.dumps(list(allowed_keys))
         files = {"config": path / CONFIG_FILE, "weights": path / WEIGHTS_FILE} if path.is_dir() else {"file": path}
         with ExitStack() as stack:
             opened = {field: stack.enter_context(HashedFile(file)) for field, file in files.items()}
             answer, response = self._ask(
-                AdapterObject,
+                PushAnswer,
                 "POST",
                 "/v1/adapters",
-                data={"name": name, "activate": "true" if activate else "false"},
+                data=fields,
                 files={field: (files[field].name, file) for field, file in opened.items()},
             )
             digest = None
             if "weights" in opened:
                 digest = content_digest(files["config"].read_bytes(), opened["weights"].digest())
         is_new = response.status_code == httpx.codes.CREATED
-        return Pushed(answer, _pushed_version(answer, response, digest, is_new, activate), is_new)
+        version = _pushed_version(answer, response, digest, is_new, activate)
+        return Pushed(answer, version, is_new, tuple(answer.notes))
 
     @contextmanager
     def download(self, name: str, version: int, file: Literal["config", "weights"]) -> Iterator[Iterator[bytes]]:
@@ -199,7 +216,7 @@ def _refusal(response: httpx.Response) -> ClientError:
     except ValidationError:
         request = f"{response.request.method} {response.request.url.path}"
         message = f"the server answered {response.status_code} to {request}, without an error object of its API"
-        detail = ErrorDetail(message=message, type="", param=None, code=None, violations=None)
+        detail = ErrorDetail(message=message, type="", param=None, code="", violations=None)
     hints = {
         401: "; set the admin key with PERFT_ADMIN_KEY or --key",
         403: "; this key may not do that: set the admin key with PERFT_ADMIN_KEY or --key",

@@ -30,6 +30,7 @@ def versions_table(adapter: AdapterObject) -> str:
 def _adapter_row(adapter: AdapterObject) -> tuple[str, ...]:
     versions = adapter.versions
     active = next((version for version in versions if version.version == adapter.active), None)
+    running = [version.requests_running for version in versions]
     used = [version.last_used for version in versions if version.last_used is not None]
     return (
         adapter.name,
@@ -39,7 +40,7 @@ def _adapter_row(adapter: AdapterObject) -> tuple[str, ...]:
         _resident(active, adapter.pinned) if active else "-",
         _size(sum(version.size_bytes for version in versions)),
         str(active.rows) if active else "-",
-        str(sum(version.requests_running for version in versions)),
+        "-" if None in running else str(sum(filter(None, running))),
         _time(max(used, default=None)),
     )
 
@@ -52,7 +53,7 @@ def _version_row(adapter: AdapterObject, version: VersionObject) -> tuple[str, .
         _resident(version, adapter.pinned and version.version == adapter.active),
         _size(version.size_bytes),
         str(version.rows),
-        str(version.requests_running),
+        "-" if version.requests_running is None else str(version.requests_running),
         _time(version.last_used),
         f"{version.peft_type} {version.variant or ''}".strip(),
         version.digest,

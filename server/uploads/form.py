@@ -7,6 +7,7 @@ file parts go straight to files named by the rules, and none of these is open af
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from adapters.format.recognize import START_BYTES
 from server.errors import MalformedUploadError, UploadError
 
 if TYPE_CHECKING:
@@ -23,6 +25,21 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 1024
 MAX_HEADERS = 8
 PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
+EXAMPLE = (
+    "such as curl -F name=NAME -F config=@adapter_config.json -F weights=@adapter_model.safetensors URL/v1/adapters, "
+    "or with -F file=@adapter.zip in place of the two"
+)
+LIKELY_FIELDS = {
+    **dict.fromkeys(("adapter_config.json", "adapter_config", "config.json", "config_file", "configuration"), "config"),
+    **dict.fromkeys(
+        ("adapter_model.safetensors", "adapter_model", "model.safetensors", "model", "weight", "weights_file"),
+        "weights",
+    ),
+    **dict.fromkeys(("files", "archive", "zip", "tar", "upload", "adapter", "data", "file[]", "files[]"), "file"),
+    **dict.fromkeys(("adapter_name", "adapter_id", "model_name", "lora_name", "id"), "name"),
+    **dict.fromkeys(("active", "activated", "enable"), "activate"),
+}
+"""What people call a field -> what it is called here."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,23 @@ def boundary_of(content_type: str) -> bytes:
     """The boundary between the parts, from the request's Content-Type."""
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
-        raise malformed(f"found Content-Type {content_type[:80]!r}, expected multipart/form-data")
+        found = f"Content-Type {content_type[:80]!r}" if content_type else "no Content-Type"
+        raise malformed(f"found {found}, expected multipart/form-data, {EXAMPLE}")
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:
         raise malformed(f"found a boundary of {len(boundary)} bytes in Content-Type, expected 1 to 70")
     return boundary
+
+
+def _unknown_field(field: str, known: list[str]) -> str:
+    likely = LIKELY_FIELDS.get(field.strip().lower()) or next(iter(get_close_matches(field.lower(), known, 1)), None)
+    hint = f": did you mean {likely!r}?" if likely in known else ""
+    return f"found the field {field[:80]!r}, expected only {', '.join(known)}{hint}"
+
+
+def _given_twice(field: str) -> str:
+    hint = "; a single archive is sent as 'file', the two files as 'config' and 'weights'" if field == "file" else ""
+    return f"found the field {field!r} more than once, expected it once{hint}"
 
 
 class MultipartForm:
@@ -115,10 +144,9 @@ class MultipartForm:
         if encoding not in PLAIN_ENCODINGS:
             raise malformed(f"found Content-Transfer-Encoding {encoding!r}, expected none", self._part[:80])
         if self._part not in self._rules:
-            known = ", ".join(self._rules)
-            raise malformed(f"found the field {self._part[:80]!r}, expected only {known}", self._part[:80])
+            raise malformed(_unknown_field(self._part, list(self._rules)), self._part[:80])
         if self._part in self.texts or self._part in self.files:
-            raise malformed(f"found the field {self._part!r} more than once", self._part)
+            raise malformed(_given_twice(self._part), self._part)
         self._rule, self._size = self._rules[self._part], 0
         if self._rule.file_name is None:
             self.texts[self._part] = b""
@@ -129,14 +157,17 @@ class MultipartForm:
 
     def _write(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
-        if self._size > self._rule.max_bytes:
-            raise self._rule.too_large()
+        is_too_large = self._size > self._rule.max_bytes
+        if is_too_large:
+            end = min(end, start + START_BYTES)  # enough to tell what it is
         if self._file is None:
             self.texts[self._part] += data[start:end]
         else:
             view = memoryview(data)[start:end]
             while view:
                 view = view[self._file.write(view) :]
+        if is_too_large:
+            raise self._rule.too_large()
 
     def _end_part(self) -> None:
         self._close_file()

@@ -17,7 +17,7 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 class Setting:
     """What is attacked: the base it serves and its limits.
 
-    A low max_adapter_bytes (at most 256 MiB: the bombs unpack to 512) and short times keep the attacks quick.
+    A low max_adapter_bytes (at most 64 MiB: the bombs unpack to 512) and short times keep the attacks quick.
     """
 
     base: BaseShape

@@ -6,6 +6,7 @@ from tests.hostile import good
 from tests.hostile.attack import Attack, Attacks
 
 HUGE = 10**400
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234\n"
 GOOD = good.config()
 GONE: Any = object()
 
@@ -47,7 +48,30 @@ RAW: Attacks = {
     "a string": _sent(b'"R"', "expected an object"),
     "not UTF-8": _sent(GOOD.replace(b"tiny", b"t\xe9ny"), "not UTF-8"),
     "UTF-16": _sent(GOOD.decode().encode("utf-16"), "not UTF-8"),
-    "byte order mark": _sent(b"\xef\xbb\xbf" + GOOD, "not JSON"),
+    "two byte order marks": _sent(b"\xef\xbb\xbf" * 2 + GOOD, "not JSON"),
+    "UTF-16 without a mark": _sent(GOOD.decode().encode("utf-16-le"), "text in UTF-16: save it as UTF-8"),
+    "UTF-32": _sent(GOOD.decode().encode("utf-32"), "text in UTF-32: save it as UTF-8"),
+    "HTML": _sent(b"<!DOCTYPE html><html><body>404</body></html>", "found an HTML page"),
+    "a Git LFS pointer": _sent(LFS, "found a Git LFS pointer", "git lfs pull"),
+    "YAML": _sent(b"# mine\npeft_type: PERFT\nvariant: R\n", "found YAML", "as JSON"),
+    "a download's error": _sent(b"Entry not found", "found text ('Entry not found')"),
+    "the weights": Attack(
+        400,
+        "invalid_adapter",
+        ("found a safetensors file", "are the files swapped", "are 'config' and 'weights' swapped"),
+        lambda s: good.two_files(good.weights(s.base)[:60_000], good.config()),
+    ),
+    "the weights, over the config's limit": Attack(
+        400,
+        "invalid_adapter",
+        ("found more than 131072 bytes, a safetensors file",),
+        lambda s: good.two_files(good.weights(s.base)[:100] + bytes(200_000), good.config()),
+    ),
+    "another method": _sent(
+        b'{"peft_type": "IA3", "target_modules": ["k"], "feedforward_modules": null}',
+        "peft_type: found 'IA3' (IA3, scaled activations",
+        "target_modules: unknown key",
+    ),
     "two objects": _sent(GOOD + GOOD, "not JSON"),
     "trailing comma": _sent(GOOD[:-1] + b",}", "not JSON"),
     "python": _sent(b"__import__('os').system('id')", "not JSON"),

@@ -16,6 +16,14 @@ from tests.hostile.attack import Setting, Upload, form, whole
 
 NAME = b"hostile"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+TRAINERS = (
+    "README.md", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state_0.pth", "random_states_0.pkl", "optimizer.bin",
+    "trainer_state.json", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "merges.txt", "vocab.json", "chat_template.jinja", "zero_to_fp32.py", "latest", ".gitattributes",
+    f"runs/{'Nov25_' * 20}/events.out.tfevents.{'1' * 90}.0", "global_step5/mp_rank_00_model_states.pt",
+    "global_step5/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+)  # fmt: skip
+"""What a trainer leaves beside an adapter's files in a checkpoint."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -58,22 +66,23 @@ def archived(archive: bytes, name: bytes = NAME) -> Upload:
     return whole(form({"name": name, "file": archive}))
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes], comment: bytes = b"") -> bytes:
     """A .zip as Python's own library makes it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+        archive.comment = comment
     return buffer.getvalue()
 
 
-def tarred(members: dict[str, bytes]) -> bytes:
+def tarred(members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     """A .tar.gz as Python's own library makes it."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=format) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info.size, info.type = len(data), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
@@ -81,7 +90,13 @@ def tarred(members: dict[str, bytes]) -> bytes:
 def good_uploads(setting: Setting) -> dict[str, Upload]:
     """Uploads that must be taken."""
     config_bytes, weights_bytes = files(setting).values()
-    readme = {"README.md": b"read me"}
+    both, readme = files(setting), {"README.md": b"read me"}
+    poet = {f"poet/{name}": data for name, data in both.items()}
+    mac = {f"__MACOSX/poet/._{name}": b"\0\5\x16\7" for name in both} | {"poet/.DS_Store": b"\0\0\0\1Bud1"}
+    windows = {"poet/Thumbs.db": b"\xd0\xcf", "poet/desktop.ini": b"[x]"}
+    deep = {f"out/checkpoint-5/adapter/{name}": data for name, data in both.items()}
+    trainers = {f"out/{name}": b"x" * 50 for name in TRAINERS}
+    marked = b"\xef\xbb\xbf" + config_bytes
     prefixed = {f"./{name}": data for name, data in files(setting).items()}
     return {
         "two files": two_files(config_bytes, weights_bytes),
@@ -94,5 +109,21 @@ def good_uploads(setting: Setting) -> dict[str, Upload]:
         "zip of ./": archived(zipped(prefixed)),
         "tar.gz": archived(tarred(files(setting))),
         "tar.gz of ./": archived(tarred(prefixed | readme)),
+        "zip of a folder": archived(zipped({"poet/": b""} | poet)),
+        "tar.gz of a folder": archived(tarred({"./poet/": b""} | {f"./{name}": data for name, data in poet.items()})),
+        "zip of folders in folders": archived(zipped(deep)),
+        "tar.gz of folders in folders": archived(tarred(deep)),
+        "zip of a Mac": archived(zipped(poet | mac)),
+        "tar.gz of a Mac": archived(tarred({f"._{name}": b"\0\5" for name in both} | both)),
+        "zip of Windows": archived(zipped(windows | poet)),
+        "zip with a comment": archived(zipped(both, b"packed by hand")),
+        "zip with a comment of 65,535 bytes": archived(zipped(both, b"PK\1\2" + b"x" * 65_531)),
+        "zip of a checkpoint": archived(zipped(trainers | {f"out/{name}": data for name, data in both.items()})),
+        "tar.gz of a checkpoint": archived(tarred(trainers | {f"out/{name}": data for name, data in both.items()})),
+        "tar.gz of a checkpoint, GNU": archived(tarred(trainers | deep, tarfile.GNU_FORMAT)),
+        "zip of a thousand members": archived(zipped(both | {f"runs/{i}": b"" for i in range(1000)})),
+        "tar.gz of a thousand members": archived(tarred(both | {f"runs/{i}": b"" for i in range(1000)})),
+        "config with a byte order mark": two_files(marked, weights_bytes),
+        "zip of a config with a byte order mark": archived(zipped(both | {CONFIG_FILE: marked})),
         "byte by byte": Upload([bytes([byte]) for byte in form({"name": NAME, "file": zipped(files(setting))})]),
     }

@@ -118,10 +118,13 @@ _PATHS = {
     "backslash": ("a\\b", "a backslash"),
     "newline": ("a\n  - forged", "do not print"),
     "not UTF-8": ("\udcff\udcfe", "do not print"),
-    "folder": ("a/b", "lies in a folder"),
+    "absolute behind a .": (".//etc/passwd", "an absolute path"),
+    "out of what is ignored": ("runs/../../evil", "a path that leaves"),
+    "almost the config": ("poet/Adapter_Config.json", "almost the name of an adapter's file"),
     "no name": ("", "without a name"),
-    "pickle": ("adapter_model.bin", "not part of an adapter"),
-    "nested": ("inner.tar.gz", "not part of an adapter"),
+    "pickle": ("adapter_model.bin", "looks like more weights"),
+    "more weights": ("old/model.safetensors", "looks like more weights"),
+    "a second adapter": (f"b/{CONFIG_FILE}", f"{CONFIG_FILE}: found in b/ and at the root"),
 }
 CONTENTS: Attacks = {
     "weights of 8 GB": _LARGE,
@@ -130,22 +133,26 @@ CONTENTS: Attacks = {
     "bomb of a pax header": _sent(
         lambda s: bomb(member("x", kind=b"x", size=GB // 2), GB // 2), "pax header of 536870912"
     ),
-    "bomb of a long name": _sent(lambda s: bomb(member("x", kind=b"L", size=GB // 2), GB // 2), "unpacks to more than"),
+    "bomb of a long name": _sent(
+        lambda s: bomb(member("x", kind=b"L", size=GB // 2), GB // 2), "a long name of 536870912"
+    ),
     "config of 4 GB": _sent(lambda s: bomb(member(CONFIG_FILE, size=4 * GB), 2**27), "found 4294967296 bytes"),
     "nested tar.gz": _sent(
-        lambda s: good.tarred({"inner.tar.gz": good.tarred(good.files(s))}), "inner.tar.gz: not part"
+        lambda s: good.tarred({"inner.tar.gz": good.tarred(good.files(s))}), "the archive inner.tar.gz in it"
     ),
     "gzip of a gzip": _sent(lambda s: gzip.compress(packed([sound(s), END])), "no header of a tar member"),
     "gzip of a zip": _sent(lambda s: gzip.compress(good.zipped(good.files(s))), "a tar"),
     "../ to the config": _renamed(f"../{CONFIG_FILE}", "a path that leaves"),
     "absolute config": _renamed(f"/{CONFIG_FILE}", "an absolute path"),
-    "in a folder": _renamed(f"poet/{CONFIG_FILE}", "lies in a folder"),
+    "in a folder, the weights not": _sent(
+        lambda s: packed([member(f"a/{CONFIG_FILE}", good.config()), member(WEIGHTS_FILE, good.weights(s.base)), END]),
+        f"{CONFIG_FILE}: lies in a/ and {WEIGHTS_FILE} at the root",
+    ),
     "link": _config("found a link", kind=tarfile.SYMTYPE, linkname="/etc/passwd"),
     "hard link": _config("found a link", kind=tarfile.LNKTYPE, linkname="/etc/passwd"),
     "link and then through it": _extra(
         member("a", kind=tarfile.SYMTYPE, linkname="/tmp") + member("a/evil", b"x"),
         "a: found a link",
-        "lies in a folder",
     ),
     "link, then the file": _extra(
         member(CONFIG_FILE, kind=tarfile.SYMTYPE, linkname="/tmp/evil"), "found a link", "duplicate member"
@@ -153,7 +160,14 @@ CONTENTS: Attacks = {
     "character device": _config("found a device", kind=tarfile.CHRTYPE),
     "block device": _config("found a device", kind=tarfile.BLKTYPE),
     "pipe": _config("found a pipe", kind=tarfile.FIFOTYPE),
-    "folder": _extra(member("poet", kind=tarfile.DIRTYPE), "found a folder"),
+    "folder with bytes": _extra(member("poet", b"x", kind=tarfile.DIRTYPE), "found a folder of 1 bytes"),
+    "link among the junk": _extra(member("__MACOSX/._x", kind=tarfile.SYMTYPE, linkname="/etc"), "found a link"),
+    "device among the ignored": _extra(member("runs/x", kind=tarfile.CHRTYPE), "found a device"),
+    "many ignored members that unpack to much": _sent(
+        lambda s: bomb(member("runs/a", bytes(700_000)) + member("runs/b", size=2 * GB), GB // 2),
+        "what is not part of an adapter unpacks to more than",
+        "runs/b (2147483648 bytes)",
+    ),
     "config that is a folder": _config("found a folder", kind=tarfile.DIRTYPE),
     "sparse file": _extra(member("x", kind=tarfile.GNUTYPE_SPARSE), "type b'S'"),
     "contiguous file": _extra(member("x", kind=tarfile.CONTTYPE), "type b'7'"),
@@ -162,10 +176,27 @@ CONTENTS: Attacks = {
     "duplicate member": _extra(member(CONFIG_FILE, good.config()), "duplicate member"),
     "duplicate but for case": _extra(member(CONFIG_FILE.upper(), good.config()), "duplicate member"),
     "duplicate but for ./": _extra(member(f"./{CONFIG_FILE}", good.config()), "duplicate member"),
-    "a thousand members": _extra(b"".join(member(f"f{i}") for i in range(1000)), "more than 64 members"),
-    "a thousand pax headers": _extra(pax({"mtime": "1"}) * 1000, "more than 64 members"),
-    "long name": _extra(member("x" * 300, b"x"), "long name"),
-    "pax path": _extra(pax({"path": "../evil"}), "'path' in a pax header"),
+    "a thousand members": _extra(b"".join(member(f"f{i}") for i in range(1100)), "more than 1024 members"),
+    "five thousand pax headers": _extra(pax({"mtime": "1"}) * 5000, "more than 1024 members"),
+    "long name that leaves": _extra(member("../" * 100 + "x", b"x"), "a path that leaves"),
+    "long name of a device": _extra(member("x/" * 100 + "nul", b"x"), "a device's name"),
+    "long name of a link": _extra(member("x", kind=tarfile.SYMTYPE, linkname="y" * 300), "the long name of a link"),
+    "long name of 5,000 bytes": _extra(member("x" * 5000, b"x"), "a long name of 5001 bytes"),
+    "two long names": _sent(
+        lambda s: packed([member("x", b"a\0", b"L") * 2, sound(s), END]), "two long names for one member"
+    ),
+    "long name of nothing": _sent(
+        lambda s: packed([sound(s), member("x", b"a\0", b"L"), END]), "without the member that it belongs to"
+    ),
+    "long name of the second config": _sent(
+        lambda s: packed([sound(s), member("x", f"a/{CONFIG_FILE}\0".encode(), b"L"), member("y", b"x"), END]),
+        f"{CONFIG_FILE}: found at the root and in a/",
+    ),
+    "pax path that leaves": _extra(pax({"path": "../evil"}), "a path that leaves"),
+    "pax path and long name": _sent(
+        lambda s: packed([pax({"path": "a"}), member("x", b"b\0", b"L"), sound(s), END]), "two long names"
+    ),
+    "two pax paths": _extra(member("x", b"9 path=a\n9 path=b\n", b"x"), "two paths"),
     "pax path for all": _extra(pax({"path": "../evil"}, tarfile.XGLTYPE), "'path' in a pax header"),
     "pax size": _extra(pax({"size": "99999999999"}), "'size' in a pax header"),
     "pax link": _extra(pax({"linkpath": "/etc"}), "'linkpath' in a pax header"),

@@ -1,5 +1,6 @@
 """Weights files with lying headers, and with tensors that are not those of the adapter."""
 
+import gzip
 import json
 import struct
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from safetensors.torch import save
 
 from tests.hostile import good
 from tests.hostile.attack import Attack, Attacks, Setting
+from tests.hostile.configs import LFS
 from tests.hostile.good import Tensors
 
 UNREADABLE = "adapter_model.safetensors: not a readable safetensors file"
@@ -104,12 +106,25 @@ def _duplicated_inside(raw: bytes) -> bytes:
 
 
 CONTENTS: Attacks = {
-    "empty": _bytes(lambda raw: b""),
+    "empty": _bytes(lambda raw: b"", "found an empty file"),
+    "a Git LFS pointer": _bytes(lambda raw: LFS, "found a Git LFS pointer", "git lfs pull"),
+    "a Git LFS pointer of old": _bytes(lambda raw: LFS.replace(b"git-lfs.github", b"hawser.github"), "Git LFS pointer"),
+    "a Git LFS pointer with a BOM": _bytes(lambda raw: b"\xef\xbb\xbf" + LFS, "found a Git LFS pointer"),
+    "HTML": _bytes(lambda raw: b"\n <!doctype HTML>\n<title>Sign in</title>", "found an HTML page"),
+    "XML": _bytes(lambda raw: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "found XML"),
+    "JSON": _bytes(lambda raw: b'{"error": "Repository not found"}', "found JSON (", "download the file itself"),
+    "a configuration": _bytes(lambda raw: good.config(), "are 'config' and 'weights' swapped"),
+    "a download's error": _bytes(lambda raw: b"Entry not found", "found text ('Entry not found')"),
+    "a hostile text": _bytes(lambda raw: b"a\x1b[2J\n  - forged"),
+    "GGUF": _bytes(lambda raw: b"GGUF\3\0\0\0" + bytes(100), "found a GGUF file"),
+    "gzip": _bytes(gzip.compress, "found gzip data"),
+    "an adapter's archive": _bytes(lambda raw: good.zipped({"a": raw}), "found a zip", "as 'file'"),
     "seven bytes": _bytes(lambda raw: raw[:7]),
     "only a length": _bytes(lambda raw: raw[:8]),
-    "cut in the header": _bytes(lambda raw: raw[:40]),
-    "cut in the data": _bytes(lambda raw: raw[:-1], "file not fully covered"),
-    "one byte more": _bytes(lambda raw: raw + b"\0", "file not fully covered"),
+    "cut in the header": _bytes(lambda raw: raw[:40], "found 40 of the", "it was cut off"),
+    "cut in the data": _bytes(lambda raw: raw[:-1], "it was cut off", "file not fully covered"),
+    "half": _bytes(lambda raw: raw[: len(raw) // 2], "it was cut off: download or copy it again"),
+    "one byte more": _bytes(lambda raw: raw + b"\0", "bytes follow its data", "file not fully covered"),
     "a zip behind the data": _bytes(lambda raw: raw + good.zipped({"a": b"b"}), "file not fully covered"),
     "header of 2^63 bytes": _bytes(lambda raw: struct.pack("<Q", 2**63) + raw[8:]),
     "header of 2^64 - 1 bytes": _bytes(lambda raw: b"\xff" * 8 + raw[8:]),
@@ -123,8 +138,11 @@ CONTENTS: Attacks = {
     "header with a space first": _bytes(lambda raw: with_header(b" {}", b""), "does not begin"),
     "deep header": _bytes(lambda raw: with_header(b'{"a":' * 30_000 + b"}" * 30_000, b""), "recursion limit exceeded"),
     "header with NaN": _bytes(lambda raw: with_header(b'{"a": NaN}', b""), "invalid JSON in header"),
-    "pickle": _bytes(lambda raw: b"\x80\x04\x95\x20\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."),
-    "torch zip": _bytes(lambda raw: good.zipped({"archive/data.pkl": b"\x80\x04."})),
+    "pickle": _bytes(
+        lambda raw: b"\x80\x04\x95\x20\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.", "found a pickle"
+    ),
+    "old pickle": _bytes(lambda raw: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "found a pickle", "safetensors"),
+    "torch zip": _bytes(lambda raw: good.zipped({"archive/data.pkl": b"\x80\x04."}), "found a pickle", "never opened"),
     "5,000 tensors": replace(_bytes(_many(5_000), "expected at most 4096"), needs_bytes=MIB),
     "20,000 tensors": replace(_bytes(_many(20_000), "the header's length"), needs_bytes=4 * MIB),
     "a million tensors": replace(_bytes(_many(1_000_000), "the header's length"), needs_bytes=80 * MIB),

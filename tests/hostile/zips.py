@@ -68,13 +68,31 @@ def _all_the_same(setting: Setting) -> bytes:
     return body + directory + end_record(51, len(directory), len(body))
 
 
+def _all_the_same_ignored(setting: Setting) -> bytes:
+    """Two names for the bytes of one ignored member."""
+    config, weights, more = [*sound(setting), Member(b"optimizer.pt", bytes(1000))]
+    body = config.local() + weights.local()
+    directory = config.entry(0) + weights.entry(len(config.local())) + more.entry(len(body)) * 2
+    body += more.local()
+    return body + directory + end_record(4, len(directory), len(body))
+
+
+def _two_directories(setting: Setting) -> bytes:
+    """A comment that holds a directory of its own, of other members, and its end record."""
+    whole = archive(sound(setting))
+    directory = Member(CONFIG_FILE.encode(), b"{}").entry(0)
+    return archive(sound(setting), comment=directory + end_record(1, len(directory), len(whole) + 1))
+
+
 def _many(count: int) -> Callable[[Setting], bytes]:
     return _plus(*(Member(b"f%d" % i, method=STORED) for i in range(count)))
 
 
 def _inside(name: str, make: Callable[[dict[str, bytes]], bytes]) -> Attack:
     """An adapter's archive inside an archive, as the only member."""
-    return _sent(lambda s: good.zipped({name: make(good.files(s))}), f"{name}: not part", f"{CONFIG_FILE}: missing")
+    return _sent(
+        lambda s: good.zipped({name: make(good.files(s))}), f"found the archive {name} in it", f"{CONFIG_FILE}: missing"
+    )
 
 
 NAMES: Attacks = {
@@ -88,7 +106,7 @@ NAMES: Attacks = {
     "UNC": _extra("\\\\host\\share\\evil", "an absolute path"),
     "drive": _extra("C:\\evil.txt", "a Windows drive"),
     "drive without a slash": _extra("c:evil.txt", "a Windows drive"),
-    "stream of NTFS": _extra(f"{CONFIG_FILE}:evil", "not part of an adapter"),
+    "stream of NTFS": _extra(f"{CONFIG_FILE}:evil", "a stream of adapter_config.json"),
     "CON": _extra("CON", "a device's name"),
     "nul.txt": _extra("nul.txt", "a device's name"),
     "COM1": _extra("COM1.json", "a device's name"),
@@ -96,22 +114,63 @@ NAMES: Attacks = {
     "NUL in the name": _extra(CONFIG_FILE.encode() + b"\0.txt", "do not print"),
     "newline in the name": _extra("a\n  - forged", "do not print"),
     "no name": _extra("", "without a name"),
-    "60,000 characters": _extra("x" * 60_000, "not part of an adapter"),
+    "60,000 characters": _extra("x" * 60_000, "a name of 60000 characters, expected at most"),
     "right-to-left": _extra("\u202egpj.exe", "do not print"),
-    "in a folder": _renamed(f"poet/{CONFIG_FILE}", "lies in a folder"),
-    "twice ./": _renamed(f"././{CONFIG_FILE}", "lies in a folder"),
-    "upper case": _renamed("ADAPTER_CONFIG.JSON.", "not part of an adapter"),
+    "in a folder, the weights not": _sent(
+        lambda s: archive([Member(b"poet/" + CONFIG_FILE.encode(), good.config()), sound(s)[1]]),
+        f"{CONFIG_FILE}: lies in poet/ and {WEIGHTS_FILE} at the root",
+    ),
+    "duplicate but for ././": _extra(f"././{CONFIG_FILE}", "duplicate member"),
+    "duplicate but for //": _sent(_plus(Member(b"runs//a"), Member(b"runs/./a")), "runs/./a: duplicate member"),
+    "../ behind a .": _extra("./.././evil", "a path that leaves"),
+    "absolute behind a .": _extra(".//etc/passwd", "an absolute path"),
+    "only slashes": _extra("///", "an absolute path", data=b""),
+    "upper case": _renamed("ADAPTER_CONFIG.JSON.", "almost the name of an adapter's file"),
+    "full width in a folder": _extra("a/\uff21dapter_config.json", "almost the name of an adapter's file"),
+    "two adapters in two folders": _sent(
+        lambda s: archive(
+            [Member(f"{folder}/{m.name.decode()}".encode(), m.data) for folder in ("a", "b") for m in sound(s)]
+        ),
+        f"{CONFIG_FILE}: found in a/ and in b/",
+        f"{WEIGHTS_FILE}: found in a/ and in b/",
+    ),
+    "a checkpoint below the adapter": _extra(
+        f"out/checkpoint-500/{CONFIG_FILE}", f"{CONFIG_FILE}: found at the root and in out/checkpoint-500/"
+    ),
+    "two configs, the second of 4 GB": _extra(
+        f"b/{CONFIG_FILE}", f"{CONFIG_FILE}: found", here={"size": 2**32 - 2}, there={"size": 2**32 - 2}
+    ),
+    "out of a folder that is ignored": _extra("runs/../../evil", "a path that leaves"),
+    "out of __MACOSX": _extra("__MACOSX/../../evil", "a path that leaves"),
+    "absolute junk": _extra("/.DS_Store", "an absolute path"),
+    "device among the ignored": _extra("runs/nul.txt", "a device's name"),
+    "newline in a folder": _extra("runs\n  - forged/x", "do not print"),
+    "backslash junk": _extra("__MACOSX\\._x", "a backslash"),
     "full width": _extra("\uff21dapter_config.json", "duplicate member"),
-    "pickle": _extra("adapter_model.bin", "adapter_model.bin: not part of an adapter"),
-    "code": _extra("setup.py", "setup.py: not part of an adapter"),
-    "tokenizer": _extra("tokenizer.json", "tokenizer.json: not part of an adapter"),
-    "resource fork": _extra("__MACOSX/._adapter_config.json", "lies in a folder"),
+    "pickle": _extra(
+        "adapter_model.bin", "adapter_model.bin: not part of an adapter, but looks like more weights", "a pickle"
+    ),
+    "pickle in a folder": _extra(
+        "old/adapter_model.pt", "old/adapter_model.pt: not part of an adapter, but looks like more weights"
+    ),
+    "more weights": _extra(
+        "model.safetensors", "model.safetensors: not part of an adapter, but looks like more weights"
+    ),
+    "pickle in upper case": _extra("Adapter_Model.BIN", "looks like more weights"),
+    "a part of the weights": _extra("adapter_model-00001-of-00002.safetensors", "looks like more weights"),
 }
 
 CONTENTS: Attacks = {
     "bomb": Attack(413, "adapter_too_large", ("max_adapter_bytes",), lambda s: good.archived(_bomb(s))),
     "bomb that says it is small": _sent(partial(_bomb, size=1000), "unpacks to more than the 1000 bytes"),
-    "bomb of a config": _extra("./README.md", "README.md: found", "expected at most 65536", data=bytes(5_000_000)),
+    "large README": _extra("./README.md", "README.md: found 70000", "expected at most 65536", data=bytes(70_000)),
+    "bomb of a README": _extra(
+        "./README.md",
+        "what is not part of an adapter unpacks to more than",
+        "first README.md (2147483648 bytes)",
+        here={"size": 2**31},
+        there={"size": 2**31},
+    ),
     "says it is larger than it is": _config("config.json: unpacks to", here={"size": 9999}, there={"size": 9999}),
     "member of 4 GB": Attack(
         413, "adapter_too_large", ("max_adapter_bytes",), lambda s: good.archived(_bomb(s, size=2**32 - 2))
@@ -151,30 +210,42 @@ CONTENTS: Attacks = {
     "unknown method": _config("compression method 77", method=77),
     "link": _config("found a link", mode=LINK),
     "link to elsewhere": _extra("evil", "found a link", data=b"/etc/passwd", mode=LINK),
+    "link among the junk": _extra("__MACOSX/._evil", "found a link", data=b"/etc/passwd", mode=LINK),
+    "link that ends in a slash": _extra("latest/", "found a link", data=b"checkpoint-500", mode=LINK),
+    "pipe among the ignored": _extra("runs/x", "found a device or pipe", mode=PIPE),
     "device": _config("found a device", mode=DEVICE),
     "pipe": _config("found a device or pipe", mode=PIPE),
-    "folder": _extra("poet/", "found a folder", data=b"", mode=FOLDER),
+    "folder with bytes": _extra("poet/", "found a folder of 5 bytes", data=b"bytes", mode=FOLDER),
+    "encrypted among the ignored": _sent(_plus(Member(b"optimizer.pt", b"x", flags=0x1)), "encrypted"),
+    "lzma among the ignored": _extra("optimizer.pt", "compression method 14", method=14),
+    "ignored members that unpack to much": _sent(
+        _plus(*(Member(b"runs/%d" % i, here={"size": 2**31}, there={"size": 2**31}) for i in range(4))),
+        "what is not part of an adapter unpacks to more than",
+    ),
+    "an ignored member that overlaps": _sent(_all_the_same_ignored, "overlap"),
     "config that is a folder": _config("found a folder", mode=FOLDER),
     "duplicate member": _extra(CONFIG_FILE, f"{CONFIG_FILE}: duplicate member", data=good.config()),
-    "duplicate in upper case": _extra("README.MD", "README.MD: not part"),
+    "duplicate among the ignored": _sent(_plus(Member(b"runs/a"), Member(b"Runs/A")), "duplicate member"),
     "duplicate but for case": _extra(CONFIG_FILE.title(), "duplicate member"),
     "duplicate but for ./": _extra(f"./{WEIGHTS_FILE}", "duplicate member"),
-    "a hundred members": _sent(_many(100), "expected at most 64"),
+    "1,100 members": _sent(_many(1100), "expected at most 1024"),
     "70,000 members": _sent(
-        lambda s: archive64([Member(b"f", method=STORED)] * 3, count=70_000), "expected at most 64"
+        lambda s: archive64([Member(b"f", method=STORED)] * 3, count=70_000), "expected at most 1024"
     ),
     "directory that says fewer": _sent(lambda s: archive(sound(s), count=1), "which declares 1"),
-    "directory of 4 GB": _sent(lambda s: archive(sound(s), length=2**32 - 2), "expected at most 64"),
+    "directory of 4 GB": _sent(lambda s: archive(sound(s), length=2**32 - 2), "expected at most 1024"),
     "directory elsewhere": _sent(lambda s: archive(sound(s), offset=0), "its end record begins at"),
     "directory past the end": _sent(lambda s: archive(sound(s), offset=2**31), "its end record begins at"),
     "directory of another kind": _sent(
         lambda s: archive(sound(s)).replace(b"PK\1\2", b"PK\1\3"), "directory is damaged"
     ),
-    "zip64 directory of 2^63 bytes": _sent(lambda s: archive64(sound(s), length=2**63), "expected at most 64"),
-    "zip64 of 2^63 members": _sent(lambda s: archive64(sound(s), count=2**63), "expected at most 64"),
+    "zip64 directory of 2^63 bytes": _sent(lambda s: archive64(sound(s), length=2**63), "expected at most 1024"),
+    "zip64 of 2^63 members": _sent(lambda s: archive64(sound(s), count=2**63), "expected at most 1024"),
     "zip64 locator that lies": _sent(lambda s: archive64(sound(s), at=0), "locator points elsewhere"),
     "several disks": _sent(lambda s: archive(sound(s), disk=1), "several parts"),
-    "comment": _sent(lambda s: archive(sound(s), comment=b"hello"), "no end record"),
+    "comment cut off": _sent(lambda s: archive(sound(s), comment=b"hello")[:-1], "no end record"),
+    "comment longer than it says": _sent(lambda s: archive(sound(s), comment=b"hello") + b"!", "no end record"),
+    "comment with another directory": _sent(_two_directories, "its end record begins at"),
     "comment that is an end record": _sent(
         lambda s: archive(sound(s), comment=end_record(0, 0, 0)), "end record begins"
     ),
@@ -194,11 +265,11 @@ CONTENTS: Attacks = {
     ),
     "everything at once": _sent(
         lambda s: archive(
-            [*sound(s)[:1], Member(WEIGHTS_FILE.encode(), b"x"), Member(b"../a"), Member(b"/b"), Member(b"c/")]
+            [*sound(s)[:1], Member(WEIGHTS_FILE.encode(), b"x"), Member(b"../a"), Member(b"/b"), Member(b"c.bin")]
         ),
         "../a: a path",
         "/b: an absolute",
-        "c/: ",
+        "c.bin: not part of an adapter, but looks like",
         "not a readable safetensors file",
     ),
     "plain tar": _sent(lambda s: b"adapter_config.json" + bytes(493), "neither a .zip nor a .tar.gz"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -28,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from safetensors.torch import save_file
 
 from adapters.format.folder import read_folder
-from adapters.identity import HashedFile
+from adapters.identity import HashedFile, content_digest
 from adapters.store import Store
 from server.client import commands, http
 from server.client.commands import run
@@ -231,6 +232,34 @@ def test_rm_does_not_wait_for_ever(api: AdapterApi, capsys: Any) -> None:
     assert shown.out == "alpha is being deleted\n" and "alpha@1 still draining after 0.1 s" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [([], None), (["--allowed-key", "ann"], ["ann"]), (["--allowed-key", "ann", "--allowed-key=bob"], ["ann", "bob"])],
+)
+def test_push_makes_an_adapter_private_from_its_first_moment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], sent: list[str] | None
+) -> None:
+    given: list[Any] = []
+
+    def push(self: AdaptersClient, name: str, path: Path, activate: bool, allowed_keys: Any) -> Any:
+        given.append(allowed_keys)
+        raise ClientError("enough")
+
+    monkeypatch.setattr(AdaptersClient, "push", push)
+    assert run(["push", "yes", str(folder), *flags]) == 1 and given == [sent]
+    monkeypatch.undo()
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.read())
+        return httpx.Response(400, json={"error": {"message": "m", "type": "t", "param": None, "code": "c"}})
+
+    with pytest.raises(ClientError):
+        answering(answer).push("yes", folder, True, sent)
+    expected = b"" if sent is None else json.dumps(sent).encode()
+    assert (b'name="allowed_keys"' in bodies[0]) is (sent is not None) and expected in bodies[0]
+
+
 def test_verify_over_http_recomputes_the_digest(api: AdapterApi, folder: Path, capsys: Any) -> None:
     run(["push", "yes", str(folder)])
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -291,15 +320,124 @@ def test_wrong_usage_ends_with_2(capsys: Any, arguments: list[str]) -> None:
     assert "usage: perft adapters" in error and "password@" not in error
 
 
+def test_of_a_trainers_folder_the_two_files_are_sent(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    names = ["README.md", "optimizer.pt", "trainer_state.json", "training_args.bin", "tokenizer.json", "a\x1b[2J"]
+    for name in (*names, ".DS_Store"):
+        (folder / name).touch()
+    for step in (100, 200):
+        (folder / f"checkpoint-{step}").mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(folder / name, folder / f"checkpoint-{step}")
+    api.notes = ["what the \x07 server says"]
+    assert run(["push", "yes", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"yes@1 {read_folder_digest(folder)} (new, active)\n"
+    first, second = shown.err.splitlines()
+    assert first.startswith("note: only the two files of an adapter are taken, without ")
+    assert all(name in first for name in (*names[:-1], "a\\x1b[2J", "checkpoint-100/", "checkpoint-200/"))
+    assert second == "note: what the \\x07 server says" and ".DS_Store" not in first
+    assert {"config", "weights"} <= api.uploads[0].keys() and "file" not in api.uploads[0]
+
+
+def read_folder_digest(folder: Path) -> str:
+    """The digest of the adapter in a folder with other files."""
+    found = content_digest(
+        (folder / "adapter_config.json").read_bytes(),
+        sha256((folder / "adapter_model.safetensors").read_bytes()).digest(),
+    )
+    assert found is not None
+    return found
+
+
+def test_the_one_subfolder_with_an_adapter_is_pushed_and_named(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    outer = folder.parent / "out"
+    shutil.copytree(folder, outer / "checkpoint-500")
+    (outer / "runs").mkdir()
+    assert run(["push", "yes", str(outer)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("yes@1 ") and "checkpoint-500/: the adapter was found in this subfolder" in shown.err
+    shutil.copytree(folder, outer / "checkpoint-1000")
+    with pytest.raises(SystemExit, match="2"):
+        run(["push", "yes", str(outer)])
+    error = capsys.readouterr().err
+    assert "found adapters in several subfolders (checkpoint-1000/, checkpoint-500/): name one of them" in error
+    assert len(api.uploads) == 1
+
+
 def test_a_folder_that_is_no_adapter_is_not_sent(api: AdapterApi, folder: Path, capsys: Any) -> None:
-    (folder / "README.md").touch()
-    (folder / "optimizer.pt").touch()
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x02")
     assert run(["push", "yes", str(folder)]) == 1
-    assert "found optimizer.pt, expected only" in capsys.readouterr().err
+    assert "adapter_model.bin: not part of an adapter, but looks like more weights" in capsys.readouterr().err
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(SystemExit, match="2"):
         run(["push", "yes", str(folder)])
+    error = capsys.readouterr().err
+    assert "found no adapter_model.safetensors" in error and "a pickle" in error and "convert it" in error
+    with pytest.raises(SystemExit, match="2"):
+        run(["push", "yes", str(folder / "adapter_config.json")])
+    assert f"give the folder that it is in, {folder}" in capsys.readouterr().err
     assert not api.uploads
+
+
+@pytest.mark.parametrize("ending", ["/", "/v1", "/v1/", "//", "/v1//", "/v1/adapters", "//v1/adapters/"])
+def test_the_address_may_have_the_start_of_a_route(api: AdapterApi, capsys: Any, ending: str) -> None:
+    api.add("alpha", "1" * 64)
+    assert run(["list", "--server", api.url + ending]) == 0
+    assert run(["--server", api.url + ending, "show", "alpha"]) == 0
+    assert "alpha@1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm", "/v1x", "/v1/llm"])
+def test_a_prefix_of_a_proxy_stays(prefix: str) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(404)
+
+    for ending in ("", "/", "/v1"):
+        client = AdaptersClient(f"http://server:1{prefix}{ending}", KEY, 5.0, transport=httpx.MockTransport(answer))
+        with pytest.raises(ClientError):
+            client.adapter("x")
+    assert asked == [f"{prefix}/v1/adapters/x"] * 3
+
+
+def test_a_pushed_archive_that_is_there_already_names_its_version(api: AdapterApi, folder: Path, capsys: Any) -> None:
+    archive = folder.parent / "a.zip"
+    archive.write_bytes(b"PK of any kind")
+    assert run(["push", "yes", str(archive)]) == 0
+    for digest in "12":
+        api.add("yes", digest * 64)
+    assert run(["push", "yes", str(archive), "--no-activate"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("yes@1 ") and first.endswith("(new, active)")
+    assert second.startswith("yes@1 ") and second.endswith("(existing, not active)")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "alpha"], ["list", "alpha"], ["list", "--json"], ["push", "x", "a.zip"]]
+)
+def test_output_that_nobody_reads_is_no_error(api: AdapterApi, tmp_path: Path, arguments: list[str]) -> None:
+    """As `| head` does, which ends before all is written."""
+    for number in range(500):
+        api.add("alpha", f"{number:064d}")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from server.cli import main; main()", "adapters", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_output_that_cannot_be_written_is_an_error(api: AdapterApi, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from server.cli import main; main()", "adapters", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_no_server_is_one_clear_sentence(capsys: Any) -> None:

@@ -38,8 +38,15 @@ def sent(**fields: bytes) -> Upload:
     return whole(form({"name": b"poet", "config": config, "weights": weights} | fields))
 
 
+SPELLED = {
+    True: (b"true", b"1", b"yes", b"on", b"TRUE", b"True", b" true\n"),
+    False: (b"false", b"0", b"no", b"off", b"False"),
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "expected"), [({}, True), ({"activate": b"true"}, True), ({"activate": b"false"}, False)]
+    ("field", "expected"),
+    [({}, True), *(({"activate": text}, value) for value, texts in SPELLED.items() for text in texts)],
 )
 def test_activate(app: LocalApp, field: dict[str, bytes], expected: bool) -> None:
     assert run(app, sent(**field)).answer["activate"] is expected

@@ -12,11 +12,13 @@ import pytest
 
 from adapters.archive.extract import AdapterTooLargeError, extract
 from adapters.archive.inflate import BLOCK_BYTES, GZIP, RAW_DEFLATE, DamagedArchiveError, inflated
-from tests.hostile.zip_writer import Member, archive64, deflated
+from tests.hostile.good import TRAINERS
+from tests.hostile.zip_writer import Member, archive, archive64, deflated
 
 LIMIT = 1024 * 1024
 CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
 FILES = {CONFIG: b'{"a": 1}' * 100, WEIGHTS: random.Random(0).randbytes(300_000), README: b"read me"}
+KEPT = {CONFIG: FILES[CONFIG], WEIGHTS: FILES[WEIGHTS]}
 Maker = Callable[[dict[str, bytes]], bytes]
 
 
@@ -77,6 +79,9 @@ GOOD: dict[str, Maker] = {
     "zip of ./": prefixed(zipped),
     "zip written to a pipe": streamed,
     "zip with zip64 sizes": lambda files: zipped(files, force_zip64=True),
+    "zip with a comment": lambda files: archive(
+        [Member(n.encode(), data) for n, data in files.items()], comment=b"hello"
+    ),
     "zip64": lambda files: archive64([Member(name.encode(), data) for name, data in files.items()]),
     "tar.gz, pax": tarred,
     "tar.gz, GNU": lambda files: tarred(files, tarfile.GNU_FORMAT),
@@ -97,7 +102,7 @@ def unpack(folder: Path, raw: bytes, limit: int = LIMIT) -> tuple[list[str], dic
 @pytest.mark.parametrize("files", [FILES, {k: v for k, v in FILES.items() if k != README}], ids=["README", "none"])
 @pytest.mark.parametrize("kind", GOOD)
 def test_what_tools_write_is_taken(tmp_path: Path, kind: str, files: dict[str, bytes]) -> None:
-    assert unpack(tmp_path, GOOD[kind](files)) == ([], files)
+    assert unpack(tmp_path, GOOD[kind](files)) == ([], KEPT)
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -112,7 +117,7 @@ def test_the_limit_of_the_weights(tmp_path: Path, kind: str) -> None:
     raw = GOOD[kind](FILES)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    assert unpack(tmp_path / "a", raw, 300_000) == ([], FILES)
+    assert unpack(tmp_path / "a", raw, 300_000) == ([], KEPT)
     with pytest.raises(AdapterTooLargeError, match="unpacks to 300000 bytes, expected at most 299999"):
         unpack(tmp_path / "b", raw, 299_999)
     assert WEIGHTS not in os.listdir(tmp_path / "b" / "into")
@@ -122,15 +127,88 @@ def test_the_limit_of_the_weights(tmp_path: Path, kind: str) -> None:
 def test_every_violation_at_once(tmp_path: Path, kind: str) -> None:
     files = {
         "../a": b"", "/b": b"", "C:c": b"", "d/e": b"", "f.bin": b"x", "nul": b"", "g\\h": b"", WEIGHTS: b"x",
-        README: bytes(65537),
+        "m/ADAPTER_CONFIG.json": b"", README: bytes(65537),
     }  # fmt: skip
     violations, written = unpack(tmp_path, GOOD[kind](files))
-    expected = ("leaves the archive", "an absolute path", "Windows drive", "lies in a folder", "f.bin: not part",
-                "device's name", "a backslash", "README.md: found 65537 bytes", f"{CONFIG}: missing")  # fmt: skip
+    expected = ("leaves the archive", "an absolute path", "Windows drive", "f.bin: not part of an adapter",
+                "device's name", "a backslash", "almost the name",
+                f"{CONFIG}: missing", "README.md: found 65537 bytes")  # fmt: skip
     assert len(violations) == len(expected), violations
     for violation, part in zip(violations, expected, strict=True):
         assert part in violation
     assert written == {WEIGHTS: b"x"}
+
+
+def noted(folder: Path, raw: bytes) -> list[str]:
+    """The notes of a sound archive."""
+    folder.mkdir()
+    (folder / "into").mkdir()
+    (folder / "archive").write_bytes(raw)
+    notes: list[str] = []
+    assert extract(folder / "archive", folder / "into", LIMIT, notes) == []
+    assert all(note.isprintable() for note in notes)
+    return notes
+
+
+@pytest.mark.parametrize("kind", ["zip, deflated", "tar.gz, pax", "tar.gz, GNU"])
+@pytest.mark.parametrize("top", ["poet/", "./poet/", "a/b/c/", "./a/b/", "poet/./", "poet//", "././", "./././a/././"])
+def test_folders_around_the_files_are_stripped(tmp_path: Path, kind: str, top: str) -> None:
+    parents = [top[: i + 1] for i, character in enumerate(top) if character == "/" and top[:i].strip("./")][:3]
+    members = dict.fromkeys(parents, b"") if kind.startswith("zip") else {}
+    files = members | {f"{top}{name}": data for name, data in KEPT.items()}
+    assert unpack(tmp_path, GOOD[kind](files)) == ([], KEPT)
+    assert noted(tmp_path / "again", GOOD[kind](files)) == []
+
+
+@pytest.mark.parametrize("kind", ["zip, deflated", "tar.gz, pax", "tar.gz, GNU"])
+def test_what_is_ignored_is_noted_and_never_written(tmp_path: Path, kind: str) -> None:
+    inside = [f"out/{name}" for name in (*TRAINERS, "x\u00e9.txt", f"{'long-' * 30}/{'name-' * 20}")]
+    files = {f"out/{name}": data for name, data in KEPT.items()} | dict.fromkeys(inside, b"x" * 700)
+    files |= {"__MACOSX/out/._x": b"x", "out/.DS_Store": b"x", "out/runs/second": b"x", "elsewhere/y": b"x"}
+    assert unpack(tmp_path, GOOD[kind](files)) == ([], KEPT)
+    notes = " | ".join(noted(tmp_path / "again", GOOD[kind](files)))
+    for name in ("optimizer.pt: ignored", "README.md: not kept", "tokenizer.json: ignored", "elsewhere/: ignored"):
+        assert name in notes
+    assert "runs/: ignored, not part of an adapter (2 files)" in notes or "more files were ignored" in notes
+    assert "DS_Store" not in notes and "MACOSX" not in notes
+
+
+@pytest.mark.parametrize("kind", ["zip, deflated", "tar.gz, pax"])
+def test_notes_are_bounded(tmp_path: Path, kind: str) -> None:
+    raw = GOOD[kind](KEPT | {f"{i:03d}-{'x' * 90}.txt": b"" for i in range(900)})
+    notes = noted(tmp_path / "a", raw)
+    assert len(notes) == 21 and notes[-1] == "880 more files were ignored" and max(map(len, notes)) < 250
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("count", [62, 64, 65, 1000])
+def test_how_many_members_there_may_be(tmp_path: Path, kind: str, count: int) -> None:
+    """64 were too many for a tar.gz, and are few where a Mac writes a second file for each."""
+    files = KEPT | {f"._{i}": b"" for i in range(count - 2)}
+    assert unpack(tmp_path, GOOD[kind](files)) == ([], KEPT)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_too_many_members(tmp_path: Path, kind: str) -> None:
+    violations, _ = unpack(tmp_path, GOOD[kind](KEPT | {f"._{i}": b"" for i in range(1100)}))
+    assert "1024" in violations[-1]
+
+
+def test_ignored_members_of_a_zip_are_not_unpacked(tmp_path: Path) -> None:
+    """Damage in them does not matter, and they cost nothing."""
+    members = [Member(name.encode(), data) for name, data in KEPT.items()]
+    damaged = Member(b"optimizer.pt", bytes(LIMIT), raw=b"\xff" * 100)
+    assert unpack(tmp_path, archive([damaged, *members])) == ([], KEPT)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_is_ignored_has_a_limit(tmp_path: Path, kind: str) -> None:
+    """Four times the weights' own: with it the archive is taken, with a byte more it is not."""
+    for size, is_taken in ((2 * LIMIT, True), (2 * LIMIT + 1, False)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        violations, _ = unpack(folder, GOOD[kind]({"optimizer.pt": bytes(size), "scaler.pt": bytes(2 * LIMIT)} | KEPT))
+        assert violations == [] if is_taken else "what is not part of an adapter unpacks to more than" in violations[0]
 
 
 def test_a_link_that_lies_there_is_not_followed(tmp_path: Path) -> None:
@@ -142,7 +220,9 @@ def test_a_link_that_lies_there_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("kind", ["zip, deflated", "zip, stored", "zip64", "tar.gz, pax", "tar.gz, GNU"])
+@pytest.mark.parametrize(
+    "kind", ["zip, deflated", "zip, stored", "zip with a comment", "zip64", "tar.gz, pax", "tar.gz, GNU"]
+)
 def test_damage_is_never_taken_for_content(tmp_path: Path, kind: str) -> None:
     """Thousands of spoiled archives: violations, or exactly the files; no other error, nothing elsewhere."""
     source = random.Random(kind)

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
-from adapters.format.folder import check_folder, read_folder
+from adapters.format.folder import check_folder, check_handed_in, read_folder
+from adapters.format.recognize import BOM
 from adapters.format.values import BLOCK_BYTES, read_values
-from adapters.identity import digest_of, file_hash
+from adapters.identity import content_digest, digest_of, file_hash
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
 
@@ -198,7 +199,7 @@ RAW_CASES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "single quotes": (GOOD_RAW.replace(b'"', b"'"), ("adapter_config.json: not JSON",)),
     "comment": (GOOD_RAW + b"// x", ("adapter_config.json: not JSON",)),
     "trailing comma": (GOOD_RAW[:-1] + b",}", ("adapter_config.json: not JSON",)),
-    "byte order mark": (b"\xef\xbb\xbf" + GOOD_RAW, ("adapter_config.json: not JSON",)),
+    "two byte order marks": (b"\xef\xbb\xbf" * 2 + GOOD_RAW, ("adapter_config.json: not JSON",)),
     "latin-1": (GOOD_RAW.replace(b"tiny", b"t\xe9ny"), ("adapter_config.json: not UTF-8",)),
     "utf-16": (GOOD_RAW.decode().encode("utf-16"), ("adapter_config.json: not UTF-8",)),
     "too large": (GOOD_RAW + b" " * 65536, ("adapter_config.json: found", )),
@@ -219,6 +220,42 @@ def test_broken_config_bytes(tmp_path: Path, case: str) -> None:
     folder = good_folder(tmp_path / "a")
     (folder / CONFIG).write_bytes(raw)
     expect(folder, expected)
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    folder = good_folder(tmp_path / "a")
+    before, raw = read_folder(folder, BASE).digest, (folder / CONFIG).read_bytes()
+    (folder / CONFIG).write_bytes(BOM + raw)
+    assert read_folder(folder, BASE).digest == before
+    weights_hash = sha256((folder / WEIGHTS).read_bytes()).digest()
+    assert content_digest(BOM + raw, weights_hash) == before
+    lora = b'{"peft_type": "LORA"}'
+    assert content_digest(BOM + lora, weights_hash) == content_digest(lora, weights_hash)
+
+
+METHODS = {
+    "LORA": "LoRA", "IA3": "IA3", "ia3": "IA3", "PREFIX_TUNING": "prefix", "P_TUNING": "prompt", "CPT": "prompt",
+    "MIXLORA": "MixLoRA", "MixLoRA": "MixLoRA", "XLORA": "X-LoRA", "X-LoRA": "X-LoRA", "ADALORA": "relative of LoRA",
+    "VERA": "relative of LoRA", "OFT": "of the PEFT library", "perft": "written exactly so", "X": "not a method",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_foreign_method_is_named_first(tmp_path: Path, method: str) -> None:
+    values = {"peft_type": method, "r": 8, "target_modules": ["q_proj"], "layers": [1, 0], "num_experts": "x"}
+    folder = write(tmp_path / "a", values, {"base_model.q_proj.lora_A.weight": torch.full((2, 2), float("nan"))})
+    (folder / "README.md").write_bytes(b"x" * 70000)
+    _, violations = check_folder(folder, BASE)
+    assert violations[0].startswith(f"peft_type: found {method!r}") and METHODS[method] in violations[0]
+    assert "'PERFT'" in violations[0] and len(violations) > 5
+    assert any(v.startswith("target_modules: unknown key") for v in violations)
+    assert sum("peft_type" in v.split(":")[0] for v in violations) == 1
+
+
+@pytest.mark.parametrize("found", [None, MISSING, 7, ["LORA"]])
+def test_a_type_that_is_none_is_named_first_too(tmp_path: Path, found: Any) -> None:
+    _, violations = check_folder(write(tmp_path / "a", config_dict(peft_type=found, top_k=9, x=1), {}), BASE)
+    assert violations[0].startswith("peft_type: ")
 
 
 @pytest.mark.parametrize(
@@ -312,6 +349,58 @@ def test_broken_files(tmp_path: Path, case: str) -> None:
     folder = good_folder(tmp_path / "a")
     mutate(folder)
     expect(folder, expected)
+
+
+def handed_in(folder: Path) -> tuple[Path, str, list[str]]:
+    """What `check_handed_in` says: the folder (relative to the one given), its notes as one text, the violations."""
+    found, violations = check_handed_in(folder, BASE)
+    assert all(text.isprintable() for text in (*found.notes, *violations))
+    return found.folder.relative_to(folder), " | ".join(found.notes), violations
+
+
+def test_a_trainers_folder_may_be_handed_in(tmp_path: Path) -> None:
+    folder = good_folder(tmp_path / "out")
+    for name in (
+        "optimizer.pt",
+        "training_args.bin",
+        "tokenizer.json",
+        "a\n - forged",
+        ".DS_Store",
+        "._x",
+        "README.md",
+    ):
+        (folder / name).write_bytes(b"x")
+    (folder / "latest").symlink_to("/etc/passwd")
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        good_folder(folder / name)
+    where, notes, violations = handed_in(folder)
+    assert (where, violations) == (Path("."), [])
+    for name in ("optimizer.pt", "training_args.bin", "checkpoint-500/", "README.md", "latest", "a\\n - forged"):
+        assert name in notes
+    assert ".DS_Store" not in notes and "._x" not in notes
+
+
+def test_an_adapter_in_the_one_subfolder_that_has_one_is_found(tmp_path: Path) -> None:
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    good_folder(tmp_path / "out" / "a" / "poet")
+    assert handed_in(tmp_path / "out")[0::2] == (Path("a/poet"), [])
+    (tmp_path / "out" / "a" / "runs").mkdir()
+    (tmp_path / "out" / "a" / "trainer_state.json").write_text("{}")
+    where, notes, violations = handed_in(tmp_path / "out")
+    assert (where, violations) == (Path("a/poet"), []) and "poet/: the adapter was found in this subfolder" in notes
+    good_folder(tmp_path / "out" / "a" / "clerk")
+    assert "found adapters in several subfolders (clerk/, poet/): name one of them" in handed_in(tmp_path / "out")[2]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "model.safetensors", "pytorch_model.bin", "lora.pt", "x.gguf"])
+def test_more_weights_beside_an_adapter_are_a_violation(tmp_path: Path, name: str) -> None:
+    folder = good_folder(tmp_path / "a")
+    (folder / name).write_bytes(b"\x80\x02")
+    (violation,) = handed_in(folder)[2]
+    assert violation.startswith(f"{name}: not part of an adapter, but looks like more weights")
+    (folder / WEIGHTS).unlink()
+    found = handed_in(folder)[2]
+    assert f"{WEIGHTS}: missing" in found and any(text.startswith(name) for text in found)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("x")], ids=["nothing", "file"])
