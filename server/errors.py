@@ -4,8 +4,11 @@ Invariant: every `ServerError` has a row in that table (a test walks the tree), 
 
 Exception
 ├── StartError                       the server refuses to start; the message is the reason
+│   └── StartFailedError             it could not start
+├── ServerDiedError                  a server that had started ended by itself; the message says why
 └── ServerError                      a request cannot be served as asked
     ├── InvalidRequestError          a parameter or the body is invalid
+    │   └── ContextLengthError       a text is longer than the model's context
     ├── EngineUnavailableError       the engine is starting, stopping or not answering
     ├── InvalidKeyError              no API key, or an unknown one
     ├── ForbiddenError               a known caller without the right
@@ -23,11 +26,19 @@ Exception
     ├── AdapterDeletedError          the version was deleted while the request ran or waited
     ├── AdapterOutputInvalidError    the adapter drove the logits to NaN or infinity
     ├── DeviceFullError              pinned adapters leave no room
+    ├── ConnectionLimitError         a request is rejected before it is whole, with its connection
+    │   ├── UrlTooLongError          the URL is longer than is read
+    │   ├── HeadersTooLargeError     the headers are more, or larger, than are read
+    │   ├── RequestTimeoutError      headers or body came too slowly
+    │   ├── RequestTooLargeError     the body is larger than that of an inference request may be
+    │   ├── UnsupportedEncodingError the body is compressed
+    │   └── TooManyConnectionsError  too many connections are open, of this client or of all
     └── UploadError                  an upload is rejected while its body may still be arriving
         ├── MalformedUploadError     the body is not a valid form
         ├── InvalidUploadError       the files break the format
         ├── InvalidUploadNameError   the adapter's name cannot be read
         ├── UploadTooLargeError      over max_adapter_bytes
+        ├── UploadEncodingError      the body is compressed as a whole
         ├── UploadTimeoutError       the body came too slowly
         └── UploadStorageFullError   the disk took no more of it
 """
@@ -38,6 +49,18 @@ from typing import ClassVar
 
 class StartError(Exception):
     """The server refuses to start."""
+
+    headline: ClassVar[str] = "refused to start"
+
+
+class StartFailedError(StartError):
+    """The server could not start, although nothing spoke against it."""
+
+    headline = "failed to start"
+
+
+class ServerDiedError(Exception):
+    """A server that had started ended by itself."""
 
 
 class ServerError(Exception):
@@ -56,6 +79,10 @@ class ServerError(Exception):
 
 class InvalidRequestError(ServerError):
     code = "invalid_request"
+
+
+class ContextLengthError(InvalidRequestError):
+    code = "context_length_exceeded"
 
 
 class EngineUnavailableError(ServerError):
@@ -136,6 +163,34 @@ class DeviceFullError(ServerError):
     code = "device_full"
 
 
+class ConnectionLimitError(ServerError):
+    """Rejected before the request is whole: the connection is closed, or the rest would keep coming."""
+
+
+class UrlTooLongError(ConnectionLimitError):
+    code = "url_too_long"
+
+
+class HeadersTooLargeError(ConnectionLimitError):
+    code = "headers_too_large"
+
+
+class RequestTimeoutError(ConnectionLimitError):
+    code = "request_timeout"
+
+
+class RequestTooLargeError(ConnectionLimitError):
+    code = "request_too_large"
+
+
+class UnsupportedEncodingError(ConnectionLimitError):
+    code = "unsupported_encoding"
+
+
+class TooManyConnectionsError(ConnectionLimitError):
+    code = "too_many_connections"
+
+
 class UploadError(ServerError):
     """Rejected while the body may still be arriving: the connection is closed, or the rest would keep coming."""
 
@@ -158,6 +213,10 @@ class InvalidUploadNameError(UploadError):
 
 class UploadTooLargeError(UploadError):
     code = "adapter_too_large"
+
+
+class UploadEncodingError(UploadError):
+    code = "unsupported_encoding"
 
 
 class UploadTimeoutError(UploadError):

@@ -11,18 +11,20 @@ from typing import Annotated, Any, Literal
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.names import NAME_PATTERN
-from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, ServicesOf
+from adapters.store import UNCHANGED, AdapterRecord, Keys, Unchanged
+from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, Services, ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, FILE_SENT, KEY, PATCH_BODY, UPLOAD_BODY, UPLOADED, errors_of
-from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, VersionObject
+from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, UploadedAdapter, VersionObject
 from server.errors import (
     AdapterUnavailableError,
     DeviceFullError,
@@ -32,7 +34,7 @@ from server.errors import (
 )
 from server.registry.service import upload_result
 from server.registry.version import AdapterView, Version
-from server.uploads.receive import receive_upload
+from server.uploads.receive import ReceivedUpload, receive_upload
 
 router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
 
@@ -72,10 +74,12 @@ class Page(BaseModel):
     "/v1/adapters",
     status_code=201,
     summary="Upload a version",
-    responses=UPLOADED | errors_of(*ACCESS_ERRORS, 400, 408, 409, 413, 503, 507),
+    responses=UPLOADED | errors_of(*ACCESS_ERRORS, 400, 408, 409, 413, 415, 503, 507),
     openapi_extra=UPLOAD_BODY,
 )
-async def upload_adapter(request: Request, response: Response, caller: CallerOf, services: ServicesOf) -> AdapterObject:
+async def upload_adapter(
+    request: Request, response: Response, caller: CallerOf, services: ServicesOf
+) -> UploadedAdapter | AdapterObject:
     """A new version of the adapter `name`, or the existing one of the same content. The body is read as it arrives."""
     service, metrics = services.adapters, services.metrics
     async with services.upload_slots:
@@ -83,14 +87,22 @@ async def upload_adapter(request: Request, response: Response, caller: CallerOf,
             staged = await run_in_threadpool(service.stage)
         try:
             with _counting_failures(metrics.upload_finished):
-                received = await receive_upload(request.headers, _body(request), staged, services.upload_limits)
-            adapter, created = await service.upload(received.name, received.folder, received.activate, caller)
+                received = await receive_upload(
+                    request.headers, _body(request), staged, services.upload_limits, request.query_params
+                )
+                keys = _checked_keys(received, services)
+            adapter, created = await service.upload(
+                received.name, received.folder, received.activate, caller, allowed_keys=keys
+            )
         finally:
             with anyio.CancelScope(shield=True):
                 await run_in_threadpool(service.discard, staged)
     response.status_code = 201 if created else 200
-    response.headers["Location"] = f"/v1/adapters/{adapter.name}"
-    return _object(adapter)
+    root = request.scope.get("root_path", "")
+    response.headers["Location"] = f"{root}/v1/adapters/{adapter.name}/versions/{adapter.uploaded}"
+    if not received.notes:
+        return _object(adapter)
+    return UploadedAdapter(**_object(adapter).model_dump(), notes=list(received.notes))
 
 
 @router.get("/v1/adapters", summary="List adapters", responses=errors_of(*ACCESS_ERRORS, 400))
@@ -111,7 +123,7 @@ async def get_adapter(name: Name, caller: CallerOf, registry: RegistryOf) -> Ada
 @router.patch(
     "/v1/adapters/{name}",
     summary="Activate, roll back, restrict or pin",
-    responses=errors_of(*ACCESS_ERRORS, 400, 404, 409, 503, 507),
+    responses=errors_of(*ACCESS_ERRORS, 400, 404, 409, 413, 503, 507),
     openapi_extra=PATCH_BODY,
 )
 async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, services: ServicesOf) -> AdapterObject:
@@ -124,7 +136,8 @@ async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, serv
         message = "found if_active alone, expected active beside it: it is the condition of that change"
         raise InvalidRequestError(message, param="if_active")
     if change.allowed_keys:
-        _check_labels(change.allowed_keys, services.registry.adapter(name, caller), services.keys.labels)
+        services.registry.check_visible(name, caller)
+        _check_labels(change.allowed_keys, services.registry.record(name), services.keys.labels)
     try:
         return _object(await services.adapters.patch(name, given, caller))
     except (DeviceFullError, AdapterUnavailableError) as error:
@@ -141,9 +154,9 @@ async def delete_adapter(name: Name, caller: CallerOf, service: AdapterServiceOf
 
 
 @router.get("/v1/adapters/{name}/versions/{version}", summary="One version", responses=errors_of(*ACCESS_ERRORS, 404))
-async def get_version(version: VersionOf, registry: RegistryOf) -> VersionObject:
+async def get_version(version: VersionOf, caller: CallerOf, registry: RegistryOf) -> VersionObject:
     """One version of the adapter."""
-    return VersionObject.model_validate(registry.version_view(version))
+    return VersionObject.model_validate(registry.version_view(version, caller))
 
 
 @router.delete(
@@ -163,10 +176,15 @@ async def delete_version(name: Name, number: Number, caller: CallerOf, service: 
     response_class=Response,
     responses=FILE_SENT | errors_of(*ACCESS_ERRORS, 404),
 )
-async def get_file(version: VersionOf, file: Literal["config", "weights"], registry: RegistryOf) -> Response:
-    """adapter_config.json or adapter_model.safetensors, as they were uploaded."""
+async def get_file(
+    version: VersionOf, file: Literal["config", "weights"], request: Request, registry: RegistryOf
+) -> Response:
+    """adapter_config.json or adapter_model.safetensors, as they were uploaded; 304 if the client has it already."""
     name, media_type = SENT_AS[file]
-    headers = {"ETag": f'"{version.record.digest}"', "Content-Disposition": f'attachment; filename="{name}"'}
+    tag = f'"{version.record.digest}"'
+    if _has_already(request.headers.getlist("if-none-match"), tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    headers = {"ETag": tag, "Content-Disposition": f'attachment; filename="{name}"'}
     content = registry.file(version, file)
     if isinstance(content, bytes):
         return Response(content, headers=headers, media_type=media_type)
@@ -182,7 +200,14 @@ class _WholeFile(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await super().__call__({**scope, "headers": headers}, receive, send)
+        method = "HEAD" if scope.get("state", {}).get("is_head") else scope["method"]  # then it is not read
+        await super().__call__({**scope, "headers": headers, "method": method}, receive, send)
+
+
+def _has_already(given: list[str], tag: str) -> bool:
+    """Whether the values of If-None-Match name the content."""
+    tags = [one.strip().removeprefix("W/") for value in given for one in value.split(",")]
+    return tag in tags or tags == ["*"]
 
 
 def _object(adapter: AdapterView) -> AdapterObject:
@@ -209,9 +234,22 @@ def _counting_failures(count: Any) -> Iterator[None]:
         raise
 
 
-def _check_labels(labels: list[str], adapter: AdapterView, known: frozenset[str]) -> None:
+def _checked_keys(received: ReceivedUpload, services: Services) -> Keys:
+    """The labels of an upload, checked as those of a PATCH. Raises RequestValidationError or InvalidRequestError."""
+    if isinstance(received.allowed_keys, Unchanged):
+        return UNCHANGED
+    try:
+        labels = AdapterPatch.model_validate({"allowed_keys": received.allowed_keys}).allowed_keys
+    except ValidationError as error:
+        raise RequestValidationError([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
+    if labels:
+        _check_labels(labels, services.registry.record(received.name), services.keys.labels)
+    return labels
+
+
+def _check_labels(labels: list[str], record: AdapterRecord | None, known: frozenset[str]) -> None:
     """Raises InvalidRequestError for a label of no key. One that the adapter has already stays: its key may be gone."""
-    unknown = set(labels) - known - set(adapter.allowed_keys or ())
+    unknown = set(labels) - known - set((record.allowed_keys if record is not None else None) or ())
     if unknown:
         found, expected = ", ".join(map(repr, sorted(unknown))), ", ".join(sorted(known)) or "none: it has no API keys"
         message = f"found {found}, expected labels of this server's API keys ({expected})"

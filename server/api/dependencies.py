@@ -14,6 +14,8 @@ from fastapi import Depends, FastAPI, Request
 from server.auth.keys import Caller, KeyRing
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
+from server.bodies.check import RequestBodies
+from server.engine.health import EngineHealth
 from server.engine.protocol import Engine
 from server.inference.request_context import RequestFacts
 from server.inference.timing import RequestMetrics
@@ -55,9 +57,10 @@ class MetricsPage(Protocol):
 
 @dataclass
 class Lifecycle:
-    """Whether new requests are still admitted, and how many responses are being sent."""
+    """Whether new requests are still admitted, why not, and how many responses are being sent."""
 
     is_draining: bool = False
+    reason: str = "the server is shutting down; retry on another server"
     responses_running: int = 0
 
 
@@ -71,6 +74,7 @@ class Services:
 
     settings: Settings
     engine: Engine
+    engine_health: EngineHealth
     base_names: list[str]
     max_model_len: int
     registry: Registry
@@ -87,6 +91,7 @@ class Services:
     cache_salt_secret: bytes
     close: Callable[[], Awaitable[None]]
     is_metrics_route_open: bool = True
+    bodies: RequestBodies = field(default_factory=RequestBodies)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
 

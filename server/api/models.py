@@ -3,6 +3,7 @@
 Invariant: no card names a path of the server.
 """
 
+import re
 import time
 from typing import Literal
 
@@ -12,9 +13,11 @@ from pydantic import BaseModel
 from server.api.dependencies import CallerOf, ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, KEY, errors_of
+from server.errors import ModelNotFoundError
 
 router = APIRouter(route_class=ContractRoute, tags=["models"], dependencies=[KEY])
 _STARTED = int(time.time())
+_SLASHES = re.compile("/{2,}")
 
 
 class ModelCard(BaseModel):
@@ -48,7 +51,12 @@ async def list_models(caller: CallerOf, services: ServicesOf) -> Response:
 @router.get("/v1/models/{model:path}", summary="One model", responses=errors_of(*ACCESS_ERRORS, 404))
 async def retrieve_model(model: str, caller: CallerOf, services: ServicesOf) -> ModelCard:
     """The base, NAME or NAME@version."""
-    version = services.registry.resolve(model, caller)
+    try:
+        version = services.registry.resolve(model, caller)
+    except ModelNotFoundError:
+        if (plain := _SLASHES.sub("/", model).strip("/")) == model:
+            raise
+        model, version = plain, services.registry.resolve(plain, caller)  # as in every other path, slashes count once
     if version is None:
         return _card(model, _STARTED, None, services.max_model_len)
     return _card(model, version.record.created, services.base_names[0], services.max_model_len)

@@ -1,16 +1,18 @@
-"""Owns what the OpenAPI document says of our routes beyond what FastAPI reads from their signatures.
+"""Owns what the OpenAPI document says of the routes beyond what FastAPI reads from their signatures.
 
 Invariant: a status is documented exactly where a route can answer it.
 """
 
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Security
-from fastapi.security import HTTPBearer
+from fastapi import Depends, FastAPI, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from adapters.names import NAME_PATTERN
 from server.api.error_responses import ContractRoute
-from server.api.schemas import AdapterObject, ErrorObject
+from server.api.route_table import ROUTES, Route
+from server.api.schemas import AdapterObject, AnthropicErrorObject, ErrorObject, UploadedAdapter
 
 ERRORS = {
     400: "invalid_request: a parameter or the body is invalid; `param` names it",
@@ -18,22 +20,32 @@ ERRORS = {
     403: "forbidden: a key without the right, or a page of another origin",
     404: "model_not_found, adapter_not_found or version_not_found: also for what this key may not see",
     405: "method_not_allowed",
-    408: "upload_timeout: the body came too slowly",
+    408: "upload_timeout or request_timeout: the body came too slowly",
     409: "name_conflict, version_active, active_changed or device_full",
-    413: "adapter_too_large",
+    410: "adapter_deleted: while the request waited or ran",
+    413: "adapter_too_large, or request_too_large",
+    415: "unsupported_encoding",
     429: "quota_exceeded or rate_limited",
+    500: "internal_error or adapter_output_invalid",
     503: "engine_unavailable or adapter_unavailable",
     507: "storage_full",
 }
 RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer"}}}
 
+_KEY_IS = "an API key or the admin key"
+_ARCHIVE = ".zip or .tar.gz with both files in one folder of it; what else it has is ignored"
 _FILE = {"type": "string", "format": "binary"}
 _NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "description": "the adapter's name"}
 _ACTIVATE = {
     "type": "string",
     "enum": ["true", "false"],
     "default": "true",
-    "description": "whether the bare name selects the new version from now on",
+    "description": "whether the bare name selects the new version from now on; 1, yes, on, 0, no and off count too",
+}
+_ALLOWED_KEYS = {
+    "type": "string",
+    "description": "labels of keys that may select the adapter, as a JSON list or separated by commas; null: all; not "
+    "given: as the name has it, or had it before it was deleted",
 }
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
@@ -51,8 +63,9 @@ UPLOAD_BODY: dict[str, Any] = {
                         "name": _NAME,
                         "config": _FILE | {"description": "adapter_config.json"},
                         "weights": _FILE | {"description": "adapter_model.safetensors"},
-                        "file": _FILE | {"description": ".zip or .tar.gz with both files at its root"},
+                        "file": _FILE | {"description": _ARCHIVE},
                         "activate": _ACTIVATE,
+                        "allowed_keys": _ALLOWED_KEYS,
                     },
                 }
             }
@@ -60,9 +73,15 @@ UPLOAD_BODY: dict[str, Any] = {
     }
 }
 _TEXT = {"schema": {"type": "string"}}
-_LOCATION = {"Location": _TEXT | {"description": "the adapter's path"}}
+_LOCATION = {
+    "Location": _TEXT | {"description": "the path of the version of the content that was uploaded"},
+}
 UPLOADED: dict[int | str, dict[str, Any]] = {
-    200: {"model": AdapterObject, "description": "The content is already a version", "headers": _LOCATION},
+    200: {
+        "model": UploadedAdapter | AdapterObject,
+        "description": "The content is already a version",
+        "headers": _LOCATION,
+    },
     201: {"description": "The adapter with its new version", "headers": _LOCATION},
 }
 FILE_SENT: dict[int | str, dict[str, Any]] = {
@@ -76,16 +95,28 @@ FILE_SENT: dict[int | str, dict[str, Any]] = {
             "ETag": _TEXT | {"description": "the version's digest"},
             "Content-Disposition": _TEXT | {"description": "the file's name"},
         },
-    }
+    },
+    304: {"description": "`If-None-Match` names the content: the client has it", "headers": {"ETag": _TEXT}},
 }
 _PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"]}}
 PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}
 
 
-KEY = Security(HTTPBearer(auto_error=False, scheme_name="key", description="an API key or the admin key"))
+def _key(
+    bearer: Annotated[Any, Security(HTTPBearer(auto_error=False, scheme_name="key", description=_KEY_IS))],
+    header: Annotated[Any, Security(APIKeyHeader(name="x-api-key", auto_error=False, scheme_name="x-api-key"))],
+) -> None:
+    """Documents the two headers that a key may be in; access control reads them."""
+
+
+KEY = Depends(_key)
 """Documents that a route needs a key."""
+SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
 ACCESS_ERRORS = (401, 403, 429)
 """What access control, in front of every route, may answer."""
+INFERENCE_ERRORS = (400, 401, 403, 404, 408, 410, 413, 415, 429, 500, 503)
+"""What a route that selects a model may answer."""
+SUMMARY = "A Mixture-of-Experts base model and its PERFT adapters, selected by name"
 
 
 def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -99,15 +130,41 @@ def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` leave out the 422 that FastAPI documents for every route: ours answer 400 or 404 instead."""
+    """Make `app.openapi()` say what this server is, and what its routes really answer: FastAPI documents a 422 for
+    every route, and vLLM's document errors of vLLM's and no key."""
     whole = app.openapi
+    app.title, app.version, app.summary = "perft-server", version("perft-server"), SUMMARY
 
     def openapi() -> dict[str, Any]:
+        is_made = app.openapi_schema is None
         document = whole()
-        for route in app.routes:
-            if isinstance(route, ContractRoute) and route.include_in_schema:
-                for method in route.methods:
-                    document["paths"][route.path_format][method.lower()]["responses"].pop("422", None)
+        if is_made:
+            ours = {(method, r.path) for r in app.routes if isinstance(r, ContractRoute) for method in r.methods}
+            for route in ROUTES:
+                operation = document["paths"].get(route.path.replace(":path", ""), {}).get(route.method.lower())
+                if operation is not None:
+                    operation["responses"].pop("422", None)
+                    if (route.method, route.path) not in ours:
+                        _describe_vllms(operation, route)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in (ErrorObject, AnthropicErrorObject):
+                made = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= made.pop("$defs", {}) | {model.__name__: made}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_vllms(operation: dict[str, Any], route: Route) -> None:
+    """Document the key and the errors of a route of vLLM's."""
+    if route.need != "none":
+        operation["security"] = SECURITY
+    responses = {status: said for status, said in operation["responses"].items() if int(status) < 400}
+    if route.selects_model:
+        name = (AnthropicErrorObject if route.dialect == "anthropic" else ErrorObject).__name__
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+        for status in INFERENCE_ERRORS:
+            responses[str(status)] = {"description": ERRORS[status], "content": content}
+            if status in (429, 503):
+                responses[str(status)]["headers"] = RETRY_AFTER
+    operation["responses"] = responses

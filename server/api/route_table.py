@@ -17,6 +17,8 @@ from starlette.routing import Route as PathRoute
 from starlette.types import Scope
 
 Need = Literal["none", "inference", "admin", "metrics"]
+Dialect = Literal["openai", "responses", "anthropic"]
+"""The API whose clients a route serves: it decides the shape of errors, in a response and in a stream."""
 _PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -36,6 +38,7 @@ class Route:
     need: Need
     generates: bool = False
     selects_model: bool = False
+    dialect: Dialect = "openai"
     _matcher: PathRoute = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,11 @@ class Route:
     def changes(self) -> bool:
         """Whether it changes adapters."""
         return self.need == "admin" and self.method != "GET"
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether its body is an upload, which has its own limits."""
+        return (self.method, self.path) == ("POST", "/v1/adapters")
 
     @property
     def key(self) -> tuple[str, str]:
@@ -71,12 +79,12 @@ def _adapter_routes() -> list[Route]:
     ]
 
 
-def _generating(path: str) -> Route:
-    return Route("POST", path, "inference", generates=True, selects_model=True)
+def _generating(path: str, dialect: Dialect = "openai") -> Route:
+    return Route("POST", path, "inference", generates=True, selects_model=True, dialect=dialect)
 
 
-def _selecting(path: str) -> Route:
-    return Route("POST", path, "inference", selects_model=True)
+def _selecting(path: str, dialect: Dialect = "openai") -> Route:
+    return Route("POST", path, "inference", selects_model=True, dialect=dialect)
 
 
 ROUTES: tuple[Route, ...] = (
@@ -89,9 +97,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{model:path}", "inference"),
     _generating("/v1/chat/completions"),
     _generating("/v1/completions"),
-    _generating("/v1/responses"),
-    _generating("/v1/messages"),
-    _selecting("/v1/messages/count_tokens"),
+    _generating("/v1/responses", "responses"),
+    _generating("/v1/messages", "anthropic"),
+    _selecting("/v1/messages/count_tokens", "anthropic"),
     _selecting("/tokenize"),
     _selecting("/detokenize"),
     *_adapter_routes(),
@@ -108,6 +116,16 @@ def match(method: str, path: str, root_path: str = "") -> Route | None:
     """The listed route of a request; a HEAD is a GET without the body."""
     wanted = "GET" if method == "HEAD" else method
     return next((route for route in routes_at(path, root_path) if route.method == wanted), None)
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """The dialect of a request: of its route, or else of a route at its path or above it."""
+    route: Route | None = scope.get("state", {}).get("route")
+    if route is None:
+        path, root_path = scope.get("path", ""), scope.get("root_path", "")
+        below = (known for known in ROUTES if path.removeprefix(root_path).startswith(known.path + "/"))
+        route = next(iter(routes_at(path, root_path)), None) or next(below, None)
+    return "openai" if route is None else route.dialect
 
 
 def prune(app: FastAPI, keep_vllm_metrics: bool = False) -> None:

@@ -29,8 +29,12 @@ class VersionObject(BaseModel):
     rows: int = Field(ge=0, description="rows of the device pool it takes")
     created: int = Field(description="unix seconds")
     resident: Tier
-    requests_running: int = Field(ge=0)
-    last_used: int | None = Field(description="unix seconds; null if not used since the server started")
+    requests_running: int | None = Field(
+        ge=0, description="requests of this version in the engine; null for an API key that shares the adapter"
+    )
+    last_used: int | None = Field(
+        description="unix seconds; null if not used since the server started, or for an API key that shares the adapter"
+    )
     description: str | None
 
 
@@ -45,6 +49,12 @@ class AdapterObject(BaseModel):
     allowed_keys: list[str] | None
     pinned: bool
     versions: list[VersionObject]
+
+
+class UploadedAdapter(AdapterObject):
+    """The adapter after an upload of which something was ignored."""
+
+    notes: list[str] = Field(description="what of the upload is not part of an adapter, and was ignored")
 
 
 class AdapterList(BaseModel):
@@ -75,7 +85,7 @@ class ErrorDetail(BaseModel):
     message: str
     type: str
     param: str | None
-    code: str | int | None
+    code: str
     violations: list[str] | None = Field(None, description="every violation of the format (code invalid_adapter)")
 
 
@@ -83,3 +93,20 @@ class ErrorObject(BaseModel):
     """OpenAI's error object."""
 
     error: ErrorDetail
+
+
+class AnthropicErrorDetail(BaseModel):
+    """Anthropic's error, with what OpenAI's has as well."""
+
+    type: str
+    message: str
+    param: str | None
+    code: str
+
+
+class AnthropicErrorObject(BaseModel):
+    """Anthropic's error object."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetail
+    request_id: str | None

@@ -1,29 +1,34 @@
 """Owns the checks before every route: whether it exists, who may call it, and how many requests at once.
 
 The outermost ASGI middleware. Invariant: a request reaches the app only with scope["state"] holding its `caller`,
-`route`, `request_id` and `facts`, and it no longer counts among its key's requests when its last byte is sent.
+`route`, `request_id` and `facts` (and `check_room`, where its sequences count among its key's), with the path and the
+client that were checked here, and it no longer counts among its key's requests when its last byte is sent.
 """
 
-import inspect
+import logging
 import re
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.dependencies import Services, services_of
-from server.api.error_responses import ApiError, as_api_error, internal_error
-from server.api.route_table import Route, match, routes_at
+from server.api.error_responses import ApiError, error_response, internal_error
+from server.api.route_table import Route, dialect_of, match, routes_at
 from server.auth.keys import ANONYMOUS, Caller
+from server.bodies.receive import check_encoding
 from server.errors import EngineUnavailableError, ForbiddenError, InvalidKeyError, ServerError
 from server.inference.request_context import RequestFacts
+from server.middleware.request_body import RequestBody
+from server.middleware.request_path import one_path, shown_path
 
+logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 SMALL_BODY_BYTES = 64 * 1024
@@ -47,12 +52,13 @@ class AccessControl:
         try:
             rejection = cycle.admit()
             if rejection is None:
-                await self._app(cycle.scope, receive, cycle.send)
+                await self._app(cycle.scope, cycle.bounded(receive), cycle.send)
             else:
                 await rejection(cycle.scope, receive, cycle.send)
         except Exception as error:
+            logger.error("request %s failed: %r", cycle.request_id, error)
             if not cycle.status:
-                response = await _unforeseen(cycle.scope, error, cycle.request_id)
+                response = internal_error(cycle.request_id).response(dialect_of(cycle.scope), cycle.request_id)
                 await response(cycle.scope, receive, cycle.send)
             raise
         finally:
@@ -74,18 +80,39 @@ class _RequestCycle:
         self._headers, self._send, self._services, self._clock = headers, send, services, clock
         self._began = clock()
         self._leave: Callable[[], None] | None = None
-        self.scope = self._inner_scope(scope)
+        self._body: RequestBody | None = None
+        self._outer, self.scope = scope, self._inner_scope(scope)
 
     def _inner_scope(self, scope: Scope) -> Scope:
-        """The app's scope: with the request ID as a header, and a GET in place of a HEAD."""
+        """The app's scope: with one path and the client's own address, the request ID as a header, and a GET in place
+        of a HEAD."""
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"request_id": self.request_id, "facts": self.facts, "caller": self.caller}
+        state["is_head"] = self.method == "HEAD"
         others = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
         return {
             **scope,
+            **one_path(scope),
+            "client": self._client(scope),
             "method": "GET" if self.method == "HEAD" else self.method,
             "headers": [*others, (b"x-request-id", self.request_id.encode())],
         }
+
+    def _client(self, scope: Scope) -> tuple[str, int] | None:
+        """Who asks: whoever connected, or the client of a proxy that the operator named."""
+        peer: tuple[str, int] | None = scope.get("client")
+        if self._services is None:
+            return peer
+        address = None if peer is None else peer[0]
+        found = self._services.settings.proxies.client_of(address, self._headers.getlist("x-forwarded-for"))
+        return peer if found == address or found is None else (found, 0)
+
+    def bounded(self, receive: Receive) -> Receive:
+        """The app's `receive`."""
+        assert self.route is not None
+        limits = None if self._services is None or self.route.is_upload else self._services.settings
+        self._body = RequestBody(receive, limits)
+        return self._body
 
     def admit(self) -> Response | None:
         """The response to a request that is rejected; None if the app gets it."""
@@ -96,12 +123,10 @@ class _RequestCycle:
             self.caller = self._services.keys.identify(*given) or ANONYMOUS
         try:
             if self.route is None:
-                return _no_route(self.method, path, root_path)
+                return _no_route(self.method, self.scope)
             self._enter(self.route)
         except (ServerError, ApiError) as error:
-            response = as_api_error(error).response()
-            if response.status_code == 401:
-                response.headers["WWW-Authenticate"] = "Bearer"
+            response = error_response(error, self.scope)
             if self._has_large_body():
                 response.headers["Connection"] = "close"
             return response
@@ -121,20 +146,29 @@ class _RequestCycle:
             return
         if route.need == "metrics" and not services.is_metrics_route_open:
             raise _not_found()
-        client = (self.scope.get("client") or (None,))[0]
-        caller = caller_of(services, route, self._headers)
+        client, peer = ((scope.get("client") or (None,))[0] for scope in (self.scope, self._outer))
+        caller = caller_of(services, route, self._headers, services.settings.proxies.has(peer))
         self.caller = replace(caller, client=client, request_id=self.request_id)
+        check_encoding(self._headers)
         if route.selects_model and not self.caller.is_admin:
             limits, label = services.rate_limits, self.caller.label
             limits.enter(label)
             self._leave = lambda: limits.leave(label)
+            self.scope["state"]["check_room"] = partial(limits.check_room, label)
 
     async def send(self, message: Message) -> None:
         """Send a message of the response, with the request ID; for a HEAD only the headers."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            has_left = self._body is not None and self._body.is_cut_off
+            self.status = _CLIENT_LEFT if has_left else message["status"]
             message.setdefault("headers", [])  # ASGI lets an app leave them out
-            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.request_id
+            if dialect_of(self.scope) == "anthropic":
+                headers["Request-Id"] = self.request_id  # where its clients look
+            if headers.get("content-type", "").startswith("text/event-stream"):  # no proxy may hold an event back
+                headers.setdefault("Cache-Control", "no-cache")
+                headers["X-Accel-Buffering"] = "no"
         elif message["type"] == "http.response.body":
             if not message.get("more_body", False):
                 self._free()
@@ -146,7 +180,7 @@ class _RequestCycle:
         """The response has ended, one way or another."""
         self._free()
         if self._services is not None:
-            path = None if self.route is None else self.route.path
+            path = self.route.path if self.route else shown_path(self._outer["path"], self._services.keys.has)
             status, seconds = self.status or _CLIENT_LEFT, self._clock() - self._began
             label = self.caller.label
             self._services.access_log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
@@ -157,9 +191,9 @@ class _RequestCycle:
             leave()
 
 
-def caller_of(services: Services, route: Route, headers: Headers) -> Caller:
+def caller_of(services: Services, route: Route, headers: Headers, is_trusted_proxy: bool = False) -> Caller:
     """The caller of a request. Raises InvalidKeyError or ForbiddenError if the route needs more than the request
-    has."""
+    has. is_trusted_proxy: a proxy that the operator named sent it."""
     keys = services.keys
     given = headers.get("authorization"), headers.get("x-api-key")
     known = keys.identify(*given)
@@ -172,8 +206,9 @@ def caller_of(services: Services, route: Route, headers: Headers) -> Caller:
     if _needs_key(services, route, known):
         raise _wrong_key(route, known, any(given))
     plain = {name: headers.getlist(name) for name in headers}
+    origin = services.origin
     is_inference = route.need == "inference"
-    problem = services.origin.page_problem(plain) if is_inference else services.origin.local_problem(plain)
+    problem = origin.page_problem(plain, is_trusted_proxy) if is_inference else origin.local_problem(plain)
     if problem:
         raise ForbiddenError(f"{route.method} {route.path}: {problem}")
     return Caller(known.label if known else None, route.need == "admin")
@@ -197,27 +232,17 @@ def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerErro
     )
 
 
-def _no_route(method: str, path: str, root_path: str) -> Response:
+def _no_route(method: str, scope: Scope) -> Response:
     """404 for a path that is not listed, 405 for a method that its routes do not have, 204 for OPTIONS."""
-    allowed = {route.method for route in routes_at(path, root_path)}
+    allowed = {route.method for route in routes_at(scope["path"], scope.get("root_path", ""))}
     if not allowed:
         raise _not_found()
     allow = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))}
     if method == "OPTIONS":
         return Response(status_code=204, headers=allow)
     error = ApiError(405, "method_not_allowed", f"found {method[:16]}, expected one of {allow['Allow']}")
-    response = error.response()
+    response = error_response(error, scope)
     response.headers.update(allow)
-    return response
-
-
-async def _unforeseen(scope: Scope, error: Exception, request_id: str) -> Response:
-    """The app's own response to an unforeseen error, sent here so that it carries the request ID."""
-    handler = scope["app"].exception_handlers.get(Exception)
-    if handler is None:
-        return internal_error(request_id).response()
-    answer = handler(Request(scope), error)
-    response: Response = await answer if inspect.isawaitable(answer) else answer
     return response
 
 

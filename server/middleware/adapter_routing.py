@@ -10,25 +10,36 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.format.strict_json import json_kind
 from server.api.dependencies import Services, services_of
-from server.api.error_responses import ApiError, as_api_error
+from server.api.error_responses import ApiError, error_response
 from server.api.route_table import Route
+from server.api.translation.vllm_errors import refusal_of
 from server.auth.keys import Caller
-from server.errors import InvalidRequestError, ServerError
+from server.bodies.check import BodyCheck
+from server.bodies.fields import count_sequences
+from server.bodies.look import BodyFields
+from server.bodies.models import InvalidItemsError
+from server.bodies.receive import ReceivedBody, check_json, receive_body
+from server.errors import ConnectionLimitError, InvalidRequestError, ServerError
 from server.inference.request_context import CURRENT, RequestContext
 from server.middleware.stream_errors import FailureSender
 from server.registry.registry import Registry
 from server.registry.version import Version
 
-MAX_BODY_BYTES = 64 * 1024**2
+LONGEST_STEP_S = 0.005
+"""Seconds of checking a body before others go on."""
+SHORT = 32
+"""Bytes of a field that an error may be about by its value."""
+T = TypeVar("T")
 
 
 class AdapterRouting:
@@ -45,33 +56,46 @@ class AdapterRouting:
         assert services is not None, "access control rejects every request until there are services"
         state = scope["state"]
         began = time.monotonic()
+        received: ReceivedBody | None = None
         try:
-            values = _parse(await _read_body(receive))
-            version = _resolve(values, services.registry, state["caller"])
-            if version is not None:
-                state["facts"].adapter, state["facts"].version = version.name, version.number
-                values["model"] = version.id
-            if route.generates:
-                _salt(values, services.cache_salt_secret, state["caller"].label)
-            body = _serialize(values)
-            context = RequestContext(state["caller"], version, state["facts"], began)
+            received = await self._receive(scope, receive, services)
+            preparing = _prepare(received.content, route, state, services)
+            if received.is_large:
+                received.content = b""
+                prepared = await _unless_client_leaves(receive, preparing)
+            else:
+                prepared = await preparing
+            context = RequestContext(state["caller"], prepared.version, state["facts"], began)
+            sender = FailureSender(context, route.dialect, send, prepared.fields, state.get("request_id"))
             async with _admitted(context, route, receive, services):
-                await self._forward(context, scope, body, receive, FailureSender(context, route.path, send))
-        except (ServerError, ApiError) as error:
-            await as_api_error(error, field="model").response()(scope, receive, send)
+                await self._forward(context, scope, prepared, _replay(prepared, received, receive), sender)
+        except (ServerError, ApiError, RequestValidationError) as error:
+            is_of_body = isinstance(error, InvalidRequestError | ConnectionLimitError)
+            await error_response(error, scope, None if is_of_body else "model")(scope, receive, send)
         except _ClientLeftError:
             pass
+        finally:
+            if received is not None:
+                received.release()
+
+    @staticmethod
+    async def _receive(scope: Scope, receive: Receive, services: Services) -> ReceivedBody:
+        """The body, of a type that is read as JSON. Raises ServerError."""
+        headers = MutableHeaders(scope=scope)
+        check_json(headers.get("content-type"))
+        headers["content-type"] = "application/json"  # a request without a type is meant so
+        return await receive_body(receive, headers, services.bodies.limits, services.bodies.budget)
 
     async def _forward(
-        self, context: RequestContext, scope: Scope, body: bytes, receive: Receive, sender: FailureSender
+        self, context: RequestContext, scope: Scope, prepared: "_Prepared", receive: Receive, sender: FailureSender
     ) -> None:
         """Let vLLM answer the rewritten body."""
-        MutableHeaders(scope=scope)["content-length"] = str(len(body))
+        MutableHeaders(scope=scope)["content-length"] = str(len(prepared.body))
         token = CURRENT.set(context)
         try:
-            await self._app(scope, _replay(body, receive), sender)
-        except Exception:
-            if not await sender.send_failure():
+            await self._app(scope, receive, sender)
+        except Exception as error:
+            if not await sender.send_failure(error):
                 raise
         finally:
             CURRENT.reset(token)
@@ -86,6 +110,8 @@ async def _admitted(context: RequestContext, route: Route, receive: Receive, ser
     """Keep the version alive and, where the route generates, wait until it is on the device; the engine request takes
     over that lease. Raises ServerError, or _ClientLeftError."""
     version = context.version
+    if route.generates and version is None:
+        services.engine_health.check()
     with ExitStack() as kept:
         async with context.first_lease:
             if version is not None:
@@ -93,7 +119,8 @@ async def _admitted(context: RequestContext, route: Route, receive: Receive, ser
                     kept.enter_context(services.registry.lease(version))
                     if route.generates:
                         timeout_s = services.settings.load_timeout_s
-                        await _unless_client_leaves(receive, context.acquire(services.scheduler, timeout_s))
+                        waiting = context.acquire(services.scheduler, timeout_s)
+                        await _unless_client_leaves(receive, services.engine_health.wait(waiting))
                 except (ServerError, _ClientLeftError) as error:
                     if route.generates:
                         reason = error.code if isinstance(error, ServerError) else "abort"
@@ -103,14 +130,14 @@ async def _admitted(context: RequestContext, route: Route, receive: Receive, ser
             yield
 
 
-async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Do `work` while the client waits. Raises _ClientLeftError; uvicorn reports a disconnect only on `receive`."""
     doing, leaving = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
             raise _ClientLeftError
-        await doing
+        return await doing
     finally:
         doing.cancel()
         leaving.cancel()
@@ -123,75 +150,99 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _resolve(values: dict[str, Any], registry: Registry, caller: Caller) -> Version | None:
+@dataclass(frozen=True)
+class _Prepared:
+    """A body as vLLM is to see it. fields: its own, long ones as b"". next_turn: waits until a heavy body may be
+    parsed."""
+
+    body: bytes
+    fields: dict[str, bytes]
+    version: Version | None
+    next_turn: Callable[[], Coroutine[Any, Any, None]] | None
+
+
+async def _prepare(content: bytes, route: Route, state: dict[str, Any], services: Services) -> _Prepared:
+    """Look at the body, resolve its model, check it. Raises ServerError or RequestValidationError."""
+    check = services.bodies.check_of(route.path, route.generates)
+    is_heavy = check.is_heavy(content)
+    async with services.bodies.turns.turn() if is_heavy else nullcontext():
+        began = time.monotonic()
+        caller: Caller = state["caller"]
+        fields = BodyFields(content)
+        del content
+        version = _resolve(fields, services.registry, caller)
+        if version is not None:
+            state["facts"].adapter, state["facts"].version = version.name, version.number
+            fields.set("model", version.id)
+        try:
+            await _check(check, fields)
+        except (InvalidRequestError, ApiError, RequestValidationError) as error:
+            if route.generates and version is not None:
+                seconds = time.monotonic() - began
+                services.metrics.request_finished(version.name, InvalidRequestError.code, 0, 0, seconds)
+            raise error from None
+        if route.generates:
+            if "check_room" in state:
+                state["check_room"](count_sequences(fields, check.limits))
+            _salt(fields, services.cache_salt_secret, caller.label)
+        next_turn = services.bodies.turns.step if is_heavy else None
+        return _Prepared(fields.json(), _shown(fields), version, next_turn)
+
+
+def _shown(fields: BodyFields) -> dict[str, bytes]:
+    """The fields as errors need them: long ones as b""."""
+    return {name: raw if len(raw := fields.raw(name)) <= SHORT else b"" for name in fields.names}
+
+
+def _resolve(fields: BodyFields, registry: Registry, caller: Caller) -> Version | None:
     """The version that `model` selects; None for the base, which has to be named too.
 
     Raises InvalidRequestError if no model is named, ModelNotFoundError if there is none of that name.
     """
-    model = values.get("model")
-    if not isinstance(model, str) or not model:
-        found = "no model" if "model" not in values else "an empty string" if model == "" else json_kind(model)
+    model = fields.value("model") if fields.kind("model") == "a string" else None
+    if not model:
+        found = "an empty string" if model == "" else fields.kind("model") if "model" in fields else "no model"
         message = f"found {found}, expected the name of the base or of an adapter; GET /v1/models lists them"
         raise InvalidRequestError(message, param="model")
     return registry.resolve(model, caller)
 
 
-def _salt(values: dict[str, Any], secret: bytes, label: str | None) -> None:
+def _salt(fields: BodyFields, secret: bytes, label: str | None) -> None:
     """Make the request's cache salt the tenant's own: HMAC(server secret, key label, the client's salt)."""
-    given = values.get("cache_salt")
-    if given is None or (isinstance(given, str) and given):
-        values["cache_salt"] = hmac.digest(secret, json.dumps([label, given]).encode(), "sha256").hex()
+    if fields.is_null("cache_salt") or (fields.kind("cache_salt") == "a string" and fields.raw("cache_salt") != b'""'):
+        text = json.dumps([label, fields.value("cache_salt")])
+        fields.set("cache_salt", hmac.digest(secret, text.encode(), "sha256").hex())
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises ApiError for anything else."""
+async def _check(check: BodyCheck, fields: BodyFields) -> None:
+    """Check the fields, with pauses in which others go on. Raises InvalidRequestError or RequestValidationError."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
     try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(error) from None
-    if not isinstance(values, dict):
-        raise ApiError(400, "invalid_request", f"found {json_kind(values)} as the body, expected a JSON object")
-    return values
+        for _ in check.apply(fields):
+            if clock() - began > LONGEST_STEP_S:
+                await asyncio.sleep(0)
+                began = clock()
+    except InvalidItemsError as error:
+        raise RequestValidationError(error.errors, body=error.body) from None
+    except Exception as error:  # a validator of vLLM's may raise its own errors, which pydantic lets through
+        if not hasattr(error, "parameter"):
+            raise
+        raise refusal_of(error, _shown(fields)) from None
 
 
-def _serialize(values: dict[str, Any]) -> bytes:
-    """The body that vLLM reads. Raises ApiError for nesting that could just be parsed, but not be written again."""
-    try:
-        return json.dumps(values).encode()
-    except RecursionError as error:
-        raise _not_json(error) from None
-
-
-def _not_json(error: Exception) -> ApiError:
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return ApiError(400, "invalid_request", f"the body is not valid JSON: {reason}")
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """The whole body. Raises ApiError if it is too large or the client went away."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ApiError(400, "invalid_request", "the client went away before its body was complete")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(
-                413, "request_too_large", f"found a body over {MAX_BODY_BYTES} bytes, expected a smaller one"
-            )
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns the rewritten body first."""
+def _replay(prepared: _Prepared, received: ReceivedBody, receive: Receive) -> Receive:
+    """A `receive` that returns the rewritten body first; a heavy one when it may be parsed."""
     sent = False
 
     async def next_message() -> Message:
         nonlocal sent
         if sent:
             return await receive()
+        if prepared.next_turn is not None:
+            await prepared.next_turn()
         sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        asyncio.get_running_loop().call_soon(received.release)  # then it has been parsed
+        return {"type": "http.request", "body": prepared.body, "more_body": False}
 
     return next_message

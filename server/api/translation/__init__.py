@@ -1,0 +1,1 @@
+"""How errors of pydantic and of vLLM become ours."""
