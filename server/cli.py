@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 
-from server.errors import StartError
+from server.errors import ServerDiedError, StartError
 
 USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
        perft adapters {list,show,push,activate,rm,verify,pin,unpin,allow} ...
@@ -14,7 +14,8 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command line. Exits with 0 (stopped as asked), 1 (refused to start, or failed) or 2 (wrong usage)."""
+    """Run a command line. Exits with 0 (stopped as asked), 1 (did not start, or a client's command failed), 2 (wrong
+    usage) or 70 (a server that had started ended by itself)."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["--version"]:
         print(f"perft-server {version('perft-server')}")
@@ -27,13 +28,16 @@ def main(argv: list[str] | None = None) -> None:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
-    from server.app.serve import serve
+    from server.app.serve import EXIT_DIED, serve
 
     try:
         serve(arguments[1:])
     except StartError as error:
-        print(f"perft: refused to start:\n{error}", file=sys.stderr, flush=True)
+        print(f"perft: {error.headline}:\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
+    except ServerDiedError as error:
+        print(f"perft: the server ended by itself: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_DIED) from error
 
 
 if __name__ == "__main__":

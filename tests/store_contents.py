@@ -11,7 +11,7 @@ import torch
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.format.folder import read_folder
 from adapters.identity import lora_digest
-from adapters.store import AdapterRecord, Store, VersionRecord
+from adapters.store import UNCHANGED, AdapterRecord, Keys, Store, VersionRecord
 from perft.base_model import BaseShape
 from tests.synthetic import write_adapter
 
@@ -59,12 +59,13 @@ def lora(config: bytes = b'{"peft_type": "LORA"}\r\n', weights: bytes = b"weight
 
 
 def upload(
-    store: Store, name: str, content: Content, activate: bool = True
+    store: Store, name: str, content: Content, activate: bool = True, allowed_keys: Keys = UNCHANGED
 ) -> tuple[AdapterRecord, VersionRecord, bool]:
     """Stage the content, add it, and let go of the staged folder, as a route does."""
     staged = store.stage()
     try:
-        return store.add(name, content.write(staged), content.digest, content.kind, activate=activate)
+        folder = content.write(staged)
+        return store.add(name, folder, content.digest, content.kind, activate=activate, allowed_keys=allowed_keys)
     finally:
         store.discard(staged)
 

@@ -3,6 +3,7 @@
 Invariant: either every MoE layer of the model has our class, or the model is refused.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from perft.base_model import BaseShape, checkpoint_fingerprint
+from perft.base_model import BaseShape
+from perft.checkpoint import checkpoint_fingerprint
 from perft.engine.base_router import embedded_problem
 from perft.engine.moe_layer import PerftMoERunner, PerftRoutedExperts
 
@@ -53,19 +55,19 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
     model_config = vllm_config.model_config
     moe_config = next(iter(runners.values())).moe_config
     problems = (embedded_problem(runner) for runner in runners.values())
-    return BaseShape(
+    shape = BaseShape(
         hidden_size=model_config.get_hidden_size(),
         num_layers=model_config.hf_text_config.num_hidden_layers,
         moe_layers=tuple(sorted(runners)),
         num_experts=moe_config.num_logical_experts,
         top_k=moe_config.experts_per_token,
         dtype=model_config.dtype,
-        fingerprint=_fingerprint(vllm_config),
         embedded_problem=next((problem for problem in problems if problem), None),
     )
+    return replace(shape, fingerprint=_fingerprint(vllm_config, shape))
 
 
-def _fingerprint(vllm_config: VllmConfig) -> str | None:
+def _fingerprint(vllm_config: VllmConfig, shape: BaseShape) -> str | None:
     """docs/format.md's base_fingerprint of the served checkpoint; None, with a warning, if the files cannot be read."""
     from huggingface_hub import snapshot_download
 
@@ -80,10 +82,14 @@ def _fingerprint(vllm_config: VllmConfig) -> str | None:
                 local_files_only=True,
             )
             folder = Path(cached)
-        fingerprint = checkpoint_fingerprint(folder)
+        fingerprint = checkpoint_fingerprint(folder, shape)
     except (OSError, ValueError) as error:
         logger.warning("PERFT: the checkpoint's files cannot be read (%s)", error)
         fingerprint = None
     if fingerprint is None:
-        logger.warning("PERFT: found no router weights in %s; base_fingerprint is not checked", model_config.model)
+        logger.warning(
+            "PERFT: found no router weights in %s: adapters are compared with the base's shape alone, and one that was "
+            "trained on another base of this shape is not noticed",
+            model_config.model,
+        )
     return fingerprint

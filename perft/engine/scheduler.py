@@ -15,6 +15,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from perft.engine.grammar import install_bounded_grammars
+from perft.logs import escape_records
+
 OUTPUT_INVALID = "output_invalid"
 """The stop reason of a poisoned request. vLLM ends requests with an error for other reasons too (a grammar that cannot
 go on)."""
@@ -105,6 +108,9 @@ class PerftAsyncScheduler(PoisonedRequests, AsyncScheduler):
 
 
 def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Scheduler:
-    """The scheduler of an engine (vLLM's `scheduler_cls` names this function)."""
+    """The scheduler of an engine (vLLM's `scheduler_cls` names this function), whose grammars are bounded, and whose
+    process logs nothing of a client's as a line of its own."""
+    install_bounded_grammars()
+    escape_records()
     chosen = PerftAsyncScheduler if vllm_config.scheduler_config.async_scheduling else PerftScheduler
     return chosen(vllm_config, *args, **kwargs)

@@ -4,6 +4,10 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.launchers.utils.constants import (
+    H11_MAX_HEADER_COUNT_DEFAULT,
+    H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT,
+)
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from perft.engine.settings import SETTINGS_KEY, EngineSettings
@@ -18,6 +22,7 @@ DEFAULT_MAX_LORAS = 256
 LORA_SLOTS = 8
 DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
+STRUCTURED_BACKEND = "xgrammar"
 SCHEDULER = "perft.engine.scheduler.make_scheduler"
 REPEATED = {"adapter": "--adapter", **sources.repeated_flags()}
 """Attribute -> flag that can be repeated."""
@@ -96,6 +101,10 @@ def argument_problems(args: Namespace) -> list[str]:
         "--grpc": args.grpc,
     }
     problems = [f"{flag}: not tested with PERFT yet; leave it off" for flag, given in refused.items() if given]
+    if args.h11_max_incomplete_event_size != H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT:
+        problems.append("--h11-max-incomplete-event-size: no effect on this server; use --max-header-bytes")
+    if args.h11_max_header_count != H11_MAX_HEADER_COUNT_DEFAULT:
+        problems.append("--h11-max-header-count: no effect on this server; use --max-headers")
     if args.lora_modules:
         problems.append("--lora-modules: not supported; use --adapter NAME=PATH")
     if args.default_mm_loras:
@@ -104,6 +113,11 @@ def argument_problems(args: Namespace) -> list[str]:
         problems.append(f"--worker-extension-cls: PERFT needs {WORKER_EXTENSION} there; leave it off")
     if SETTINGS_KEY in (args.additional_config or {}):
         problems.append(f"--additional-config: {SETTINGS_KEY!r} is set by PERFT's own flags; leave it out")
+    if args.structured_outputs_config.backend not in ("auto", STRUCTURED_BACKEND):
+        problems.append(
+            f"--structured-outputs-config: found backend {args.structured_outputs_config.backend!r}, expected "
+            f"{STRUCTURED_BACKEND!r}: specs are tried with that one before they reach the engine; leave it out"
+        )
     if args.scheduler_cls:
         problems.append(f"--scheduler-cls: PERFT needs {SCHEDULER} there; leave it off")
     return problems
@@ -132,6 +146,7 @@ def prepare_arguments(args: Namespace) -> None:
     args.enforce_eager = True
     args.worker_extension_cls = WORKER_EXTENSION
     args.scheduler_cls = SCHEDULER
+    args.structured_outputs_config.backend = STRUCTURED_BACKEND  # with "auto" the first request would choose for all
     args.disable_uvicorn_access_log = True  # ours has the request ID, the adapter and the tokens
     args.enable_request_id_headers = False  # middleware/access_control sets them
     engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)

@@ -11,26 +11,38 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
+from perft.engine.grammar_probe import install_validation, pack_setup
 from perft.engine.peft_lora import check_peft_lora, lora_problem
+from perft.logs import escape_records
 from server.api import adapters, health, metrics, models
-from server.api.error_responses import as_api_error
+from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
-from server.api.route_table import missing, prune
+from server.api.route_table import ROUTES, missing, prune
+from server.app import serving_log
 from server.app.given_adapters import parse_named_folders, store_given_adapters
+from server.app.serve import Run
 from server.app.services import EngineSide, build_services
 from server.app.startup import banner, check_status, warm_up
 from server.auth.origin import is_local_bind
-from server.engine.vllm import VllmEngine, lora_request
-from server.errors import ServerError, StartError
+from server.bodies.models import RequestModel
+from server.bodies.texts import TextTurns
+from server.engine.health import CONFIRM_S, EngineHealth, WatchedEngine
+from server.engine.vllm import VllmEngine, VllmProcesses, lora_request
+from server.errors import EngineUnavailableError, InvalidRequestError, ServerError, StartError, StartFailedError
 from server.inference.engine_hook import EngineHook
+from server.inference.request_context import CURRENT
 from server.middleware.access_control import AccessControl
 from server.middleware.adapter_routing import AdapterRouting
 from server.middleware.drain import DrainMiddleware, SignalHandler
 from server.settings.model import Settings
+from server.structured_outputs.checker import SpecChecker
+from server.structured_outputs.process import Compiler, CompilerProcess
 from server.uploads.validate import LoRACheck
 
 LAST_RESPONSES_S = 5
@@ -55,17 +67,33 @@ class PerftEndpoints:
         if settings is None:
             raise StartError("the endpoint plugin perft_server is a part of `perft serve`; run that")
         prune(self._app)
+        answer_in_our_shape(self._app)
         if lacking := missing(self._app):
             raise StartError(f"vLLM's app lacks the routes {[f'{route.method} {route.path}' for route in lacking]}")
+        health = EngineHealth(settings.engine_timeout_s, VllmProcesses(engine_client))
+        health.start()
+        tell_before_shutdown(engine_client, health)
+        try:
+            await self._build(engine_client, state, args, settings, health)
+        except EngineUnavailableError as error:
+            await asyncio.sleep(2 * CONFIRM_S)  # until it is known what died
+            raise StartFailedError(health.death or error.message) from error
+
+    async def _build(
+        self, engine_client: EngineClient, state: State, args: Namespace, settings: Settings, health: EngineHealth
+    ) -> None:
         engine = VllmEngine(engine_client)
-        status = await engine.status()
+        status = await WatchedEngine(engine, health).status()
         check_status(status)
-        await warm_up(engine_client)
+        await health.wait(warm_up(engine_client))
         served = state.openai_serving_models
         hooks: list[EngineHook] = []
+        specs = check_specs(engine_client, settings)
         side = EngineSide(
             engine=engine,
+            health=health,
             status=status,
+            specs=specs,
             base_names=[path.name for path in served.base_model_paths],
             max_model_len=engine_client.model_config.max_model_len,
             names=served.lora_requests,
@@ -75,6 +103,8 @@ class PerftEndpoints:
             is_local=is_local_bind(args.host, args.uds),
             check_lora=_lora_check(engine_client.vllm_config, settings),
             base_running=lambda: sum(hook.base_running for hook in hooks),
+            max_sequences=_max_sequences(engine_client.vllm_config),
+            request_models=request_models(self._app),
         )
         services = await build_services(side, settings)
         hook = EngineHook(
@@ -84,14 +114,58 @@ class PerftEndpoints:
             services.rate_limits,
             settings.load_timeout_s,
             _as_vllm_error,
+            health=health,
+            check_spec=specs.check,
         )
         hook.install(engine_client)
+        TextTurns(services.max_model_len, _refuse_text).install(engine_client.renderer)
         hooks.append(hook)
         given = parse_named_folders(args.adapter or [], services.base_names)
         await store_given_adapters(services.registry, services.adapters, given)
+        escape_records()
         state.services = services
         drain = SignalHandler(services.lifecycle, settings.shutdown_timeout_s, services.close)
-        state.perft_startup = asyncio.create_task(_once_listening(state, drain, banner(args, services)))
+        drain.watch(health, args.perft_run.engine_died)
+        text = banner(args, services)
+        state.perft_startup = asyncio.create_task(_once_listening(state, drain, args.perft_run, text))
+
+
+def check_specs(client: EngineClient, settings: Settings) -> SpecChecker:
+    """What checks structured-output specs; its process begins to load. vLLM's own validation, which would compile them
+    on the event loop, gives way to it."""
+    compiler = Compiler("perft.engine.grammar_probe:make_probe", pack_setup(client.vllm_config))
+    process = CompilerProcess(compiler, settings.structured_memory_bytes)
+    process.start()
+    specs = SpecChecker(process, settings.structured_max_bytes, settings.structured_compile_s)
+
+    def validate(structured_outputs: Any) -> None:
+        try:
+            specs.check_bounds(structured_outputs)
+        except InvalidRequestError as error:
+            raise VLLMValidationError(error.message, parameter=error.param) from error
+
+    install_validation(validate)
+    return specs
+
+
+def answer_in_our_shape(app: FastAPI) -> None:
+    """Have vLLM's app answer a body that does not fit as we do (its own handler says it in Python's words), and keep
+    clients' mistakes out of its log. vLLM registers its handlers after our `attach` and builds the middleware then."""
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    if app.middleware_stack is not None:
+        app.middleware_stack = app.build_middleware_stack()
+    serving_log.install()
+
+
+def tell_before_shutdown(client: EngineClient, health: EngineHealth) -> None:
+    """What vLLM ends the engine with tells `health` first: such an end is no death."""
+    inner = client.shutdown
+
+    def shutdown(timeout: float | None = None) -> None:
+        health.ending()
+        inner(timeout=timeout)
+
+    client.shutdown = shutdown
 
 
 def attach(app: FastAPI) -> None:
@@ -109,6 +183,29 @@ def _as_vllm_error(error: ServerError) -> Exception:
     return shown
 
 
+def request_models(app: FastAPI) -> dict[str, RequestModel]:
+    """path -> what is known of the request model of the app's route there, where `model` selects an adapter."""
+    selecting = {route.path for route in ROUTES if route.selects_model}
+    return {
+        route.path: RequestModel.of(route.body_field.field_info.annotation)
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.path in selecting and route.body_field is not None
+    }
+
+
+def _refuse_text(error: InvalidRequestError) -> Exception:
+    """What ends vLLM's handler for a text that is too long."""
+    if (context := CURRENT.get()) is not None:
+        context.failure = error
+    return _as_vllm_error(error)
+
+
+def _max_sequences(vllm_config: Any) -> int:
+    """Sequences that the engine runs at once; further ones wait here, where keys take turns."""
+    most: int = vllm_config.scheduler_config.max_num_seqs * vllm_config.parallel_config.data_parallel_size
+    return most
+
+
 def _lora_check(vllm_config: Any, settings: Settings) -> LoRACheck | None:
     """How PEFT LoRA adapters are checked; None where they are not served."""
     if lora_problem(vllm_config) is not None:
@@ -116,12 +213,13 @@ def _lora_check(vllm_config: Any, settings: Settings) -> LoRACheck | None:
     return partial(check_peft_lora, vllm_config=vllm_config, limits=settings.adapter_limits)
 
 
-async def _once_listening(state: State, drain: SignalHandler, text: str) -> None:
+async def _once_listening(state: State, drain: SignalHandler, run: Run, text: str) -> None:
     """Once the server listens (and vLLM's signal handlers are set): drain on SIGTERM, print the banner."""
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.1)
     state.server.config.timeout_graceful_shutdown = LAST_RESPONSES_S
     drain.install()
+    run.has_started = True
     print(text, flush=True)
 
 

@@ -5,8 +5,8 @@ The real server and the tests' server with a fake engine are put together here a
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -15,13 +15,18 @@ from adapters.errors import StoreError
 from adapters.store import Store
 from perft.memory import memory_bytes
 from server.api.dependencies import Services
+from server.app.connections import serve_metrics
 from server.app.monitor import EngineMonitor
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
+from server.bodies.check import RequestBodies
+from server.bodies.limits import BodyLimits
+from server.bodies.models import RequestModel
+from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
 from server.errors import StartError
 from server.metrics.counters import EventCounters
-from server.metrics.exposition import MetricsPage, render, serve_on
+from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
 from server.middleware.access_log import AccessLog
 from server.registry.audit import AuditLog
@@ -32,21 +37,25 @@ from server.residency.reconciliation import Reconciler
 from server.residency.scheduler import ResidencyScheduler
 from server.residency.state import Capacity
 from server.settings.model import Settings
+from server.structured_outputs.checker import SpecChecker
 from server.uploads.receive import UploadLimits
 from server.uploads.validate import LoRACheck, UploadValidator
 
 
 @dataclass(frozen=True)
 class EngineSide:
-    """What the parts need of the engine's side.
+    """What the parts need of the engine's side. health: watches the engine; started and stopped by its maker.
 
     names: vLLM's table of versions, by NAME@version; filled with `name_entry(version)`. abort: ends an engine
-    request by its id. max_running: adapters that one step can serve. check_lora: None where PEFT LoRA is off.
+    request by its id. max_running: adapters that one step can serve. max_sequences: that the engine
+    takes at once. check_lora: None where PEFT LoRA is off.
     base_running: how many engine requests without an adapter run. is_local: only this machine can connect.
-    max_model_len: tokens.
+    max_model_len: tokens. specs: checks structured outputs; closed with the services. request_models: path -> what is
+    known of the request model there.
     """
 
     engine: Engine
+    health: EngineHealth
     status: EngineStatus
     base_names: list[str]
     max_model_len: int
@@ -56,7 +65,10 @@ class EngineSide:
     max_running: int
     is_local: bool
     check_lora: LoRACheck | None = None
+    specs: SpecChecker | None = None
     base_running: Callable[[], int] = lambda: 0
+    max_sequences: int | None = None
+    request_models: Mapping[str, RequestModel] = field(default_factory=dict)
 
 
 async def build_services(side: EngineSide, settings: Settings) -> Services:
@@ -71,27 +83,31 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         prometheus, settings.metrics_max_adapters, base_name=side.base_names[0], is_known=served.is_known
     )
     served.metrics = metrics
-    scheduler = ResidencyScheduler(side.engine, _capacity(side, settings), metrics)
+    engine, asked_anyway = (WatchedEngine(side.engine, side.health, is_patient=patient) for patient in (False, True))
+    scheduler = ResidencyScheduler(engine, _capacity(side, settings), metrics, engine_problem=side.health.doubt)
     registry = served.registry = Registry(store, scheduler, side.base_names)
     validator = UploadValidator(side.status.base, settings.adapter_limits, side.status.rows_total, side.check_lora)
     adapters = AdapterService(registry, store, scheduler, validator, settings, audit, served, side.abort)
     await adapters.start()
-    monitor = EngineMonitor(side.engine, side.status, metrics, Reconciler(side.engine, scheduler), served.by_engine_id)
+    reconciler = Reconciler(asked_anyway, scheduler)
+    monitor = EngineMonitor(asked_anyway, side.status, metrics, reconciler, served.by_engine_id)
     snapshot = _Snapshot(registry, scheduler, monitor, settings, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
-    stop_metrics = None if settings.metrics_address is None else serve_on(settings.metrics_address, page)
+    stop_metrics = await serve_metrics(settings, page)
     monitor.start()
 
     async def close() -> None:
         monitor.stop()
-        if stop_metrics is not None:
-            stop_metrics()
         await adapters.close()
+        if side.specs is not None:
+            await side.specs.close()
+        await stop_metrics()
 
     return Services(
         settings=settings,
-        engine=side.engine,
+        engine=engine,
+        engine_health=side.health,
         base_names=side.base_names,
         max_model_len=side.max_model_len,
         registry=registry,
@@ -109,6 +125,9 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         upload_slots=asyncio.Semaphore(settings.max_uploads),
         cache_salt_secret=store.secret,
         is_metrics_route_open=settings.metrics_bind is None,
+        bodies=RequestBodies(
+            BodyLimits(side.max_model_len, settings.max_body_bytes, settings.max_sequences), side.request_models
+        ),
         close=close,
     )
 
@@ -181,6 +200,7 @@ class _Snapshot:
             adapters=adapters,
             max_lora=self.scheduler.capacity.running,
             base_running=self.base_running(),
+            base_waiting=self.scheduler.base_waiting(),
             device_rows_used=self.scheduler.rows_used,
             device_rows_total=self.monitor.status.rows_total,
             store_bytes=self.registry.store_bytes(),
@@ -204,4 +224,5 @@ def _capacity(side: EngineSide, settings: Settings) -> Capacity:
         lora_slots=side.status.lora_slots,
         host_bytes=memory_bytes() // 10 if host_bytes is None else host_bytes,
         running=side.max_running,
+        sequences=side.max_sequences,
     )

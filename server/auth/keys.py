@@ -113,6 +113,11 @@ class KeyRing:
             found = caller if hmac.compare_digest(known, digest) else found
         return found if given else None
 
+    def has(self, text: str) -> bool:
+        """Whether a text is one of the keys, the metrics key included."""
+        authorization = f"Bearer {text}"
+        return self.identify(authorization) is not None or self.may_read_metrics(authorization)
+
     def may_read_metrics(self, authorization: str | None, x_api_key: str | None = None) -> bool:
         """Whether the headers carry the metrics key or the admin key."""
         given = presented_key(authorization, x_api_key)

@@ -14,7 +14,19 @@ Headers = Mapping[str, Sequence[str]]
 """A request's headers: every value of each name, which is in lower case."""
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
-_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_FORWARDED_BY = (
+    "forwarded",
+    "x-forwarded",
+    "x-original-",
+    "x-envoy-",
+    "x-cluster-",
+    "x-proxy",
+    "x-azure-",
+    "x-appengine-",
+)
+_FORWARDED_FOR = ("client-ip", "real-ip", "connecting-ip", "remote-ip", "remote-addr", "user-ip")
+_FORWARDED = ("via", "cdn-loop", "cf-ray", "cf-visitor", "x-amzn-trace-id")
+"""How headers begin, how they end, and whole ones, by which proxies and CDNs say that they ask for somebody else."""
 
 
 def is_loopback(name: str) -> bool:
@@ -53,32 +65,46 @@ def bind_problem(host: str | None, has_admin: bool, uds: str | None = None) -> s
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """The rules for a request without a key. is_local: only this machine can connect."""
+    """The rules for a request without a key. is_local: only this machine can connect, or a proxy on it for anybody."""
 
     is_local: bool
 
-    def page_problem(self, headers: Headers) -> str | None:
-        """Why a request that needs no key is rejected on a local bind: a web page made its Host point here."""
+    def page_problem(self, headers: Headers, is_trusted_proxy: bool = False) -> str | None:
+        """Why a request that needs no key is rejected on a local bind: a web page made its Host point here, or a proxy
+        forwarded it. is_trusted_proxy: the operator named the proxy."""
         if not self.is_local:
             return None
         found = headers.get("host", ())
-        if len(found) == 1 and (host := _HOST.fullmatch(found[0])) and is_loopback(host["name"]):
-            return None
-        return f"found the Host {_shown(found)}, expected localhost or 127.0.0.1 while the server has no keys"
+        if len(found) != 1 or not (host := _HOST.fullmatch(found[0])) or not is_loopback(host["name"]):
+            return f"found the Host {_shown(found)}, expected localhost or 127.0.0.1 while the server has no keys"
+        if not is_trusted_proxy and (forwarded := _forwarded(headers)):
+            return (
+                f"found a request through a proxy ({forwarded}), expected none while the server has no keys; "
+                "set --api-key and send it, or name the proxy in --trusted-proxies"
+            )
+        return None
 
     def local_problem(self, headers: Headers) -> str | None:
         """Why a request that needs the admin key is rejected while none is set; None if it is not."""
         if not self.is_local:
             return "found no admin key on an address that others can reach; set --admin-key"
+        if forwarded := _forwarded(headers):
+            return f"found a request through a proxy ({forwarded}), expected none; set --admin-key and send it"
         if problem := self.page_problem(headers):
             return problem
         if foreign := [origin for origin in headers.get("origin", ()) if not _is_local_origin(origin)]:
             return f"found the Origin {_shown(foreign)}, expected none or this machine's; set --admin-key and send it"
         if "cross-site" in (site.strip().lower() for site in headers.get("sec-fetch-site", ())):
             return "found a request from a web page of another site (Sec-Fetch-Site); set --admin-key and send it"
-        if forwarded := [name for name in _FORWARDED if name in headers]:
-            return f"found a request through a proxy ({forwarded[0]}), expected none; set --admin-key and send it"
         return None
+
+
+def _forwarded(headers: Headers) -> str | None:
+    """A header that a proxy set; None without one."""
+    for name in map(str.lower, headers):
+        if name in _FORWARDED or name.startswith(_FORWARDED_BY) or name.endswith(_FORWARDED_FOR):
+            return name[:100]
+    return None
 
 
 def _is_local_origin(origin: str) -> bool:

@@ -27,6 +27,7 @@ REFUSED = "invalid_request"
 FINISH_REASONS = (
     *("stop", "length", "tool_calls", "content_filter", "repetition", "abort", "error"),
     *("adapter_deleted", "adapter_output_invalid", "adapter_unavailable", "device_full", REFUSED),
+    *("engine_unavailable", "rate_limited"),
 )
 # Their series exist from the adapter's first request on: `increase()` misses the step that creates a series.
 EXPECTED_FINISH_REASONS = ("stop", "length", "abort", "error", "adapter_deleted", "adapter_output_invalid")

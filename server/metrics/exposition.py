@@ -1,20 +1,17 @@
-"""Owns the metrics page, all of vLLM's families and ours, and the separate listener for it.
+"""Owns the metrics page: all of vLLM's families and ours.
 
 Invariant: a family of ours replaces one of the same name (vLLM's `vllm:lora_requests_info` shows NAME@version and
 only what runs); every other family of vLLM's is unchanged.
 """
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, gzip_accepted
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
-
-from server.errors import StartError
 
 LORA_INFO = "vllm:lora_requests_info"
 OUR_PREFIX = "perft_"
@@ -69,28 +66,6 @@ def render(page: "MetricsPage", names: list[str], accept_encoding: str) -> tuple
         body = gzip.compress(body, compresslevel=1)
         headers["content-encoding"] = "gzip"
     return body, headers
-
-
-def serve_on(address: tuple[str, int], page: "MetricsPage") -> Callable[[], None]:
-    """Serve the page on a separate listener at (host, port); returns a function that stops it. Raises StartError."""
-    host, port = address
-    try:
-        server, thread = start_http_server(port, host, page)
-        server.set_app(_as_plain_text(server.get_app()))
-    except OSError as error:
-        raise StartError(f"--metrics-bind {host}:{port} cannot be used ({error}); choose another") from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return close
-
-
-def _as_plain_text(app: Any) -> Callable[[dict[str, Any], Any], Any]:
-    """A WSGI app that answers as `render` does."""
-    return lambda environ, start_response: app({**environ, "HTTP_ACCEPT": ""}, start_response)
 
 
 def clear_vllms_adapter_lists(registry: CollectorRegistry = REGISTRY) -> None:

@@ -43,6 +43,7 @@ class StateSnapshot:
     adapters: Mapping[str, AdapterState]
     max_lora: int
     base_running: int = 0
+    base_waiting: int = 0
     device_rows_used: int = 0
     device_rows_total: int = 0
     store_bytes: int = 0
@@ -80,7 +81,7 @@ class StateCollector(Collector):
 
     def _adapter_families(self, state: StateSnapshot, labels: Mapping[str, str]) -> Iterator[Metric]:
         running: Totals = defaultdict(float, {(self._metrics.base_name,): state.base_running})
-        waiting: Totals = defaultdict(float, {(self._metrics.base_name,): 0})
+        waiting: Totals = defaultdict(float, {(self._metrics.base_name,): state.base_waiting})
         resident: Totals = defaultdict(float)
         for name, adapter in state.adapters.items():
             running[(labels[name],)] += adapter.running
@@ -88,8 +89,18 @@ class StateCollector(Collector):
             if adapter.tier is not None:
                 resident[(labels[name], adapter.tier)] += 1
         adapter_only = ("adapter",)
-        yield _gauge("perft_adapter_requests_running", "Requests in the engine.", adapter_only, running)
-        yield _gauge("perft_adapter_requests_waiting", "Requests that wait for their adapter.", adapter_only, waiting)
+        yield _gauge(
+            "perft_adapter_requests_running",
+            "Sequences in the engine: each of the n choices of a request counts.",
+            adapter_only,
+            running,
+        )
+        yield _gauge(
+            "perft_adapter_requests_waiting",
+            "Requests that wait for their adapter, or for a sequence of the full engine.",
+            adapter_only,
+            waiting,
+        )
         yield _gauge(
             "perft_adapter_resident",
             "1 for the tier of the adapter's active version (for _other: how many adapters).",

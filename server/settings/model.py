@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from adapters.format.files import Limits
 from server.auth.keys import KeyRing, key_problem, labelled_keys
+from server.settings.connections import ConnectionSettings
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
 
 LogFormat = Literal["text", "json"]
@@ -43,7 +44,7 @@ def _shown(default: str) -> dict[str, Any]:
     return {"default": default}
 
 
-class Settings(BaseSettings):
+class Settings(ConnectionSettings):
     """Named as in the TOML file; in the environment PERFT_ and capitals; flags --with-dashes (`api_keys`: --api-key).
 
     Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.
@@ -85,7 +86,7 @@ class Settings(BaseSettings):
         description="the folder that holds every version of every adapter",
         json_schema_extra=_shown(_STORE_DEFAULT),
     )
-    allow_other_base: bool = Field(False, description="accept adapters whose base_fingerprint is that of another base")
+    allow_other_base: bool = Field(False, description="accept and serve adapters of other bases where their shapes fit")
     max_adapter_bytes: int = Field(
         Limits.max_weights_bytes, ge=1, description="bytes of an adapter's weights file; a larger upload is rejected"
     )
@@ -112,7 +113,10 @@ class Settings(BaseSettings):
 
     # Limits of a key
     key_max_requests: int | None = Field(
-        None, ge=1, description="inference requests of one key at once", json_schema_extra=_shown("no limit")
+        None,
+        ge=1,
+        description="inference requests of one key at once; each prompt and each of its `n` choices counts",
+        json_schema_extra=_shown("no limit"),
     )
     key_tokens_per_minute: int | None = Field(
         None,
@@ -121,9 +125,43 @@ class Settings(BaseSettings):
         json_schema_extra=_shown("no limit"),
     )
 
+    # Limits of one request
+    max_body_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="bytes of an inference request's body; a larger one is refused with 413",
+        json_schema_extra=_shown("1 MiB and 64 bytes for each token of the model's length"),
+    )
+    max_sequences: int = Field(
+        128, ge=1, le=16384, description="sequences that one request may ask for: its prompts times `n`"
+    )
+
+    # Structured outputs
+    structured_max_bytes: int = Field(
+        64 * 1024,
+        ge=256,
+        description="bytes of a request's structured-output spec: its schema, pattern, choices or grammar, with the "
+        "schemas of tools that must be called",
+    )
+    structured_compile_s: float = Field(
+        4.0,
+        gt=0,
+        description="seconds of CPU time that the compile of one spec may take; it is tried in a process of its own "
+        "before the engine gets it",
+    )
+    structured_memory_bytes: int = Field(
+        512 * 1024**2, ge=64 * 1024**2, description="bytes of memory that the compile of one spec may take"
+    )
+
     # Time
     upload_timeout_s: float = Field(600.0, gt=0, description="seconds for the whole body of an upload")
     upload_idle_timeout_s: float = Field(30.0, gt=0, description="seconds without a byte after which an upload fails")
+    engine_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="seconds without any answer of the engine after which requests end with 503 engine_unavailable, "
+        "until it answers again; longer than its longest step",
+    )
     load_timeout_s: float = Field(60.0, gt=0, description="seconds a request waits for its adapter to be loaded")
     drain_timeout_s: float = Field(
         300.0, ge=0, description="seconds a deleted version's running requests have to finish"

@@ -6,9 +6,10 @@ Invariant: one message lists every problem, each under the name by which the set
 
 import os
 import re
+import sys
 import tomllib
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -98,7 +99,22 @@ def load(args: Namespace) -> Settings:
         problems += [_explain(item, flags, path) for item in error.errors(include_url=False)]
     if problems:
         raise StartError("\n".join(problems))
+    if warning := argv_warning(flags):
+        print(f"perft: warning: {warning}", file=sys.stderr, flush=True)
     return settings
+
+
+def argv_warning(flags: Iterable[str]) -> str | None:
+    """What is unsafe about settings given as flags: keys, which other users of the machine see in the process list."""
+    keys = [name for name in flags if name in Settings.model_fields and _is_secret(Settings.model_fields[name])]
+    if not keys:
+        return None
+    files = [f"{name.removesuffix('s')}_file" for name in keys]
+    instead = [flag_of(name) for name in files if name in Settings.model_fields] or [CONFIG_FLAG]
+    return (
+        f"{', '.join(map(flag_of, keys))}: others on this machine can read a key on the command line (ps); "
+        f"set {', '.join(map(variable_of, keys))} in the environment, or use {', '.join(instead)}"
+    )
 
 
 def environment_problems(environment: Mapping[str, str]) -> list[str]:

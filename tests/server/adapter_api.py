@@ -24,12 +24,16 @@ KEY = "the-admin-key"
 
 @dataclass
 class AdapterApi:
-    """Adapters by name. polls_to_drain: how often a deleted version is still read. files: (name, version) -> bytes."""
+    """Adapters by name. polls_to_drain: how often a deleted version is still read. files: (name, version) -> bytes.
+
+    notes: of every upload.
+    """
 
     adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[tuple[str, int], dict[str, bytes]] = field(default_factory=dict)
     uploads: list[dict[str, Any]] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     polls_to_drain: int = 2
     url: str = ""
 
@@ -78,11 +82,12 @@ class AdapterApi:
         digest = content_digest(parts["config"], sha256(parts["weights"]).digest()) if "config" in parts else None
         digest = digest or sha256(parts.get("file", b"")).hexdigest()
         known = [v for v in self.adapters.get(uploaded["name"], {}).get("versions", []) if v["digest"] == digest]
-        if known:
-            return JSONResponse(self.adapters[uploaded["name"]], 200)
-        number = self.add(uploaded["name"], digest, uploaded["activate"] == "true")
-        self.files[uploaded["name"], number] = parts
-        return JSONResponse(self.adapters[uploaded["name"]], 201)
+        number = known[0]["version"] if known else self.add(uploaded["name"], digest, uploaded["activate"] == "true")
+        self.files.setdefault((uploaded["name"], number), parts)
+        notes = {"notes": self.notes} if self.notes else {}
+        location = f"/v1/adapters/{uploaded['name']}/versions/{number}"
+        answer = self.adapters[uploaded["name"]] | notes
+        return JSONResponse(answer, 200 if known else 201, {"Location": location})
 
     async def list(self, request: Request) -> Response:
         after, limit = request.query_params.get("after", ""), min(int(request.query_params["limit"]), 2)

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.format.files import Limits
 from adapters.ref import AdapterRef
-from adapters.store import Store
+from adapters.store import UNCHANGED, Keys, Store
 from adapters.store.durable import Disk
 from perft.base_model import BaseShape
 from server.auth.keys import Caller
@@ -23,7 +23,7 @@ from server.registry.service import AdapterService
 from server.registry.version import AdapterView, Version
 from server.residency.scheduler import ResidencyScheduler
 from server.residency.state import Capacity
-from server.uploads.validate import UploadValidator
+from server.uploads.validate import LoRACheck, UploadValidator
 from tests.server.fakes import BASE, FakeEngine
 from tests.server.virtual_time import run_virtually
 from tests.synthetic import RANDOM_R, write_adapter
@@ -132,13 +132,19 @@ class Desk:
         self.on_abort(request_id)
 
     async def upload(
-        self, name: str, seed: int = 0, activate: bool = True, caller: Caller = ADMIN, values: dict[str, Any] = RANDOM_R
+        self,
+        name: str,
+        seed: int = 0,
+        activate: bool = True,
+        caller: Caller = ADMIN,
+        values: dict[str, Any] = RANDOM_R,
+        allowed_keys: Keys = UNCHANGED,
     ) -> tuple[AdapterView, bool]:
         """Upload as the route does."""
         staged = self.service.stage()
         try:
             write_adapter(staged, BASE, seed, values)
-            return await self.service.upload(name, staged, activate, caller)
+            return await self.service.upload(name, staged, activate, caller, allowed_keys=allowed_keys)
         finally:
             self.service.discard(staged)
 
@@ -188,19 +194,23 @@ async def opened(
     base: BaseShape = BASE,
     audit: Audit | None = None,
     base_names: tuple[str, ...] = ("base", "org/alias"),
+    allow_other_base: bool = False,
+    check_lora: LoRACheck | None = None,
+    disk_is_full: bool = False,
 ) -> AsyncIterator[Desk]:
     """The service over the store at `folder`, as one run of a server has it. Fails if an engine rule was broken."""
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
     store = Store.open(folder, disk)
+    disk.full = disk_is_full
     scheduler = ResidencyScheduler(
         engine,
         Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8),
         Events(),
         clock=asyncio.get_running_loop().time,
     )
-    validator = UploadValidator(base, Limits(), engine.answer.rows_total)
+    validator = UploadValidator(base, Limits(allow_other_base=allow_other_base), engine.answer.rows_total, check_lora)
     followed, audit = Followed(), audit or Audit()
     holder: list[Desk] = []
 

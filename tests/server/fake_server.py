@@ -6,6 +6,7 @@ broken bodies; it takes the flags of `perft serve` that are ours. `bearer` has t
 
 import argparse
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,22 +16,29 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from starlette.responses import StreamingResponse
 
+from perft.logs import escape_records
 from server.api.dependencies import Services
 from server.api.error_responses import ContractRoute
+from server.app.connections import uvicorn_arguments
 from server.app.plugin import attach
 from server.app.services import EngineSide, build_services
+from server.engine.health import EngineHealth, EngineProcesses
 from server.inference.request_context import CURRENT, RequestContext
 from server.registry.version import adapter_deleted
 from server.settings.sources import Settings, add_flags, load
 from tests.server.fakes import FakeEngine, ready_status
-from tests.server.processes import KEEP_ALIVE_S
 
 BASE_NAMES = ["base", "org/alias"]
 MAX_RUNNING = 8
 PATIENCE_S = 3600.0
 DEFAULTS: dict[str, Any] = {"max_adapter_bytes": 1024**2} | dict.fromkeys(
-    ("upload_timeout_s", "upload_idle_timeout_s", "load_timeout_s"), PATIENCE_S
+    (
+        *("upload_timeout_s", "upload_idle_timeout_s", "load_timeout_s", "header_timeout_s"),
+        *("body_timeout_s", "body_idle_timeout_s", "write_timeout_s", "keep_alive_s"),
+    ),
+    PATIENCE_S,
 )
 """A busy machine sends and loads slowly too."""
 
@@ -56,9 +64,10 @@ class Completion(BaseModel):
     model: str
     max_tokens: int = 4
     seconds_per_token: float = 0.0
+    stream: bool = False
 
 
-def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
+def build_app(settings: Settings, engine: FakeEngine, processes: EngineProcesses | None = None) -> FastAPI:
     """The app. The store is open during the app's lifespan, and the engine restarts with it."""
 
     @asynccontextmanager
@@ -69,8 +78,11 @@ def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
         async def abort(request_id: str) -> None:
             ends[request_id].set()
 
+        engine_health = EngineHealth(settings.engine_timeout_s, processes)
+        engine_health.start()
         side = EngineSide(
             engine=engine,
+            health=engine_health,
             status=await engine.status(),
             base_names=BASE_NAMES,
             max_model_len=512,
@@ -81,9 +93,10 @@ def build_app(settings: Settings, engine: FakeEngine) -> FastAPI:
             is_local=True,
         )
         services = await build_services(side, settings)
-        app.state.ends, app.state.services = ends, services
+        app.state.ends, app.state.services, app.state.engine = ends, services, engine
         yield
         await services.close()
+        engine_health.stop()
 
     app = FastAPI(title="perft-server", version="1", lifespan=lifespan)
     attach(app)
@@ -98,10 +111,12 @@ async def health() -> dict[str, Any]:
     return {}
 
 
-async def complete(body: Completion, request: Request) -> dict[str, Any]:
+async def complete(body: Completion, request: Request) -> Any:
     """Answers with the name of the version that ran, once for each token."""
     context = CURRENT.get()
     assert context is not None
+    if body.stream:
+        return StreamingResponse(events(body, request.app, context), media_type="text/event-stream")
     async with engine_request(request.app, context) as ended:
         for _ in range(body.max_tokens):
             await asyncio.sleep(body.seconds_per_token)
@@ -111,6 +126,15 @@ async def complete(body: Completion, request: Request) -> dict[str, Any]:
     text = " ".join([body.model] * body.max_tokens)
     usage = {"completion_tokens": body.max_tokens}
     return {"object": "text_completion", "model": body.model, "choices": [{"text": text}], "usage": usage}
+
+
+async def events(body: Completion, app: FastAPI, context: RequestContext) -> AsyncIterator[bytes]:
+    """The tokens of a streamed completion."""
+    async with engine_request(app, context):
+        for _ in range(body.max_tokens):
+            await asyncio.sleep(body.seconds_per_token)
+            yield b"data: " + json.dumps({"model": body.model, "choices": [{"text": body.model}]}).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 @asynccontextmanager
@@ -129,7 +153,8 @@ async def engine_request(app: FastAPI, context: RequestContext) -> AsyncIterator
         app.state.ends[request_id] = ended
         version.running.add(request_id)
         try:
-            async with services.engine.request(version.ref):  # type: ignore[attr-defined]
+            engine: FakeEngine = app.state.engine
+            async with engine.request(version.ref):
                 yield ended
         finally:
             version.running.discard(request_id)
@@ -152,9 +177,10 @@ def main() -> None:
         engine.holds[operation] = Path(file)
     settings = settings_of(args.store, **load(args).model_dump(exclude_unset=True))
     app = build_app(settings, engine)
+    escape_records()
     uvicorn.run(
         app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=5,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        **uvicorn_arguments(settings),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -19,9 +20,11 @@ from starlette.websockets import WebSocketDisconnect
 from server.api.route_table import ROUTES, Route
 from server.auth.keys import KeyRing
 from server.auth.origin import OriginPolicy, bind_problem, is_local_bind, is_loopback
+from server.auth.proxies import TrustedProxies
 from server.auth.rate_limits import RateLimits
 from server.middleware.access_control import AccessControl
 from server.middleware.access_log import AccessLog
+from server.settings.model import Settings
 from tests.server.partial_services import partial_services
 
 TEAM, OTHER, ADMIN, METRICS = "key-of-team-a", "key-of-team-b", "key-of-the-admin", "key-of-metrics"
@@ -44,6 +47,7 @@ class Server:
     serves_metrics: bool = True
     is_started: bool = True
     base_url: str = LOCAL
+    proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -59,6 +63,7 @@ class Server:
                 rate_limits=self.limits,
                 access_log=log,
                 is_metrics_route_open=self.serves_metrics,
+                settings=Settings(trusted_proxies=self.proxies),
             )
         self.client = TestClient(self.app, self.base_url, raise_server_exceptions=False)
 
@@ -305,7 +310,9 @@ def test_names_of_others(name: str) -> None:
 # --- routes
 
 
-@pytest.mark.parametrize("path", ["/load", "/docs", "/v1/responses/resp_1", "/health/", "//health", "/v1/adapters/"])
+@pytest.mark.parametrize(
+    "path", ["/load", "/docs", "/v1/responses/resp_1", "/health/x", "/v1/..;/models", "/v1/adapters/a/b"]
+)
 def test_what_is_not_listed_is_not_there_before_anything_else(path: str) -> None:
     server = keyed()
     for method in ("GET", "POST", "OPTIONS", "HEAD"):
@@ -313,7 +320,7 @@ def test_what_is_not_listed_is_not_there_before_anything_else(path: str) -> None
         assert response.status_code == 404
         if method != "HEAD":
             assert error(response) == (404, "not_found")
-    assert {line["path"] for line in server.lines} == {None}
+    assert {line["path"] for line in server.lines} == {path}
     assert error(Server(is_started=False).ask("GET", path)) == (404, "not_found")
 
 
@@ -390,7 +397,7 @@ def test_every_answer_has_one_of_its_own() -> None:
     assert logged == [(answer.headers["x-request-id"], answer.status_code) for answer in answers]
 
 
-def test_the_apps_own_words_for_an_unexpected_error_are_used() -> None:
+def test_an_unexpected_error_is_answered_as_any_other_whatever_the_app_would_say() -> None:
     server = Server()
 
     async def handler(request: Request, error: Exception) -> JSONResponse:
@@ -398,7 +405,8 @@ def test_the_apps_own_words_for_an_unexpected_error_are_used() -> None:
 
     server.app.add_exception_handler(Exception, handler)
     response = server.ask("GET", "/v1/models?boom", x_request_id="r1")
-    assert (response.status_code, response.json(), response.headers["x-request-id"]) == (503, {"said": "boom"}, "r1")
+    assert error(response) == (500, "internal_error") and response.headers["x-request-id"] == "r1"
+    assert "r1" in response.text and "boom" not in response.text
 
 
 # --- the access log
@@ -414,12 +422,160 @@ def test_a_line_says_what_the_server_found_out() -> None:
     assert line | expected | facts == line
 
 
-def test_the_log_has_no_key_no_query_and_no_path_that_a_client_made_up() -> None:
+def test_the_log_has_no_key_and_no_query() -> None:
     server = keyed()
     server.ask("GET", f"/v1/adapters/{TEAM}?key={ADMIN}", TEAM)
-    server.ask("GET", f"/{METRICS}", METRICS)
+    for key in (TEAM, ADMIN, METRICS):
+        server.ask("GET", f"/no/{key}/route?key={key}", METRICS)
     text = server.stream.getvalue()
-    assert len(server.lines) == 2 and not any(key in text for key in (TEAM, ADMIN, METRICS))
+    assert len(server.lines) == 4 and not any(key in text for key in (TEAM, ADMIN, METRICS))
+    assert {line["path"] for line in server.lines} == {"/v1/adapters/{name}", "/no/***/route"}
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/chat/completion", "/v1/chat/completion"),
+        ("//v1//modelz/", "//v1//modelz/"),
+        ("/a%0astatus=200", "/a%0Astatus=200"),
+        ("/a%20b%1b[31m%e2%80%a8", "/a%20b%1B%5B31m%E2%80%A8"),
+        ("/" + "a" * 1000, "/" + "a" * 196 + "..."),
+        ("/" + "%0a" * 1000, "/" + "%0A" * 65 + "%..."),
+        ("/a" * 1000, "/a" * 19 + "/..."),
+    ],
+)
+def test_the_log_shows_a_path_that_is_no_route_in_one_bounded_line(path: str, shown: str) -> None:
+    server = keyed()
+    assert server.ask("GET", f"https://perft.example{path}", TEAM).status_code == 404
+    (line,) = server.lines
+    assert line["path"] == shown and len(shown) <= 200
+
+
+# --- slashes
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_slashes_count_once_on_every_route(route: Route) -> None:
+    server = keyed()
+    plain = path_of(route)
+    for path in (f"/{plain}", f"{plain}/", f"{plain}//", plain.replace("/", "//"), f"///{plain[1:]}///"):
+        for method in (route.method, *(["HEAD"] if route.method == "GET" else [])):
+            response = server.ask(method, f"https://perft.example{path}", ADMIN)
+            assert response.status_code == 200, (method, path)
+            if method != "HEAD":
+                assert response.json()["route"] == route.path, path
+            refused = server.ask(method, f"https://perft.example{path}").status_code
+            assert refused == (200 if route.need == "none" else 401), path
+
+
+def test_the_app_sees_the_one_path_that_access_was_checked_for() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        seen.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    owner = keyed()
+
+    async def ask(path: str, root_path: str) -> None:
+        scope = asgi_scope(path, TEAM, "GET") | {"app": owner.app, "root_path": root_path}
+        scope["raw_path"] = path.encode()
+        await AccessControl(app)(scope, _nothing, _drop)
+        assert scope["path"] == path, "the server's own scope stays"
+
+    paths = {
+        ("//v1//models/", ""): "/v1/models",
+        ("/v1/adapters//poet/", ""): "/v1/adapters/poet",
+        ("/prefix//v1/models", "/prefix"): "/prefix/v1/models",
+        ("/v1/models///", ""): "/v1/models",
+        ("//v1/models//org//name/", ""): "/v1/models//org//name/",  # a model's name keeps its own
+        ("/v1/adapters/p%6Fet//", ""): "/v1/adapters/p%6Fet",
+    }
+    for path, root_path in paths:
+        asyncio.run(ask(path, root_path))
+    assert [scope["path"] for scope in seen] == list(paths.values())
+    assert [unquote(scope["raw_path"].decode()) for scope in seen] == [scope["path"] for scope in seen]
+    assert {scope["root_path"] for scope in seen} == {"", "/prefix"}
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _drop(message: Message) -> None:
+    pass
+
+
+# --- proxies
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "forwarded", "client"),
+    [
+        ((), "10.0.0.7", ["1.2.3.4"], "10.0.0.7"),
+        (("10.0.0.0/8",), "10.0.0.7", ["1.2.3.4"], "1.2.3.4"),
+        (("10.0.0.0/8",), "10.0.0.7", ["6.6.6.6, 1.2.3.4"], "1.2.3.4"),
+        (("10.0.0.0/8",), "10.0.0.7", ["6.6.6.6, 1.2.3.4, 10.0.0.9"], "1.2.3.4"),
+        (("10.0.0.0/8",), "10.0.0.7", ["6.6.6.6", "1.2.3.4"], "1.2.3.4"),
+        (("10.0.0.7",), "10.0.0.7", ["6.6.6.6, 10.0.0.9"], "10.0.0.9"),
+        (("10.0.0.0/8",), "10.0.0.7", ["10.0.0.1, 10.0.0.2"], "10.0.0.1"),
+        (("10.0.0.0/8",), "10.0.0.7", ["1.2.3.4:5678"], "1.2.3.4"),
+        (("10.0.0.0/8", "::1"), "::1", ["[2001:db8::1]:80"], "2001:db8::1"),
+        (("10.0.0.0/8",), "::ffff:10.0.0.7", ["1.2.3.4"], "1.2.3.4"),
+        (("10.0.0.0/8",), "10.0.0.7", ["6.6.6.6, unknown"], "10.0.0.7"),
+        (("10.0.0.0/8",), "10.0.0.7", ["6.6.6.6\\n, a b"], "10.0.0.7"),
+        (("10.0.0.0/8",), "10.0.0.7", [""], "10.0.0.7"),
+        (("10.0.0.0/8",), "10.0.0.7", [], "10.0.0.7"),
+        (("10.0.0.0/8",), "9.9.9.9", ["1.2.3.4"], "9.9.9.9"),
+        (("unix",), None, ["1.2.3.4"], "1.2.3.4"),
+        (("10.0.0.0/8",), None, ["1.2.3.4"], None),
+    ],
+)
+def test_the_client_is_the_last_one_that_no_trusted_proxy_is(
+    proxies: tuple[str, ...], peer: str | None, forwarded: list[str], client: str | None
+) -> None:
+    assert TrustedProxies(proxies).client_of(peer, forwarded) == client
+    server = keyed(proxies=proxies)
+    found: list[Any] = []
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        found.append((scope["state"]["caller"].client, scope["client"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    scope = asgi_scope("/v1/adapters", ADMIN) | {"app": server.app, "client": peer and (peer, 1)}
+    scope["headers"] += [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    asyncio.run(AccessControl(app)(scope, _nothing, _drop))
+    ((of_caller, of_scope),) = found
+    assert of_caller == client and (of_scope[0] if of_scope else None) == client
+
+
+@pytest.mark.parametrize("entry", ["proxy.example", "10.0.0.0/33", "10.0.0.1/8", "*", "unix:/x"])
+def test_a_proxy_is_an_address_or_a_network(entry: str) -> None:
+    with pytest.raises(ValueError, match="expected an IP address"):
+        Settings(trusted_proxies=f"10.0.0.1, {entry}")
+
+
+FORWARDED = [
+    *("forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port"),
+    *("x-forwarded-server", "x-forwarded-prefix", "x-forwarded", "x-real-ip", "x-client-ip", "true-client-ip"),
+    *("cf-connecting-ip", "cf-ray", "fastly-client-ip", "x-cluster-client-ip", "x-original-forwarded-for"),
+    *("x-envoy-external-address", "x-remote-addr", "forwarded-for", "x-amzn-trace-id", "x-original-host"),
+]
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_without_keys_this_machine_is_not_whoever_a_proxy_asks_for(name: str) -> None:
+    server = Server()
+    for route in ROUTES:
+        response = server.ask(route.method, path_of(route), **{name: "1"})
+        assert response.status_code == (200 if route.need == "none" else 403), route
+    named = Server(proxies=("10.0.0.0/8", "127.0.0.0/8"))
+    for route in ROUTES:  # the operator named it: inference as before, but changes need a key all the more
+        client = TestClient(named.app, LOCAL, client=("127.0.0.1", 1))
+        response = client.request(route.method, path_of(route), headers={name: "1"})
+        assert response.status_code == (403 if route.need in ("admin", "metrics") else 200), route
 
 
 # --- limits, on the ASGI level

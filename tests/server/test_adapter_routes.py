@@ -16,15 +16,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from adapters.errors import StorageFullError
-from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits
 from adapters.ref import AdapterRef
 from server.api.dependencies import Services
 from server.api.error_responses import ApiError
 from server.api.models import ModelList
-from server.api.schemas import AdapterList, AdapterObject, ErrorObject, VersionObject
+from server.api.schemas import AdapterList, AdapterObject, ErrorObject, UploadedAdapter, VersionObject
 from server.app import monitor
+from server.auth.keys import Caller
 from server.engine.protocol import EngineCounters
 from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
+from server.registry.version import AdapterView
+from server.uploads.validate import UploadValidator
+from tests.hostile import good
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
 from tests.synthetic import write_adapter
@@ -94,7 +98,8 @@ def refused(answer: httpx.Response, status: int, code: str, param: str | None = 
 def test_upload_answers_201_then_200_for_the_same_content(upload: Upload, staged: list[Path]) -> None:
     first, again, second = upload("poet", 0), upload("poet", 0), upload("poet", 1, activate="false")
     assert [answer.status_code for answer in (first, again, second)] == [201, 200, 201]
-    assert {answer.headers["location"] for answer in (first, again, second)} == {"/v1/adapters/poet"}
+    at = [answer.headers["location"].removeprefix("/v1/adapters/poet/versions/") for answer in (first, again, second)]
+    assert at == ["1", "1", "2"]
     adapter = AdapterObject.model_validate(second.json())
     assert adapter.active == 1 and [version.id for version in adapter.versions] == ["poet@1", "poet@2"]
     assert adapter.versions[0].variant == "R" and adapter.versions[0].state == "ready"
@@ -159,9 +164,9 @@ def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, services
     built: list[str] = []
     build = services.registry.view
 
-    def watched(name: str) -> AdapterObject:
+    def watched(name: str, caller: Caller) -> AdapterView:
         built.append(name)
-        return build(name)
+        return build(name, caller)
 
     services.registry.view = watched  # type: ignore[method-assign]
     page = client.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
@@ -210,6 +215,35 @@ def test_the_files_come_back_as_they_were_uploaded(client: TestClient, upload: U
     refused(client.get("/v1/adapters/poet/versions/2/files/config"), 404, "version_not_found", "version")
 
 
+def test_a_head_of_a_file_has_its_headers_and_reads_nothing(
+    client: TestClient, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload("poet", 0)
+    for which in ("config", "weights"):
+        path = f"/v1/adapters/poet/versions/1/files/{which}"
+        expected = client.get(path).headers
+        with monkeypatch.context() as without_files:
+            without_files.setattr("starlette.responses.anyio.open_file", None)
+            answer = client.head(path)
+        assert answer.status_code == 200 and answer.content == b""
+        for name in ("etag", "content-length", "content-type", "content-disposition"):
+            assert answer.headers[name] == expected[name], name
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("which", ["config", "weights"])
+def test_a_file_that_the_client_has_is_not_sent_again(
+    client: TestClient, upload: Upload, method: str, which: str
+) -> None:
+    digest = upload("poet", 0).json()["versions"][0]["digest"]
+    path = f"/v1/adapters/poet/versions/1/files/{which}"
+    for given in (f'"{digest}"', f'W/"{digest}"', f'"other", "{digest}"', "*"):
+        answer = client.request(method, path, headers={"If-None-Match": given})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", f'"{digest}"')
+    for given in ('"other"', digest, f'"{digest}x"', ""):
+        assert client.request(method, path, headers={"If-None-Match": given}).status_code == 200
+
+
 def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, services: Services) -> None:
     upload("poet", 0)
     services.registry.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
@@ -253,7 +287,10 @@ def test_a_patch_changes_only_what_it_names(client: TestClient, upload: Upload) 
         ("", None),
         ("{", None),
         ("[" * 100_000, None),
-        (json.dumps({"allowed_keys": ["x" * 300_000]}), None),
+        ('{"active": 1, "active": 1}', "active"),
+        ('{"pinned": true, "pinned": false}', "pinned"),
+        ('{"allowed_keys": [], "allow\\u0065d_keys": null}', "allowed_keys"),
+        ('{"x": {"\\ud800": 1, "\\ud800": 2}}', "\\ud800"),
     ],
 )
 def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
@@ -263,6 +300,94 @@ def test_a_bad_patch_names_what_is_wrong_and_changes_nothing(
     answer = client.patch("/v1/adapters/poet", content=body, headers={"content-type": "application/json"})
     assert len(refused(answer, 400, "invalid_request", param)) < 500
     assert client.get("/v1/adapters/poet").json() == before
+
+
+@pytest.mark.parametrize("body", [json.dumps({"allowed_keys": ["x" * 300_000]}), "[" * 300_000, " " * 2**20])
+def test_a_patch_over_the_limit_is_too_large(client: TestClient, upload: Upload, body: str) -> None:
+    upload("poet", 0)
+    answer = client.patch("/v1/adapters/poet", content=body, headers={"content-type": "application/json"})
+    refused(answer, 413, "request_too_large")
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_quota_names_no_time_to_wait(tmp_path: Path, engine: FakeEngine) -> None:
+    """Waiting does not help: something has to be deleted."""
+    app = build_app(settings_of(tmp_path / "store", max_versions=1), engine)
+    with TestClient(app, headers=bearer()) as client:
+        raws = [zipped(write_adapter(tmp_path / f"a{seed}", BASE, seed)) for seed in range(2)]
+        answers = [client.post("/v1/adapters", data={"name": "poet"}, files={"file": ("a.zip", raw)}) for raw in raws]
+    assert answers[0].status_code == 201
+    refused(answers[1], 429, "quota_exceeded")
+    assert "retry-after" not in answers[1].headers
+
+
+def zipped(*folders: Path, **others: bytes) -> bytes:
+    """A .zip of folders as a trainer leaves them."""
+    members = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.iterdir()}
+    return good.zipped(members | others)
+
+
+def test_what_an_upload_left_out_is_in_the_answer(client: TestClient, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "checkpoint-5", BASE, 0)
+    raw = zipped(folder, **{"checkpoint-5/optimizer.pt": b"x", "checkpoint-5/runs/a": b"", "__MACOSX/._x": b""})
+    first = client.post("/v1/adapters", data={"name": "poet"}, files={"file": ("a.zip", raw)})
+    again = client.post("/v1/adapters", data={"name": "poet"}, files={"file": ("a.zip", raw)})
+    assert [answer.status_code for answer in (first, again)] == [201, 200]
+    for answer in (first, again):
+        adapter = UploadedAdapter.model_validate(answer.json())
+        assert [note.split(":")[0] for note in adapter.notes] == ["optimizer.pt", "runs/"]
+    assert "notes" not in client.get("/v1/adapters/poet").json()
+    for which, file in (("config", CONFIG_FILE), ("weights", WEIGHTS_FILE)):
+        stored = client.get(f"/v1/adapters/poet/versions/1/files/{which}").content
+        assert stored == (folder / file).read_bytes()
+
+
+def test_an_upload_of_which_nothing_is_left_out_has_no_notes(client: TestClient, tmp_path: Path) -> None:
+    raw = zipped(write_adapter(tmp_path / "poet", BASE, 0))
+    answer = client.post("/v1/adapters", data={"name": "poet"}, files={"file": ("a.zip", raw)})
+    assert answer.json() == client.get("/v1/adapters/poet").json()
+
+
+def test_a_byte_order_mark_is_not_stored(client: TestClient, tmp_path: Path, upload: Upload) -> None:
+    upload("poet", 0)
+    folder = tmp_path / "given-0"
+    config, weights = (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+    files = {"config": (CONFIG_FILE, b"\xef\xbb\xbf" + config), "weights": (WEIGHTS_FILE, weights)}
+    for name, status in (("poet", 200), ("marked", 201)):
+        answer = client.post("/v1/adapters", data={"name": name}, files=files)
+        assert answer.status_code == status, answer.text
+    assert client.get("/v1/adapters/marked/versions/1/files/config").content == config
+    files["config"] = (CONFIG_FILE, b"\xef\xbb\xbf" * 2 + config)
+    refused(client.post("/v1/adapters", data={"name": "twice"}, files=files), 400, "invalid_adapter")
+
+
+@pytest.mark.parametrize(("name", "suggested"), [("POET", "poet"), ("My Poet!", "my-poet"), ("a/b", "a-b")])
+def test_a_name_that_may_not_be_comes_with_one_that_may(upload: Upload, name: str, suggested: str) -> None:
+    assert f"such as '{suggested}'" in refused(upload(name, 0), 400, "invalid_name", "name")
+
+
+@pytest.mark.parametrize("field", ["name", "activate", "file"])
+def test_a_field_in_the_query_is_not_ignored(client: TestClient, tmp_path: Path, field: str) -> None:
+    raw = zipped(write_adapter(tmp_path / "poet", BASE, 0))
+    for fields in ({"name": "poet"}, {}):
+        answer = client.post(f"/v1/adapters?{field}=false", data=fields, files={"file": ("a.zip", raw)})
+        assert "as a query parameter" in refused(answer, 400, "invalid_request", field)
+    assert client.get("/v1/adapters").json()["data"] == []
+
+
+def test_the_config_loses_its_mark_for_attention_lora_too(tmp_path: Path) -> None:
+    """vLLM reads that file itself, and refuses a mark."""
+    folder = write_adapter(tmp_path / "a", BASE, 0)
+    raw = b'{"peft_type": "LORA"}'
+    (folder / CONFIG_FILE).write_bytes(b"\xef\xbb\xbf" + raw)
+    seen: list[bytes] = []
+
+    def check(folder: Path, *, values: bool = True) -> tuple[list[str], str | None]:
+        seen.append((folder / CONFIG_FILE).read_bytes())
+        return [], "0" * 64
+
+    assert UploadValidator(BASE, Limits(), 1000, check).check(folder).kind == "LORA"
+    assert seen == [raw]
 
 
 def test_a_label_that_no_key_has_is_refused_with_those_there_are(
@@ -330,7 +455,11 @@ def test_models_are_the_base_and_every_servable_name(client: TestClient, upload:
     assert str(tmp_path) not in listed.text
     for model in ("base", "org/alias", "poet", "poet@1", "poet@2", "idle@1"):
         assert client.get(f"/v1/models/{model}").json()["id"] == model
-    for model in ("idle", "poet@3", "poet@", "nobody", "", "%2e%2e/x", "%ff"):
+    for path in ("/v1/models/", "//v1//models//"):
+        assert client.get(f"http://127.0.0.1{path}").json() == listed.json()
+    for model in ("poet/", "/poet", "org//alias/", "/org/alias"):
+        assert client.get(f"/v1/models/{model}").json()["id"] in ("poet", "org/alias")
+    for model in ("idle", "poet@3", "poet@", "nobody", "%2e%2e/x", "%ff"):
         refused(client.get(f"/v1/models/{model}"), 404, "model_not_found", "model")
 
 

@@ -49,7 +49,8 @@ async def test_an_upload_is_the_active_version_on_the_host_and_on_disk(folder: P
         version = adapter.versions[0]
         assert (version.state, version.resident, version.rows, version.reason) == ("ready", "host", ROWS, None)
         assert version.digest in desk.engine.on_host and desk.followed.table == {"poet@1"}
-        assert desk.found("poet") is desk.found("poet@1") and desk.registry.adapter("poet", BOB) == adapter
+        assert desk.found("poet") is desk.found("poet@1")
+        assert desk.registry.adapter("poet", ADMIN) == replace(adapter, uploaded=None)
         assert desk.registry.servable(BOB) == [("poet", version.created)]
         weights = desk.registry.file(desk.registry.version("poet", 1, BOB), "weights")
         assert isinstance(weights, Path) and weights.stat().st_size < version.size_bytes
@@ -253,7 +254,11 @@ async def test_a_name_made_again_gets_higher_numbers(folder: Path) -> None:
         await desk.until_gone("poet")
         assert (await desk.upload("poet", 2))[0].active == 4
     async with opened(folder) as desk:
-        assert (await desk.upload("other", 1))[0].active == 4, "numbers stay used after a restart"
+        assert (await desk.upload("other", 1))[0].active == 1, "numbers are each name's own"
+        await desk.service.delete("poet", None, ADMIN)
+        await desk.until_gone("poet")
+    async with opened(folder) as desk:
+        assert (await desk.upload("poet", 2))[0].active == 5, "and stay used after a restart"
 
 
 @on_a_loop
@@ -561,7 +566,7 @@ async def test_a_version_whose_load_fails_after_its_201_says_why(folder: Path) -
         await desk.upload("poet", activate=False)
         async with refused("adapter_unavailable", 503, "told to fail"), desk.request("poet@1"):
             raise AssertionError
-        version = desk.registry.version_view(desk.registry.version("poet", 1, BOB))
+        version = desk.registry.version_view(desk.registry.version("poet", 1, BOB), BOB)
         assert version.state == "failed" and "told to fail" in (version.reason or "")
         assert desk.found("poet@1").leases == 0
         async with refused("adapter_unavailable", 503, "told to fail"):
@@ -779,7 +784,8 @@ async def test_an_upload_that_the_disk_refuses_leaves_nothing(folder: Path) -> N
         assert not desk.registry.has("poet") and not list((folder / "staging").iterdir())
         desk.disk.full = False
         assert (await desk.upload("poet"))[0].active == 1
-        assert RANDOM_R["bottleneck"] == desk.registry.version_view(desk.registry.version("poet", 1, BOB)).bottleneck
+        version = desk.registry.version_view(desk.found("poet"), BOB)
+        assert version.bottleneck == RANDOM_R["bottleneck"]
 
 
 @on_a_loop

@@ -1,15 +1,17 @@
 """Our metrics on the page as Prometheus reads it: names, types, labels, the cap, and an independent count."""
 
+import asyncio
 import gzip
 import random
 import re
 import threading
 import tracemalloc
-import urllib.request
 from collections import Counter as Count
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
+import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
@@ -17,11 +19,14 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from server.app.connections import METRICS_CONNECTIONS, serve_metrics
 from server.errors import StartError
 from server.metrics.counters import EventCounters
-from server.metrics.exposition import MetricsPage, clear_vllms_adapter_lists, render, serve_on
+from server.metrics.exposition import MetricsPage, clear_vllms_adapter_lists, render
 from server.metrics.snapshot import MAX_LIST_CHARACTERS, AdapterState, StateCollector, StateSnapshot
+from server.settings.model import Settings
 from tests.server.processes import free_port
+from tests.server.raw_connection import RawConnection, status_of
 
 TYPES = {
     "perft_adapter_requests_total": ("counter", {"adapter", "finish_reason"}),
@@ -423,15 +428,50 @@ def test_single_samples_can_be_asked_for(metrics: Metrics) -> None:
 
 
 def test_a_bind_of_its_own(metrics: Metrics) -> None:
-    port = free_port()
-    close = serve_on(("127.0.0.1", port), metrics.page)
-    try:
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": ACCEPTED_BY_PROMETHEUS})
-        with urllib.request.urlopen(asked) as answer:
-            assert answer.headers["Content-Type"] == PLAIN_TEXT
-            assert b"perft_moe_layers 2.0" in answer.read()
-        with pytest.raises(StartError, match=f"127.0.0.1:{port} cannot be used"):
-            serve_on(("127.0.0.1", port), metrics.page)
-    finally:
-        close()
-    serve_on(("127.0.0.1", port), metrics.page)()
+    settings = Settings(metrics_bind=f"127.0.0.1:{free_port()}")
+    url = f"http://{settings.metrics_bind}"
+
+    def ask(path: str) -> tuple[int, str, str]:
+        asked = httpx.get(url + path, headers={"Accept": ACCEPTED_BY_PROMETHEUS})
+        return asked.status_code, asked.headers["content-type"], asked.text
+
+    async def test() -> None:
+        close = await serve_metrics(settings, metrics.page)
+        try:
+            for path in ("/metrics", "/metrics/"):
+                status, kind, text = await asyncio.to_thread(ask, path)
+                assert (status, kind) == (200, PLAIN_TEXT) and "perft_moe_layers 2.0" in text
+            assert (await asyncio.to_thread(ask, "/metrics?name[]=perft_moe_layers"))[2].count("# TYPE") == 1
+            assert (await asyncio.to_thread(ask, "/v1/models"))[0] == 404
+            with pytest.raises(StartError, match=f"{settings.metrics_bind}: cannot be used"):
+                await serve_metrics(settings, metrics.page)
+        finally:
+            await close()
+        await (await serve_metrics(settings, metrics.page))()
+
+    asyncio.run(test())
+
+
+def test_a_bind_of_its_own_holds_no_connection_that_asks_nothing(metrics: Metrics) -> None:
+    """And no thread: the standard library's server kept one for each, for ever."""
+    settings = Settings(metrics_bind=f"127.0.0.1:{free_port()}", header_timeout_s=0.5)
+    assert settings.metrics_address is not None
+    port = settings.metrics_address[1]
+
+    def abuse() -> int:
+        before = threading.active_count()
+        with ExitStack() as held:
+            silent = [held.enter_context(RawConnection(port)) for _ in range(100)]
+            refused = sum(status_of(one.read_to_end()) == 503 for one in silent)  # all are ended by the server
+            assert refused >= 100 - METRICS_CONNECTIONS // 2 and threading.active_count() <= before + 2
+            endless = held.enter_context(RawConnection(port))
+            endless.send(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 300_000)
+            assert status_of(endless.read_to_end()) == 431
+        return httpx.get(f"http://{settings.metrics_bind}/metrics").status_code
+
+    async def test() -> None:
+        close = await serve_metrics(settings, metrics.page)
+        assert await asyncio.to_thread(abuse) == 200
+        await close()
+
+    asyncio.run(test())

@@ -207,7 +207,9 @@ def test_a_bad_request_is_told_so(alice: openai.OpenAI, kind: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         BAD[kind](alice)
     body = refused.value.body
-    assert isinstance(body, dict) and set(body) >= {"message", "type", "param", "code"} and body["message"]
+    assert isinstance(body, dict) and set(body) == {"message", "type", "param", "code"} and body["message"]
+    assert body["code"] == ("context_length_exceeded" if kind == "too long" else "invalid_request")
+    assert body["type"] == "invalid_request_error"
 
 
 def test_a_conflict_is_told_so(server: ServerProcess, version: int) -> None:

@@ -1,6 +1,7 @@
 """The OpenAPI document of our routes is kept: requests made from it, right and wrong ones, are answered as it says."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +35,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "POST /v1/adapters": form("clerk", 2),
     "PATCH /v1/adapters/{name}": {"body": {"pinned": True, "allowed_keys": None}, "media_type": "application/json"},
 }
+
+
+def test_the_document_says_what_the_server_is_and_how_it_takes_a_key() -> None:
+    document = APP.openapi()
+    assert document["info"]["title"] == "perft-server" and document["info"]["version"] == version("perft-server")
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["key"] == {"type": "http", "scheme": "bearer", "description": "an API key or the admin key"}
+    assert schemes["x-api-key"] == {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    operation = document["paths"]["/v1/adapters/{name}"]["get"]
+    assert operation["security"] == [{"key": []}, {"x-api-key": []}], "one of them is enough"
+    assert "422" not in operation["responses"]
 
 
 @pytest.fixture(autouse=True)

@@ -333,3 +333,33 @@ def test_the_reference_has_every_setting_once() -> None:
         assert row.startswith(f"| `{flag_of(name)}` | `{variable_of(name)}` | `{name}` | ")
         assert row.count("|") == 6, row
     assert str(Path.home()) not in reference()
+
+
+def test_a_key_on_the_command_line_is_taken_with_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(parse(f"--admin-key={SECRET}-1", f"--api-key=a={SECRET}-2", f"--metrics-key={SECRET}-3", "--max-uploads=3"))
+    (line,) = capsys.readouterr().err.splitlines()
+    for expected in (
+        *("--api-key, --admin-key, --metrics-key: others on this machine can read", "--api-key-file"),
+        *("--admin-key-file", "PERFT_ADMIN_KEY", "PERFT_API_KEYS", "PERFT_METRICS_KEY"),
+    ):
+        assert expected in line
+    assert SECRET not in line
+    load(parse(f"--metrics-key={SECRET}"))
+    assert "--perft-config" in capsys.readouterr().err
+    monkeypatch.setenv("PERFT_ADMIN_KEY", SECRET)
+    load(parse("--max-uploads=3"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("given", ["10.0.0.1, fd00::/8,unix", "10.0.0.1,fd00::/8,unix,"])
+def test_proxies_are_separated_by_commas(given: str, monkeypatch: pytest.MonkeyPatch, file: File) -> None:
+    expected = ("10.0.0.1", "fd00::/8", "unix")
+    assert load(parse(f"--trusted-proxies={given}")).trusted_proxies == expected
+    monkeypatch.setenv("PERFT_TRUSTED_PROXIES", given)
+    assert load(parse()).trusted_proxies == expected
+    monkeypatch.delenv("PERFT_TRUSTED_PROXIES")
+    path = file('trusted_proxies = ["10.0.0.1", "fd00::/8", "unix"]')
+    assert load(parse(f"--perft-config={path}")).trusted_proxies == expected
+    assert "--trusted-proxies: found 'proxy.example'" in refusal("--trusted-proxies=10.0.0.1,proxy.example")

@@ -5,7 +5,9 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,12 +26,19 @@ from server.app.startup import banner, check_status, warm_up
 from server.engine.protocol import EngineStatus
 from server.errors import StartError
 from server.settings.sources import load
-from tests.server.desk import ADMIN, ROWS, on_a_loop, opened
+from tests.server.desk import ADMIN, ROWS, Desk, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.server.partial_services import partial_services
 from tests.synthetic import RANDOM_R, write_adapter
 
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+
+
+async def said_of(desk: Desk, *folders: NamedFolder) -> list[str]:
+    """Store what was given at start; returns the lines that were printed."""
+    with redirect_stdout(StringIO()) as out:
+        await store_given_adapters(desk.registry, desk.service, list(folders))
+    return out.getvalue().splitlines()
 
 
 def named(folder: Path, name: str, seed: int, values: dict[str, Any] = RANDOM_R) -> NamedFolder:
@@ -60,14 +69,58 @@ async def test_the_next_start_gives_the_same_versions(store: Path) -> None:
 
 
 @on_a_loop
-async def test_a_start_never_changes_what_is_active(store: Path) -> None:
+async def test_new_content_is_the_next_version_and_active_and_known_content_changes_nothing(store: Path) -> None:
+    first, second, third = (named(store, "a", seed) for seed in (1, 2, 3))
     async with opened(store) as desk:
-        await desk.upload("a", 1)
+        assert await said_of(desk, first) == ["--adapter a: new content: it is version 1 now, the active one"]
         await desk.upload("off", 1)
         await desk.patch("off", active=None)
-        await store_given_adapters(desk.registry, desk.service, [named(store, "a", 2), named(store, "off", 2)])
-        assert desk.found("a").number == 1 and desk.found("a@2")
-        assert desk.registry.adapter("off", ADMIN).active is None and desk.found("off@2")
+        assert await said_of(desk, second, named(store, "off", 1)) == [
+            "--adapter a: new content: it is version 2 now, the active one",
+            "--adapter off: nothing changed: this content is version 1 already, and none is active",
+        ]
+        assert desk.found("a").number == 2 and desk.registry.adapter("off", ADMIN).active is None
+        await desk.patch("a", active=1)
+    for _ in range(2):
+        async with opened(store) as desk:
+            nothing = "--adapter a: nothing changed: this content is version 2 already, and version 1 is active"
+            assert await said_of(desk, second) == [nothing]
+            assert desk.found("a").number == 1, "a restart undoes no rollback"
+            assert not desk.audit.records
+    async with opened(store) as desk:
+        await said_of(desk, third, named(store, "off", 2))
+        assert (desk.found("a").number, desk.found("off").number) == (3, 2)
+        again = "--adapter a: nothing changed: this content is version 3 already, the active one"
+        assert await said_of(desk, third) == [again]
+
+
+@on_a_loop
+async def test_content_that_was_deleted_is_new_again_and_as_private_as_it_was(store: Path) -> None:
+    folder = named(store, "a", 1)
+    async with opened(store) as desk:
+        await desk.upload("a", 1)
+        await desk.patch("a", allowed_keys=["alice"])
+        await desk.service.delete("a", None, ADMIN)
+        await desk.until_gone("a")
+        (line,) = await said_of(desk, folder)
+        assert line.endswith("it is version 2 now, the active one; for the keys alice, as this name was restricted")
+        assert desk.found("a").number == 2 and desk.registry.adapter("a", ADMIN).allowed_keys == ["alice"]
+        await desk.upload("a", 2)
+        async with desk.request("a@2"):
+            await desk.service.delete("a", 2, ADMIN)
+            await said_of(desk, folder)
+            assert desk.found("a").number == 4, "what drains is not what the name has"
+
+
+@on_a_loop
+async def test_content_of_another_base_stays_as_it_is_and_the_line_says_so(store: Path) -> None:
+    folder = named(store, "a", 1)
+    async with opened(store) as desk:
+        await said_of(desk, folder)
+    async with opened(store, base=replace(BASE, fingerprint="1" * 64)) as desk:
+        (line,) = await said_of(desk, folder)
+        assert "version 1 already, which cannot be served (base: found one of fingerprint 1111" in line
+        assert [v.state for v in desk.registry.adapter("a", ADMIN).versions] == ["failed"]
 
 
 @on_a_loop
@@ -130,6 +183,31 @@ async def test_adapters_may_exceed_the_pool_together_but_none_alone(store: Path)
     async with opened(store.with_name("other"), FakeEngine(ready_status(rows_total=ROWS - 1))) as desk:
         with pytest.raises(StartError, match=rf"too_many_rows: the adapter takes {ROWS} rows.*--pool-rows"):
             await store_given_adapters(desk.registry, desk.service, folders)
+
+
+@on_a_loop
+async def test_a_trainers_folder_may_be_given_as_it_is(store: Path) -> None:
+    """Other files, checkpoints below, a byte order mark, and an adapter in the one subfolder."""
+    given = named(store, "out", 0)
+    for name in ("optimizer.pt", "training_args.bin", "README.md", ".DS_Store"):
+        (given.folder / name).write_bytes(b"x")
+    write_adapter(given.folder / "checkpoint-500", BASE, 7)
+    config = given.folder / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    inner = named(store, "inner", 1)
+    outer = NamedFolder("outer", store.parent / "only")
+    (outer.folder / "runs").mkdir(parents=True)
+    inner.folder.rename(outer.folder / "checkpoint-5")
+    check_folders([given, outer], BASE, Limits())
+    async with opened(store) as desk:
+        await store_given_adapters(desk.registry, desk.service, [given, outer])
+        assert desk.found("out") and desk.found("outer")
+    (given.folder / "adapter_model.bin").write_bytes(b"x")
+    write_adapter(outer.folder / "checkpoint-6", BASE, 8)
+    with pytest.raises(StartError) as refused:
+        check_folders([given, outer], BASE, Limits())
+    assert "adapter_model.bin: not part of an adapter, but looks like more weights" in str(refused.value)
+    assert "found adapters in several subfolders (checkpoint-5/, checkpoint-6/)" in str(refused.value)
 
 
 @on_a_loop

@@ -52,6 +52,19 @@ def test_what_failed_on_one_rank_stays_on_none(move: str) -> None:
     assert ranks.held == [set(), set()]
 
 
+@pytest.mark.parametrize("move", ["prepare", "place"])
+def test_a_move_that_a_worker_knows_nothing_of_has_failed(move: str) -> None:
+    class Forgetful(TwoRanks):
+        def _answer(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
+            answer = super()._answer(rank, method, args)
+            return {"state": "reported", "reason": None} if method == "perft_outcome" else answer
+
+    ranks = Forgetful()
+    with pytest.raises(AdapterLoadError, match="lost the move"):
+        asyncio.run(getattr(VllmEngine(ranks), move)(POET))  # type: ignore[arg-type]
+    assert ranks.held == [set(), set()]
+
+
 def test_an_engine_that_hangs_ends_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hanging:
         async def collective_rpc(self, method: str, timeout: float, args: tuple[Any, ...]) -> list[Any]:

@@ -35,9 +35,9 @@ SPECIAL_WORDS = {"unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
 
-def build_model(folder: Path) -> Path:
+def build_model(folder: Path, seed: int = 0) -> Path:
     """A tiny Mixtral with a tokenizer of the words t0 ... t127."""
-    tiny.build("mixtral", folder)
+    tiny.build("mixtral", folder, seed)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(tiny.VOCABULARY)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {name: AddedToken(word, single_word=True) for name, word in SPECIAL_WORDS.items()}

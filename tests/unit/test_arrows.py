@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("perft", "adapters", "server")
 SERVER_MAY_USE = (
     "vllm.entrypoints.launchers",
+    "vllm.entrypoints.serve.create_error_response",
     "vllm.engine.protocol.EngineClient",
     "vllm.engine.arg_utils.AsyncEngineArgs",
     "vllm.utils.argparse_utils.FlexibleArgumentParser",
@@ -30,6 +31,8 @@ SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.settings.SETTINGS_KEY",
     "perft.engine.settings.EngineSettings",
     "perft.engine.compatibility.environment_problems",
+    "perft.engine.grammar_probe.install_validation",
+    "perft.engine.grammar_probe.pack_setup",
     "perft.engine.peft_lora.lora_problem",
     "perft.engine.peft_lora.check_peft_lora",
     "perft.engine.scheduler.OUTPUT_INVALID",

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from adapters.format.folder import read_folder
-from perft.base_model import base_fingerprint, base_of_config, checkpoint_fingerprint
+from perft.base_model import base_fingerprint, base_of_config
+from perft.checkpoint import checkpoint_fingerprint
 from perft.hf import PerftAdapter, attach, moe_blocks, save, shape_of
 from perft.reference import BaseRouting, reference_delta
 from tests import tiny
