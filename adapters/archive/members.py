@@ -92,8 +92,6 @@ class Members:
                 f"what is not part of an adapter unpacks to more than {self.max_ignored_bytes} bytes, the most that is "
                 f"skipped: leave such files out, first {largest[:120]} ({self._ignored[largest]} bytes)"
             )
-        if not is_systems(path) and (problem := weights_problem(path)):
-            self.refuse(path, problem)
 
     def _fits(self, own: str, size: int) -> bool:
         limit = self.limits[own]
@@ -120,6 +118,10 @@ class Members:
 
     def finish(self) -> list[str]:
         """Judge the members as a whole; returns a note for what was ignored."""
+        for path in self._ignored:
+            problem = None if is_systems(path) else weights_problem(path, bool(self._folders[WEIGHTS_FILE]))
+            if problem:
+                self.refuse(path, problem)
         for own, folders in self._folders.items():
             if not folders:
                 self.violations.append(on_one_line(f"{own}: missing in the archive{self._instead(own)}"))

@@ -1,7 +1,8 @@
 """Owns what may lie beside an adapter's files where people hand it in: a trainer's files, a system's, more weights.
 
 What a trainer and an operating system leave in a folder is not stored, not opened, and (a system's apart) named in a
-note. A file that looks like more weights is a violation: only its owner knows which of them are the adapter's.
+note; so is a pickle beside the weights. Another file of weights is a violation: only its owner knows which of them are
+the adapter's.
 
 Invariant: names are judged, never content; a note has no character that does not print.
 """
@@ -28,7 +29,7 @@ _SYSTEM = frozenset(
     {"__macosx", ".ds_store", "thumbs.db", "desktop.ini", ".appledouble", ".spotlight-v100", ".trashes"}
 )
 _PLAIN_WEIGHTS = (".safetensors", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".onnx")
-_WEIGHTS = (*_PLAIN_WEIGHTS, ".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TRAINERS = re.compile(
     r"(optim|scheduler|lr_scheduler|(grad_)?scaler|rng_state|random_state|training_|train_|trainer|eval|sampler"
     r"|dataloader|custom_checkpoint|(bf16_|fp16_)?zero_pp_rank|events\.out)|.*optim_states"
@@ -46,15 +47,26 @@ def is_systems(path: str) -> bool:
     return any(part.startswith("._") or part.casefold() in _SYSTEM for part in path.split("/"))
 
 
-def weights_problem(path: str) -> str | None:
-    """Why a path (with "/"), which is not the weights file, looks like more weights; None if it does not."""
+def weights_problem(path: str, are_weights_there: bool) -> str | None:
+    """Why a path (with "/"), which is not the weights file, must not be ignored; None if it may be.
+
+    are_weights_there: whether there is a weights file too. Then a pickle is what a trainer wrote of the same weights.
+    """
     *folders, name = path.casefold().split("/")
-    if not name.endswith(_WEIGHTS) or _TRAINERS.match(name):
+    if not _looks_like_weights(name) or any(_TRAINERS_FOLDER.fullmatch(folder) for folder in folders):
         return None
-    if any(_TRAINERS_FOLDER.fullmatch(folder) for folder in folders):
-        return None
-    what = "" if name.endswith(_PLAIN_WEIGHTS) else f"; it is {PICKLE}"
-    return f"not part of an adapter, but looks like more weights than {WEIGHTS_FILE}: rename or remove it{what}"
+    if are_weights_there:
+        more = f"not part of an adapter, but looks like more weights than {WEIGHTS_FILE}"
+        keep = f"keep the adapter's as {WEIGHTS_FILE}, and remove or rename the other file"
+        return None if name.endswith(_PICKLES) else f"{more}: {keep}"
+    if name.endswith(".safetensors"):
+        return f"the weights must be one file called {WEIGHTS_FILE}: rename this one if it holds them"
+    what = PICKLE if name.endswith(_PICKLES) else "not safetensors: convert it"
+    return f"the weights must be in {WEIGHTS_FILE}; this is {what}"
+
+
+def _looks_like_weights(name: str) -> bool:
+    return name.endswith((*_PLAIN_WEIGHTS, *_PICKLES)) and not _TRAINERS.match(name)
 
 
 def ignored_notes(paths: Iterable[str], within: str = "") -> list[str]:
@@ -81,6 +93,8 @@ def _group(path: str, within: str) -> str:
 def _ignored(group: str, number: int) -> str:
     if group == README_FILE:
         return "not kept: an adapter is stored as its two files"
+    if _looks_like_weights(group.casefold()):
+        return f"ignored and never opened: the adapter's weights are {WEIGHTS_FILE}"
     return "ignored, not part of an adapter" + (f" ({number} files)" if number > 1 else "")
 
 
@@ -121,7 +135,8 @@ def adapter_in(path: Path) -> HandedIn:
 def _beside(folder: Path, notes: tuple[str, ...]) -> HandedIn:
     names = [f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name for e in _entries(folder)]
     others = [name for name in names if name not in (CONFIG_FILE, WEIGHTS_FILE)]
-    problems = [(name, weights_problem(name)) for name in others if not name.endswith("/") and not is_systems(name)]
+    files = [name for name in others if not name.endswith("/") and not is_systems(name)]
+    problems = [(name, weights_problem(name, WEIGHTS_FILE in names)) for name in files]
     violations = tuple(_short(name) + f": {problem}" for name, problem in problems if problem)
     left_out = [_short(name) for name in sorted(others) if not is_systems(name)]
     if left_out:

@@ -1,4 +1,4 @@
-"""Owns recognizing what people hand in by mistake: a file of another kind, told by its first bytes.
+"""Owns recognizing what people hand in by mistake: a file of another kind, by its first bytes.
 
 Invariant: nothing is opened, unpacked or parsed here, and a pickle least of all: only the bytes given are looked at.
 """
@@ -18,6 +18,7 @@ PICKLE = (
     "a pickle, as PyTorch's .bin and .pt files are, which can run code and is never opened here: convert it to "
     "safetensors (safetensors.torch.save_file, or save_pretrained of a current PEFT)"
 )
+TEXT = "such as a download's error, or a path that curl sends as it is without @ before it: send the file itself"
 _LFS = re.compile(rb"version https?://[\w.-]+/spec/v")
 _YAML = re.compile(rb"(?:\s*#[^\n]*\n)*\s*(?:---|%YAML|[A-Za-z_][\w-]*:(?:\s|$))")
 _MARKUP = (b"<!doctype html", b"<html", b"<head", b"<body", b"<!--")
@@ -97,7 +98,7 @@ def _text(text: bytes) -> Recognized | None:
         return None
     if _YAML.match(text):
         return Recognized("yaml", f"YAML ({_shown(text)}): write the configuration as JSON")
-    return Recognized("text", f"text ({_shown(text)}), such as the error of a download: get the file itself")
+    return Recognized("text", f"text ({_shown(text)}), {TEXT}")
 
 
 def _is_text(data: bytes) -> bool:

@@ -58,9 +58,10 @@ class Blobs:
             return None
         blob = self._layout.blob(digest)
         try:
-            return blob_problem(blob) or (None if _is_same(folder, blob) else "its files changed on the disk")
+            found = blob_problem(blob) or (None if _is_same(folder, blob) else "its files changed on the disk")
         except OSError as error:
-            return f"cannot be read: {error}"
+            found = f"cannot be read: {error}"
+        return found if digest in self.sizes else None  # its last owner may have been deleted meanwhile
 
     def place(self, folder: Path, digest: str, damage: str | None) -> None:
         """Move a synced folder into blobs/, unless a whole blob is there. On an error the caller calls `drop`."""

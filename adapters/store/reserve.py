@@ -1,7 +1,7 @@
 """Owns room on the store's disk that is kept for what a full disk must not stop: a delete, which makes room, a
 rollback, a restriction to some keys.
 
-Invariant: what such a change writes takes the place of a file of the reserve, so nobody else can take that room first.
+Invariant: what such a change writes takes the place of a file of the reserve, so nothing else can take that room first.
 """
 
 import os

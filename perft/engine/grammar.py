@@ -60,10 +60,13 @@ class TimedThread:
         self._done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="grammar", daemon=True)
         self._thread.start()
-        self._clock = time.pthread_getcpuclockid(self._thread.ident or 0)
+        self._clock, self._cpu_s = time.pthread_getcpuclockid(self._thread.ident or 0), 0.0
 
     def cpu_s(self) -> float:
-        return time.clock_gettime(self._clock)
+        """CPU seconds of the thread; of one that was left alone and has ended, as of the last look."""
+        with contextlib.suppress(OSError):
+            self._cpu_s = time.clock_gettime(self._clock)
+        return self._cpu_s
 
     def call(self, work: Callable[[], Any], limit_s: float) -> Any:
         """What `work` returns or raises. Raises OverrunError; then this object must not be used again."""

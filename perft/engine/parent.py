@@ -9,16 +9,24 @@ import os
 import signal
 import sys
 from multiprocessing import current_process, parent_process
+from multiprocessing.util import register_after_fork
 from select import POLLHUP, poll
 
 ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
 """How the names of the processes begin that vLLM starts for an engine."""
 
 
+def end_engines_with_parents() -> None:
+    """Call `end_with_parent` now, and in every process that is forked from this one: vLLM's plugins count as loaded
+    there, and do not run again."""
+    end_with_parent()
+    register_after_fork(end_with_parent, lambda act: act())
+
+
 def end_with_parent() -> None:
     """In a process of the engine: from now on it is killed once its parent has ended.
 
-    multiprocessing gives every child one end of a pipe whose other end the parent holds, and nobody else. It is closed
+    multiprocessing gives every child one end of a pipe whose other end only the parent holds. It is closed
     however the parent ends, and the kernel sends a signal of our choice for that (fcntl(2), F_SETSIG). A worker ends
     with the engine core in the same way.
     """

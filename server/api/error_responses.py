@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope
 from adapters import errors as adapters
 from server import errors
 from server.api.route_table import Dialect, dialect_of
-from server.api.translation.fields import field_problems, quote
+from server.api.translation.fields import field_problems, problem_in_path
 from server.bodies.receive import check_json
 
 MAX_JSON_BYTES = 256 * 1024
@@ -34,6 +34,14 @@ ANTHROPIC_TYPES = {
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
 }  # fmt: skip
 """Anthropic's type of an error by its status; else invalid_request_error below 500 and api_error from there on."""
+TOO_LONG = errors.ContextLengthError.code
+NEVER_RETRIED = frozenset(
+    {
+        *("adapter_output_invalid", "quota_exceeded", "storage_full"),
+        *("active_changed", "version_active", "name_conflict", "device_full"),
+    }
+)
+"""Codes of a status that OpenAI's clients retry, where the same request fails again."""
 PATH_CODES = {"name": "adapter_not_found", "version": "version_not_found", "file": "not_found"}
 
 logger = logging.getLogger(__name__)
@@ -105,6 +113,8 @@ class ApiError(Exception):
     closes: bool = False
 
     def __post_init__(self) -> None:
+        if self.code == TOO_LONG and TOO_LONG not in self.message:
+            self.message += f" ({TOO_LONG})"  # some clients look for it in the words
         super().__init__(self.message)
 
     def body(self, dialect: Dialect = "openai", request_id: str | None = None) -> dict[str, Any]:
@@ -122,6 +132,8 @@ class ApiError(Exception):
     def response(self, dialect: Dialect = "openai", request_id: str | None = None) -> JSONResponse:
         """The response itself."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.code in NEVER_RETRIED:
+            headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.closes:
@@ -163,6 +175,7 @@ class ContractRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        known = tuple(getattr(self.body_field and self.body_field.field_info.annotation, "model_fields", ()))
 
         async def answer(request: Request) -> Response:
             try:
@@ -174,7 +187,7 @@ class ContractRoute(APIRoute):
                 return await handler(request)
             except Exception as error:
                 request_id = request.scope.get("state", {}).get("request_id")
-                shown = as_api_error(error, request_id)
+                shown = as_api_error(error, request_id, known=known)
                 if shown.status >= 500 and shown.code != "internal_error":  # that one is logged already
                     logger.warning("request %s failed: %s", request_id, shown.message)
                 return shown.response(dialect_of(request.scope), request_id)
@@ -182,17 +195,20 @@ class ContractRoute(APIRoute):
         return answer
 
 
-def as_api_error(error: Exception, request_id: str | None = None, field: str | None = None) -> ApiError:
+def as_api_error(
+    error: Exception, request_id: str | None = None, field: str | None = None, known: Sequence[str] = ()
+) -> ApiError:
     """The response to `error`. An unforeseen error is logged; its message stays in the log.
 
     field: the caller's field that names the adapter, for an error about it where neither error nor table names one.
+    known: the fields that the body may have, for a hint about one that it may not.
     """
     if isinstance(error, ApiError):
         return error
     if (kind := next((kind for kind in type(error).__mro__ if kind in ERROR_TABLE), None)) is not None:
         return _from_table(error, kind, field)
     if isinstance(error, RequestValidationError):
-        return _invalid_request(error)
+        return _invalid_request(error, known)
     if isinstance(error, HTTPException):
         cause = error.__cause__
         return cause if isinstance(cause, ApiError) else ApiError(error.status_code, "invalid_request", error.detail)
@@ -229,7 +245,7 @@ def _format_message(violations: Sequence[str]) -> str:
     return f"the adapter was rejected: {first}{more}"
 
 
-def _invalid_request(error: RequestValidationError) -> ApiError:
+def _invalid_request(error: RequestValidationError, known: Sequence[str]) -> ApiError:
     """404 for a path that can name nothing, 400 with what is wrong otherwise."""
     found = [one for one in error.errors() if isinstance(one, dict)]
     if not found:  # vLLM raises it with words alone
@@ -237,8 +253,8 @@ def _invalid_request(error: RequestValidationError) -> ApiError:
     for one in found:
         where, *rest = one["loc"]
         if where == "path" and rest and rest[0] in PATH_CODES:
-            return ApiError(404, PATH_CODES[rest[0]], f"found {quote(one['input'])} in the path: {one['msg']}")
-    problems = field_problems(found, error.body)
+            return ApiError(404, PATH_CODES[rest[0]], problem_in_path(one))
+    problems = field_problems(found, error.body, known)
     described = "; ".join(f"{field or 'body'}: {problem}" for field, problem in problems.items())
     return ApiError(400, "invalid_request", bounded(described), next(iter(problems)))
 
@@ -249,7 +265,7 @@ def bounded(message: str) -> str:
 
 
 class _StrictRequest(Request):
-    """A request whose JSON has no duplicate key: which of the two would count is nobody's wish."""
+    """A request whose JSON has no duplicate key: it is not known which of the two is meant."""
 
     async def json(self) -> Any:
         return json.loads(await self.body(), object_pairs_hook=_unique)

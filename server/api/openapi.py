@@ -44,8 +44,9 @@ _ACTIVATE = {
 }
 _ALLOWED_KEYS = {
     "type": "string",
-    "description": "labels of keys that may select the adapter, as a JSON list or separated by commas; null: all; not "
-    "given: as the name has it, or had it before it was deleted",
+    "minLength": 1,
+    "description": "labels of keys that may select the adapter, as a JSON list or separated by commas; null: all; []: "
+    "none; not given: as the name has it, or had it before it was deleted",
 }
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {

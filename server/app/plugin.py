@@ -39,6 +39,7 @@ from server.inference.engine_hook import EngineHook
 from server.inference.request_context import CURRENT
 from server.middleware.access_control import AccessControl
 from server.middleware.adapter_routing import AdapterRouting
+from server.middleware.cross_origin import in_our_shape
 from server.middleware.drain import DrainMiddleware, SignalHandler
 from server.settings.model import Settings
 from server.structured_outputs.checker import SpecChecker
@@ -105,6 +106,7 @@ class PerftEndpoints:
             base_running=lambda: sum(hook.base_running for hook in hooks),
             max_sequences=_max_sequences(engine_client.vllm_config),
             request_models=request_models(self._app),
+            takes_tools=takes_tools(state.online_renderer),
         )
         services = await build_services(side, settings)
         hook = EngineHook(
@@ -152,6 +154,7 @@ def answer_in_our_shape(app: FastAPI) -> None:
     """Have vLLM's app answer a body that does not fit as we do (its own handler says it in Python's words), and keep
     clients' mistakes out of its log. vLLM registers its handlers after our `attach` and builds the middleware then."""
     app.add_exception_handler(RequestValidationError, answer_invalid)
+    in_our_shape(app.user_middleware)
     if app.middleware_stack is not None:
         app.middleware_stack = app.build_middleware_stack()
     serving_log.install()
@@ -191,6 +194,12 @@ def request_models(app: FastAPI) -> dict[str, RequestModel]:
         for route in app.routes
         if isinstance(route, APIRoute) and route.path in selecting and route.body_field is not None
     }
+
+
+def takes_tools(renderer: Any) -> bool:
+    """Whether vLLM can read calls of tools from an answer: it was started with a parser of them, or the model has its
+    own. (Without one /v1/responses would drop the tools in silence.)"""
+    return bool(renderer.use_harmony or getattr(renderer.parser, "tool_parser_cls", None) is not None)
 
 
 def _refuse_text(error: InvalidRequestError) -> Exception:

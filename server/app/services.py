@@ -49,9 +49,9 @@ class EngineSide:
     names: vLLM's table of versions, by NAME@version; filled with `name_entry(version)`. abort: ends an engine
     request by its id. max_running: adapters that one step can serve. max_sequences: that the engine
     takes at once. check_lora: None where PEFT LoRA is off.
-    base_running: how many engine requests without an adapter run. is_local: only this machine can connect.
+    base_running: how many requests without an adapter run. is_local: only this machine can connect.
     max_model_len: tokens. specs: checks structured outputs; closed with the services. request_models: path -> what is
-    known of the request model there.
+    known of the request model there. takes_tools: calls of tools can be read from an answer.
     """
 
     engine: Engine
@@ -69,6 +69,7 @@ class EngineSide:
     base_running: Callable[[], int] = lambda: 0
     max_sequences: int | None = None
     request_models: Mapping[str, RequestModel] = field(default_factory=dict)
+    takes_tools: bool = True
 
 
 async def build_services(side: EngineSide, settings: Settings) -> Services:
@@ -126,7 +127,9 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         cache_salt_secret=store.secret,
         is_metrics_route_open=settings.metrics_bind is None,
         bodies=RequestBodies(
-            BodyLimits(side.max_model_len, settings.max_body_bytes, settings.max_sequences), side.request_models
+            BodyLimits(side.max_model_len, settings.max_body_bytes, settings.max_sequences),
+            side.request_models,
+            takes_tools=side.takes_tools,
         ),
         close=close,
     )
@@ -191,7 +194,7 @@ class _Snapshot:
             served = {version.number: version for version in versions if version.accepted is not None}
             active = served.get(record.active or 0)
             adapters[record.name] = AdapterState(
-                running=sum(len(version.running) for version in served.values()),
+                running=sum(version.requests_running for version in served.values()),
                 waiting=sum(self.scheduler.requests_waiting(version.ref) for version in served.values()),
                 tier=self.scheduler.tier(active.ref) if active is not None else None,
             )

@@ -1,7 +1,7 @@
 """Owns what vLLM's handlers leave in the log of a request that fails: no traceback of a client's mistake, one with the
 request's ID of anything else.
 
-Invariant: a traceback is left out only where the client is told why its request failed.
+Invariant: a traceback is left out only where the response says why the request failed.
 """
 
 import logging

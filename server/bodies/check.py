@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from server.bodies import structure
+from server.bodies.body_fields import BodyFields
 from server.bodies.fields import (
     TYPED_FIELDS,
     check_ignored,
@@ -20,8 +21,8 @@ from server.bodies.fields import (
     drop_empty_tools,
 )
 from server.bodies.limits import KEPT_BYTES, MAX_DEPTH, MAX_FIELD_VALUES, MAX_SCHEMA_VALUES, BodyLimits
-from server.bodies.look import BodyFields
 from server.bodies.models import CHUNK, MESSAGES, RequestModel, check_content
+from server.bodies.rules.unserved import CHAT, check_chat_options, check_served
 from server.bodies.turns import BodyBudget, Turns
 from server.errors import InvalidRequestError
 
@@ -38,12 +39,13 @@ HEAVY_VALUES = 512
 
 @dataclass(frozen=True)
 class BodyCheck:
-    """The rules of one route. path: the route's."""
+    """The rules of one route. path: the route's. takes_tools: see `check_served`."""
 
     path: str
     model: RequestModel
     limits: BodyLimits
     generates: bool = True
+    takes_tools: bool = True
 
     def is_heavy(self, body: bytes) -> bool:
         """Whether the body takes its turn: parsing it may take noticeable time."""
@@ -55,6 +57,8 @@ class BodyCheck:
         if self.model.is_known:
             if self.generates:
                 check_ignored(fields, self.path, self.model.names)
+            if self.path == CHAT:
+                check_chat_options(fields)
             fields.keep(self.model.names)
             fields.drop([name for name in self.model.nullable if fields.is_null(name)])
         drop_empty_tools(fields)
@@ -65,6 +69,7 @@ class BodyCheck:
         check_request_id(fields)
         check_not_empty(fields)
         check_template_arguments(fields)
+        check_served(fields, self.path, self.takes_tools)
         yield
         count_sequences(fields, self.limits)
         yield
@@ -72,7 +77,7 @@ class BodyCheck:
             if fields.raw(name)[:1] == b"[" and structure.count(fields.raw(name), CHUNK) > CHUNK:
                 yield from self.model.check_items(name, fields.raw(name))
             if name in MESSAGES and fields.raw(name)[:1] == b"[":
-                yield from check_content(name, fields.raw(name))
+                yield from check_content(name, fields.raw(name), self.path)
         for name in fields.names:
             if name not in TYPED_FIELDS:
                 self.model.check_field(name, fields.raw(name))
@@ -121,11 +126,13 @@ def _too_many(name: str, found: str, most: int) -> InvalidRequestError:
 
 @dataclass(frozen=True)
 class RequestBodies:
-    """What the requests of one server share. models: path -> what is known of the request model there."""
+    """What the requests of one server share. models: path -> what is known of the request model there. takes_tools:
+    see `check_served`."""
 
     limits: BodyLimits = field(default_factory=BodyLimits)
     models: Mapping[str, RequestModel] = field(default_factory=dict)
     turns: Turns = field(default_factory=Turns)
+    takes_tools: bool = True
     budget: BodyBudget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,4 +140,4 @@ class RequestBodies:
 
     def check_of(self, path: str, generates: bool) -> BodyCheck:
         """The check of a route."""
-        return BodyCheck(path, self.models.get(path, UNKNOWN), self.limits, generates)
+        return BodyCheck(path, self.models.get(path, UNKNOWN), self.limits, generates, self.takes_tools)

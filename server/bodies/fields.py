@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from server.bodies.body_fields import BodyFields
 from server.bodies.limits import BodyLimits
-from server.bodies.look import BodyFields
 from server.errors import ContextLengthError, InvalidRequestError
 
 RESPONSES = "/v1/responses"
@@ -53,8 +53,8 @@ class ListRule:
 
 
 _RULES: Mapping[str, ListRule] = {
-    "stop": ListRule(str | list[str], 16, 1024),
-    "stop_sequences": ListRule(list[str], 16, 1024),
+    "stop": ListRule(str | list[str], 4, 1024),
+    "stop_sequences": ListRule(list[str], 4, 1024),
     "bad_words": ListRule(list[str], 128, 256),
     "logit_bias": ListRule(dict[str, float], 1024, 20),
     "stop_token_ids": ListRule(list[TokenId], 1024),
@@ -126,8 +126,14 @@ def _compact(fields: BodyFields, name: str) -> bytes:
 
 
 def check_not_empty(fields: BodyFields) -> None:
-    """Raises InvalidRequestError for a conversation without messages."""
-    for name in ("messages", "input"):
+    """Raises InvalidRequestError for a conversation without messages. A null beside the other form of a body goes."""
+    for name, other in (("messages", "prompt"), ("prompt", "messages")):
+        if fields.is_null(name) and not fields.is_null(other):
+            fields.drop((name,))
+    for name, kinds in (("messages", ("an array",)), ("input", ("a string", "an array"))):
+        if name in fields and fields.kind(name) not in kinds:
+            message = f"{name}: found {fields.kind(name)}, expected {' or '.join(kinds)}"
+            raise InvalidRequestError(message, param=name)
         if _compact(fields, name) == b"[]":
             raise InvalidRequestError(f"{name}: found an empty array, expected at least one message", param=name)
 

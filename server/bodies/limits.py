@@ -1,7 +1,7 @@
 """Owns what one inference request may hold, as numbers; they follow the length of the served model.
 
 Invariant: what vLLM parses and validates within these numbers keeps its event loop busy for about 0.1 s at most
-(measured: docs/operations.md).
+(measured: docs/log.md).
 """
 
 from dataclasses import dataclass

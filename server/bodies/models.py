@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from server.bodies.rules.messages import check_anthropic_message, check_chat_message, check_input_item, check_text
 from server.errors import InvalidRequestError
 
 CHUNK = 8
@@ -115,7 +116,7 @@ def _shifted(location: tuple[Any, ...], name: str, start: int) -> tuple[Any, ...
     return ("body", *parts)
 
 
-def check_content(name: str, raw: bytes) -> Iterator[None]:
+def check_content(name: str, raw: bytes, path: str) -> Iterator[None]:
     """Check what the models let pass in a list of messages or input items and vLLM's handlers cannot read; pauses after
     every few elements. Raises InvalidRequestError."""
     for number, item in enumerate(msgspec.json.decode(raw, type=list[msgspec.Raw])):
@@ -126,8 +127,19 @@ def check_content(name: str, raw: bytes) -> Iterator[None]:
                 _check_answer(place, content)
             for position, part in enumerate(content):
                 _check_part(f"{place}.{position}", part)
+        if isinstance(value, dict):
+            _check_message(f"{name}.{number}", value, path)
         if number % CHUNK == CHUNK - 1:
             yield
+
+
+def _check_message(place: str, message: dict[str, Any], path: str) -> None:
+    if not place.startswith("messages."):
+        check_input_item(place, message)
+    elif path.startswith("/v1/messages"):
+        check_anthropic_message(place, message)
+    else:
+        check_chat_message(place, message)
 
 
 def _check_answer(place: str, content: list[Any]) -> None:
@@ -143,6 +155,7 @@ def _check_part(place: str, part: Any) -> None:
     if not isinstance(audio, dict | None):
         place = f"{place}.input_audio"
         raise InvalidRequestError(f"{place}: found another value, expected an object", param=place)
+    check_text(place, part)
 
 
 def _adapter(kinds: list[Any]) -> TypeAdapter[Any]:

@@ -58,10 +58,17 @@ class ReceivedBody:
 
 
 async def receive_body(
-    receive: Receive, headers: Mapping[str, str], limits: BodyLimits, budget: BodyBudget
+    receive: Receive,
+    headers: Mapping[str, str],
+    limits: BodyLimits,
+    budget: BodyBudget,
+    caller: str | None = None,
 ) -> ReceivedBody:
-    """The whole body. Raises RequestTooLargeError, before reading what is known to be too large, or
-    InvalidRequestError if the client leaves."""
+    """The whole body. caller: as the budget takes it.
+
+    Raises RequestTooLargeError, before reading what is known to be too large, or InvalidRequestError if the client
+    leaves.
+    """
     length = headers.get("content-length", "")
     known = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
     if known is not None and known > limits.body_bytes:
@@ -73,7 +80,7 @@ async def receive_body(
         while True:
             # A chunked body may become as large as the limit allows: that is what it takes.
             if release is None and max(known or 0, size) > KEPT_BYTES:
-                release = await budget.take(limits.body_bytes if known is None else known)
+                release = await budget.take(limits.body_bytes if known is None else known, caller)
             message = await receive()
             if message["type"] != "http.request":
                 raise InvalidRequestError("the client went away before its body was complete")

@@ -43,7 +43,7 @@ class TextTurns:
                 raise self._refuse(_too_long(f"{len(text)} characters", f"{most}, the longest that", self))
             if len(text) <= LONG_TEXT:
                 return await inner(prompt, params)
-            async with self._turn:  # in the order of asking; who leaves meanwhile frees the place
+            async with self._turn:  # first come, first served; a caller that leaves frees its place
                 await self._check_tokens(renderer.tokenizer, text)
                 return await self._run(renderer._tokenize_prompt, prompt, params)
 

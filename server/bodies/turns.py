@@ -4,22 +4,23 @@ Invariant: whatever many clients send at once, at least half of the event loop's
 """
 
 import asyncio
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 SHORTEST_PAUSE_S = 0.01
 
 
 class Turns:
-    """Turns in the order of asking."""
+    """Turns on the event loop, first come, first served."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Work here, on the loop, without waiting for anything else than a pause of one's own."""
+        """Hold the turn for work on the loop, which may pause but waits for nothing else."""
         await self._lock.acquire()
         began = asyncio.get_running_loop().time()
         try:
@@ -28,7 +29,7 @@ class Turns:
             self._free_later(began)
 
     async def step(self) -> None:
-        """Return when it is one's turn; the turn lasts as long as the caller's task goes on without waiting."""
+        """Return once the caller has its turn, which lasts until its task waits for something."""
         await self._lock.acquire()
         loop = asyncio.get_running_loop()
         loop.call_soon(self._free_later, loop.time())
@@ -38,40 +39,65 @@ class Turns:
         loop.call_later(max(loop.time() - began, SHORTEST_PAUSE_S), self._lock.release)
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """A body that waits for memory. size: bytes."""
+
+    size: int
+    caller: str | None
+    granted: asyncio.Future[None]
+
+
 class BodyBudget:
-    """Bytes of memory for large bodies; who finds too few left waits its turn. total: bytes."""
+    """Bytes of memory for large bodies; who finds too few left waits its turn. total: bytes.
+
+    A body may stay for long (it arrives slowly, or its request waits for an adapter), so that of one caller takes half
+    of them at most, and another's need not wait for it.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = self.free = total
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[_Waiting, None] = {}
 
-    async def take(self, size: int) -> Callable[[], None]:
-        """Take `size` bytes, as soon as they are free. Returns what gives them back, once."""
-        size = min(size, self._total)
-        if self._waiters or size > self.free:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append((size, waiter))
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._give(size)
-                else:
-                    self._waiters.remove((size, waiter))
-                    self._wake()
-                raise
-        else:
-            self.free -= size
-        taken = [size]
-        return lambda: self._give(taken.pop()) if taken else None
+    async def take(self, size: int, caller: str | None = None) -> Callable[[], None]:
+        """Take `size` bytes, as soon as they are free. Returns what gives them back, once. caller: whose body it is;
+        None: of all callers together."""
+        waiting = _Waiting(min(size, self._total), caller, asyncio.get_running_loop().create_future())
+        self._waiting[waiting] = None
+        self._hand_out()
+        try:
+            await waiting.granted
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                del self._waiting[waiting]
+                self._hand_out()
+            else:
+                self._give_back(waiting)
+            raise
+        taken = [waiting]
+        return lambda: self._give_back(taken.pop()) if taken else None
 
-    def _give(self, size: int) -> None:
-        self.free += size
-        self._wake()
+    def _give_back(self, body: _Waiting) -> None:
+        self.free += body.size
+        if body.caller is not None:
+            self._held[body.caller] -= body.size
+            self._held = +self._held  # without those that hold nothing
+        self._hand_out()
 
-    def _wake(self) -> None:
-        while self._waiters and self._waiters[0][0] <= self.free:
-            size, waiter = self._waiters.popleft()
-            if not waiter.done():
-                self.free -= size
-                waiter.set_result(None)
+    def _hand_out(self) -> None:
+        for body in list(self._waiting):
+            if self._has_its_share(body):
+                continue
+            if body.size > self.free:
+                return
+            del self._waiting[body]
+            self.free -= body.size
+            if body.caller is not None:
+                self._held[body.caller] += body.size
+            if not body.granted.done():
+                body.granted.set_result(None)
+
+    def _has_its_share(self, body: _Waiting) -> bool:
+        held = 0 if body.caller is None else self._held[body.caller]
+        return held > 0 and held + body.size > self._total // 2

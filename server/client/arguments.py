@@ -17,6 +17,7 @@ from adapters.names import NAME_RULE, is_name
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
+_OTHER_ARCHIVE = re.compile(r"\.(tar(\.\w+)?|t[bxz]\w{1,3}|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
 
 
 def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
@@ -110,7 +111,9 @@ def adapter_path(text: str) -> HandedIn:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"found nothing at {text}, expected a folder, a .zip or a .tar.gz")
     if not text.lower().endswith(ARCHIVES):
-        hint = f": give the folder that it is in, {path.parent}" if path.name in (CONFIG_FILE, WEIGHTS_FILE) else ""
+        hint = ": compress it as .zip or .tar.gz (tar -czf adapter.tar.gz ...)" if _OTHER_ARCHIVE.search(text) else ""
+        if path.name in (CONFIG_FILE, WEIGHTS_FILE):
+            hint = f": give the folder that it is in, {path.parent}"
         raise argparse.ArgumentTypeError(f"found the file {text}, expected a folder, a .zip or a .tar.gz{hint}")
     return HandedIn(path)
 

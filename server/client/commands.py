@@ -94,8 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     sub = add("activate", activate_command, "make a version the one that the bare NAME selects (also: roll back)")
-    sub.add_argument("name", type=adapter_name, metavar="NAME")
-    sub.add_argument("version", type=version_number, metavar="VERSION", help="a number")
+    sub.add_argument("target", type=target, metavar="NAME[@VERSION]")
+    sub.add_argument("version", nargs="?", type=version_number, metavar="VERSION", help="a number, unless @VERSION is")
     sub.add_argument("--if-active", type=version_number, metavar="N", help="only if version N is active now")
 
     sub = add(
@@ -170,11 +170,15 @@ def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 
 
 def activate_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
-    changes = {"active": arguments.version}
+    name, number = arguments.target
+    if (number is None) == (arguments.version is None):
+        found = "no version" if number is None else "two versions"
+        return _complain(f"found {found}, expected one: perft adapters activate {name} VERSION", status=2)
+    changes = {"active": number or arguments.version}
     if arguments.if_active is not None:
         changes["if_active"] = arguments.if_active
-    adapter = client.patch(arguments.name, changes)
-    print(f"{arguments.name}@{adapter.active} is active")
+    adapter = client.patch(name, changes)
+    print(f"{name}@{adapter.active} is active")
     return 0
 
 
@@ -271,7 +275,7 @@ def _version_of(adapter: AdapterObject, number: int) -> VersionObject:
 
 
 def _without_reader() -> int:
-    """The end of a command whose output nobody reads any more, as of `| head`: as if SIGPIPE had ended it."""
+    """The end of a command whose output is not read any more, as of `| head`: as if SIGPIPE had ended it."""
     with suppress(OSError, ValueError):  # nothing is left to be written when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + SIGPIPE

@@ -30,17 +30,19 @@ Answer = TypeVar("Answer", bound=BaseModel)
 _VERSION_IN_LOCATION = re.compile(r"/versions/([1-9][0-9]{0,9})$")
 _ROUTE_IN_SERVER = re.compile(r"(/+v1(/+adapters)?)?/*$")
 """What people copy behind a server's address from the API's paths."""
+OWN_CODES = ("adapter_not_found", "version_not_found")
+"""Of the 404s that the adapter routes themselves answer."""
 
 
 class ClientError(Exception):
     """The server rejected the request, or cannot be reached. status: of its response, 0 without one.
 
-    violations: every one that it listed.
+    violations: every one that it listed. code: the API's, empty without one.
     """
 
-    def __init__(self, message: str, status: int = 0, violations: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, status: int = 0, violations: tuple[str, ...] = (), code: str = "") -> None:
         super().__init__(message)
-        self.status, self.violations = status, violations
+        self.status, self.violations, self.code = status, violations, code
 
 
 class PushAnswer(AdapterObject):
@@ -155,19 +157,29 @@ class AdaptersClient:
         with self._sentences(), self._http.stream("GET", self._server + path) as response:
             if not response.is_success:
                 response.read()
-                raise _refusal(response)
+                raise self._refused(response)
             yield response.iter_bytes()
 
     def _ask(self, answer: type[Answer], method: str, path: str, **content: Any) -> tuple[Answer, httpx.Response]:
         with self._sentences():
             response = self._http.request(method, self._server + path, **content)
         if not response.is_success:
-            raise _refusal(response)
+            raise self._refused(response)
         try:
             return answer.model_validate_json(response.content), response
         except ValidationError:
             message = f"{self._server} answered {method} {path} with something other than {answer.__name__}"
             raise ClientError(f"{message}: is it a perft server of this version?", response.status_code) from None
+
+    def _refused(self, response: httpx.Response) -> ClientError:
+        """The server's error, or that another route than the adapters' answered."""
+        error, is_elsewhere = _refusal(response), response.status_code in (404, 405)
+        if not is_elsewhere or error.code in OWN_CODES or httpx.URL(self._server).path == "/":
+            return error
+        message = f"found no adapter routes at {self._server}; expected --server (or PERFT_SERVER) to be the server's "
+        return ClientError(
+            f"{message}address, without a route behind it, such as {_origin(self._server)}", error.status
+        )
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -181,6 +193,10 @@ class AdaptersClient:
             raise ClientError(message) from None
         except httpx.RequestError as error:
             raise ClientError(f"{self._server} closed the connection early ({error or type(error).__name__})") from None
+
+
+def _origin(server: str) -> str:
+    return str(httpx.URL(server).copy_with(path="/")).rstrip("/")
 
 
 def _path(name: str, version: int | None = None) -> str:
@@ -221,10 +237,13 @@ def _refusal(response: httpx.Response) -> ClientError:
         401: "; set the admin key with PERFT_ADMIN_KEY or --key",
         403: "; this key may not do that: set the admin key with PERFT_ADMIN_KEY or --key",
     }
+    violations = tuple(detail.violations or ())
     message = detail.message + hints.get(response.status_code, "")
+    if violations:  # which are listed, the first one too
+        message = message.partition(f": {violations[0]}")[0]
     if wait := response.headers.get("retry-after"):
         message += f"; retry after {wait} s"
-    return ClientError(message, response.status_code, tuple(detail.violations or ()))
+    return ClientError(message, response.status_code, violations, detail.code)
 
 
 def _no_connection(server: str, error: httpx.ConnectError) -> str:

@@ -22,7 +22,7 @@ _IPV6_CLIENT_BITS = 64
 """One client of IPv6 usually has all addresses of such a network."""
 
 
-def _nobody(address: str | None) -> bool:
+def _no_proxy(address: str | None) -> bool:
     return False
 
 
@@ -41,7 +41,7 @@ class ConnectionLimits:
     keep_alive_s: float = 75.0
     max_connections: int = 10_000
     max_client_connections: int = 1_000
-    is_proxy: Callable[[str | None], bool] = _nobody
+    is_proxy: Callable[[str | None], bool] = _no_proxy
 
     def with_at_most(self, connections: int) -> "ConnectionLimits":
         """The same with fewer connections, half of them for one client."""
@@ -74,7 +74,7 @@ class OpenConnections:
         return len(self._open)
 
     def add(self, connection: Connection, address: str | None) -> None:
-        """Count a connection in. Raises TooManyConnectionsError: then it counts for nobody, but is checked as well."""
+        """Count a connection in. Raises TooManyConnectionsError: then it is not counted, but its times are checked."""
         limits = self.limits
         client = None if address is None or limits.is_proxy(address) else client_of(address)
         is_one_too_many = client is not None and self._clients[client] >= limits.max_client_connections

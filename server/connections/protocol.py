@@ -6,12 +6,13 @@ memory (max_header_bytes and one read), and ends within the time limits unless a
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from server.api.error_responses import as_api_error
@@ -29,9 +30,16 @@ MAX_URL_BYTES = 16 * 1024
 MAX_PIPELINED = 16
 """Requests of one connection that may wait for the response to the one before."""
 LINGER_S = 2.0
-LINGER_BYTES = 1024**2
+LINGER_BYTES = 16 * 1024**2
 """How long, and how much, a refused client may go on sending while it reads why: closed at once, it would see a reset
 in place of the response."""
+
+
+class _LingeringTransport:
+    """What uvicorn's response writes to and closes."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
 
 
 def bounded_protocol(limits: ConnectionLimits) -> type["BoundedProtocol"]:
@@ -55,6 +63,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limits = self.open_connections.limits
         self.timeout_keep_alive = self._limits.keep_alive_s  # type: ignore[assignment]  # call_later takes both
         self._problem: ServerError | None = None
+        self._running: RequestResponseCycle | None = None
+        """The request that the app has; `cycle` is the latest, which may wait behind it."""
         self._messages = 0
         """Requests begun."""
         self._is_in_head = self._is_in_body = False
@@ -82,6 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.remove(self)
+        if self._running is not None and not self._running.response_complete:
+            self._tell_that_the_client_left(self._running)  # uvicorn tells the latest request alone
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +114,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_since = self.loop.time()
         if problem := self._size_problem():
             self._refuse(problem)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @staticmethod
+    def _tell_that_the_client_left(cycle: RequestResponseCycle) -> None:
+        cycle.disconnected = True
+        cycle.message_event.set()
 
     def pause_writing(self) -> None:
         self._unwritable_since = self.loop.time()
@@ -143,6 +164,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop_parsing(InvalidRequestError(message))
         self._is_in_head, self._is_in_body, self._head_since = False, True, None
         super().on_headers_complete()
+        self.cycle.transport = _LingeringTransport(self.transport, partial(self._close, self.cycle))  # type: ignore[assignment]
         close = partial(setattr, self.cycle, "keep_alive", False)
         self.scope["extensions"] = {CLOSE_EXTENSION: close}  # type: ignore[dict-item]
         if self.parser.should_upgrade():  # what follows is nothing that it reads
@@ -191,7 +213,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._running is not None and not self._running.response_complete
 
     def _end_late_head(self) -> None:
         if not self._is_in_head:  # nothing was asked, so nothing is answered
@@ -220,13 +242,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ServerError) -> None:
         """Answer in place of the app, and end the connection."""
-        if self._is_answering():
-            self.cycle.keep_alive = False
-            if self.cycle.response_started or not self.cycle.more_body:  # its response is not about this
-                return self.transport.close()
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.keep_alive = False
+            if running is not self.cycle or running.response_started or not running.more_body:
+                return self.transport.close()  # its response is not about this
+            self._tell_that_the_client_left(running)
         self.transport.write(as_api_error(error).http11(uuid4().hex))
+        return self._linger()
+
+    def _close(self, ended: RequestResponseCycle) -> None:
+        """A response has ended, and the connection with it: at once, unless the body of its request still arrives."""
+        if ended is self.cycle and self._is_in_body and not self.transport.is_closing():
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Send no more, and throw away what comes until the client has read the response."""
         self._is_refused, self._closing_since = True, self.loop.time()
         if not self.transport.can_write_eof():
             return self.transport.close()

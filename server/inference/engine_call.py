@@ -2,7 +2,7 @@
 
 A call for n choices is n sequences, so that they wait, run and end one by one beside those of other keys. Each is read
 by a task of its own; a caller that leaves ends that task only by way of the engine, whose last output says how much
-was generated. Invariants: a sequence runs only while it holds its leases; every call ends in `on_end`, once, when
+was generated. Invariants: a sequence runs only while it holds its leases; every call ends in `ended`, once, when
 nothing of it runs in the engine any more, or after `SETTLE_S`.
 """
 
@@ -19,7 +19,7 @@ from server.inference.timing import AT_ONCE, RequestTiming
 logger = logging.getLogger(__name__)
 
 UNREAD = 16
-"""Outputs kept for a caller that reads slowly; after that vLLM joins them."""
+"""Outputs kept for a caller that reads slowly, or one of each sequence; after that vLLM joins them."""
 SETTLE_S = 10.0
 """Seconds for the last outputs of a call whose caller left."""
 ABORT_AGAIN_S = 0.25
@@ -73,7 +73,8 @@ class EngineCall:
         self.timing = RequestTiming(params, began)
         self._is_at_once = params.output_kind.name == AT_ONCE
         self._parts = [_Part(*part) for part in _split(params, request_id)]
-        self._outputs: asyncio.Queue[Any] = asyncio.Queue(UNREAD)
+        # Emptied once, it has room for whatever each task is about to put: none goes on waiting.
+        self._outputs: asyncio.Queue[Any] = asyncio.Queue(max(UNREAD, len(self._parts)))
         self._finals: dict[int, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._unread = len(self._parts)
@@ -88,6 +89,8 @@ class EngineCall:
 
     def tokens(self) -> int:
         """Tokens that it used so far, prompt and generated."""
+        if self._has_ended:
+            return self.timing.prompt_tokens + self.timing.generation_tokens
         known = self.timing.tokens_so_far
         if not self._is_at_once:
             return known

@@ -46,7 +46,7 @@ async def _refuse_every_spec(sampling_params: Any, label: str | None) -> None:
 
 @dataclass
 class EngineHook:
-    """Wraps every engine request. base_running: engine requests without an adapter that run now.
+    """Wraps every engine request. base_running: requests without an adapter that run now.
 
     as_vllm_error: the exception that makes vLLM's handler answer with one of our errors. health: of the engine, with
     which every request ends. check_spec: raises a ServerError unless the engine may get the request's structured
@@ -114,6 +114,7 @@ class _Request:
     inner: Callable[[Any, Any, str], AsyncGenerator[Any, None]]
     context: RequestContext | None
     version: Version | None = None
+    running_sequences: int = 0
     counted: ExitStack = field(default_factory=ExitStack)
     """Ends what was counted in for the caller's limits."""
 
@@ -147,7 +148,18 @@ class _Request:
                     raise adapter_deleted(self.version)
                 self.version.running.add(request_id)
                 stack.callback(self.version.running.discard, request_id)
+            self._count_running(1)
+            stack.callback(self._count_running, -1)
             yield
+
+    def _count_running(self, sequences: int) -> None:
+        """Count the call as one request that runs, from its first sequence to its last."""
+        before, self.running_sequences = self.running_sequences, self.running_sequences + sequences
+        change = bool(self.running_sequences) - bool(before)
+        if self.version is None:
+            self.hook.base_running += change
+        else:
+            self.version.requests_running += change
 
     @asynccontextmanager
     async def _lease(self) -> AsyncGenerator[None, None]:
@@ -155,11 +167,7 @@ class _Request:
         label = None if context is None else context.caller.label
         if version is None:
             async with hook.scheduler.base_lease(label):
-                hook.base_running += 1
-                try:
-                    yield
-                finally:
-                    hook.base_running -= 1
+                yield
             return
         if version.is_deleted:
             raise adapter_deleted(version)

@@ -32,7 +32,8 @@ class RequestTiming:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.has_output = self.finished = False
-        self._submitted_at = time.monotonic()
+        self._arrived_at = time.monotonic()
+        """When vLLM's own times begin."""
         self._submitted_tokens = 0
         self._first: float | None = None
         self._between: list[tuple[float, int]] = []
@@ -41,8 +42,10 @@ class RequestTiming:
 
     def submitted(self, prompt: Any) -> None:
         """The engine has the request from now on. prompt: an input of vLLM's, with or without token ids."""
-        self._submitted_at = time.monotonic()
-        self._submitted_tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
+        now, known = time.time(), prompt if isinstance(prompt, dict) else {}
+        # vLLM counts from when the prompt was tokenized, which may be long before there was a free sequence.
+        self._arrived_at = time.monotonic() - (now - known.get("arrival_time", now))
+        self._submitted_tokens = len(known.get("prompt_token_ids") or ())
 
     def abandoned(self) -> None:
         """The client went away. The prompt counts as submitted, even if no output has reported it."""
@@ -95,7 +98,7 @@ class RequestTiming:
     def _take_timestamps(self, stamps: Any) -> None:
         """vLLM's own times of a request that was not streamed; of several choices, those of the one that ended last."""
         if stamps.first_token_latency > 0:
-            self._first = self._submitted_at - self.began + stamps.first_token_latency
+            self._first = self._arrived_at - self.began + stamps.first_token_latency
         gaps = [tokens - 1 for tokens in self._counted.values() if tokens > 1]
         if gaps and stamps.last_token_ts > stamps.first_token_ts > 0:
             each = (stamps.last_token_ts - stamps.first_token_ts) / max(gaps)

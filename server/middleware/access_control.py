@@ -6,9 +6,7 @@ client that were checked here, and it no longer counts among its key's requests 
 """
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,10 +24,10 @@ from server.bodies.receive import check_encoding
 from server.errors import EngineUnavailableError, ForbiddenError, InvalidKeyError, ServerError
 from server.inference.request_context import RequestFacts
 from server.middleware.request_body import RequestBody
-from server.middleware.request_path import one_path, shown_path
+from server.middleware.request_path import one_path, request_id_of, shown_path
+from server.middleware.unknown_route import not_found
 
 logger = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 SMALL_BODY_BYTES = 64 * 1024
 
@@ -70,8 +68,7 @@ class _RequestCycle:
 
     def __init__(self, scope: Scope, send: Send, services: Services | None, clock: Callable[[], float]) -> None:
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = request_id_of(headers)
         self.method: str = scope["method"]
         self.route: Route | None = None
         self.caller = ANONYMOUS
@@ -123,7 +120,7 @@ class _RequestCycle:
             self.caller = self._services.keys.identify(*given) or ANONYMOUS
         try:
             if self.route is None:
-                return _no_route(self.method, self.scope)
+                return _no_route(self.method, self.scope, self._shown_path())
             self._enter(self.route)
         except (ServerError, ApiError) as error:
             response = error_response(error, self.scope)
@@ -145,7 +142,7 @@ class _RequestCycle:
                 raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
             return
         if route.need == "metrics" and not services.is_metrics_route_open:
-            raise _not_found()
+            raise not_found(self.method, self.scope, self._shown_path())
         client, peer = ((scope.get("client") or (None,))[0] for scope in (self.scope, self._outer))
         caller = caller_of(services, route, self._headers, services.settings.proxies.has(peer))
         self.caller = replace(caller, client=client, request_id=self.request_id)
@@ -180,10 +177,14 @@ class _RequestCycle:
         """The response has ended, one way or another."""
         self._free()
         if self._services is not None:
-            path = self.route.path if self.route else shown_path(self._outer["path"], self._services.keys.has)
+            path = self.route.path if self.route else self._shown_path()
             status, seconds = self.status or _CLIENT_LEFT, self._clock() - self._began
             label = self.caller.label
             self._services.access_log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
+
+    def _shown_path(self) -> str:
+        """The path as it was asked for, without a key that it may hold."""
+        return shown_path(self._outer["path"], self._services.keys.has if self._services else lambda part: True)
 
     def _free(self) -> None:
         leave, self._leave = self._leave, None
@@ -232,11 +233,11 @@ def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerErro
     )
 
 
-def _no_route(method: str, scope: Scope) -> Response:
+def _no_route(method: str, scope: Scope, shown: str) -> Response:
     """404 for a path that is not listed, 405 for a method that its routes do not have, 204 for OPTIONS."""
     allowed = {route.method for route in routes_at(scope["path"], scope.get("root_path", ""))}
     if not allowed:
-        raise _not_found()
+        raise not_found(method, scope, shown)
     allow = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))}
     if method == "OPTIONS":
         return Response(status_code=204, headers=allow)
@@ -244,7 +245,3 @@ def _no_route(method: str, scope: Scope) -> Response:
     response = error_response(error, scope)
     response.headers.update(allow)
     return response
-
-
-def _not_found() -> ApiError:
-    return ApiError(404, "not_found", "found no such route; GET /openapi.json lists the routes of this server")

@@ -24,9 +24,9 @@ from server.api.error_responses import ApiError, error_response
 from server.api.route_table import Route
 from server.api.translation.vllm_errors import refusal_of
 from server.auth.keys import Caller
+from server.bodies.body_fields import BodyFields
 from server.bodies.check import BodyCheck
 from server.bodies.fields import count_sequences
-from server.bodies.look import BodyFields
 from server.bodies.models import InvalidItemsError
 from server.bodies.receive import ReceivedBody, check_json, receive_body
 from server.errors import ConnectionLimitError, InvalidRequestError, ServerError
@@ -84,7 +84,9 @@ class AdapterRouting:
         headers = MutableHeaders(scope=scope)
         check_json(headers.get("content-type"))
         headers["content-type"] = "application/json"  # a request without a type is meant so
-        return await receive_body(receive, headers, services.bodies.limits, services.bodies.budget)
+        caller: Caller = scope["state"]["caller"]
+        whose = caller.client if caller.label is None else f"key {caller.label}"
+        return await receive_body(receive, headers, services.bodies.limits, services.bodies.budget, whose)
 
     async def _forward(
         self, context: RequestContext, scope: Scope, prepared: "_Prepared", receive: Receive, sender: FailureSender
@@ -166,7 +168,6 @@ async def _prepare(content: bytes, route: Route, state: dict[str, Any], services
     check = services.bodies.check_of(route.path, route.generates)
     is_heavy = check.is_heavy(content)
     async with services.bodies.turns.turn() if is_heavy else nullcontext():
-        began = time.monotonic()
         caller: Caller = state["caller"]
         fields = BodyFields(content)
         del content
@@ -177,9 +178,6 @@ async def _prepare(content: bytes, route: Route, state: dict[str, Any], services
         try:
             await _check(check, fields)
         except (InvalidRequestError, ApiError, RequestValidationError) as error:
-            if route.generates and version is not None:
-                seconds = time.monotonic() - began
-                services.metrics.request_finished(version.name, InvalidRequestError.code, 0, 0, seconds)
             raise error from None
         if route.generates:
             if "check_room" in state:

@@ -1,19 +1,28 @@
-"""Owns what the path of a request means, and how it is shown in the log.
+"""Owns what the path of a request means and how it is shown in the log, and which ID the request has.
 
 Invariant: a request has one path, in which slashes count once; the rules of access and the app see that one.
 """
 
 import re
+import uuid
 from collections.abc import Callable
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 SHOWN_LENGTH = 200
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_SHOWN_PARTS = 20
 _SLASHES = re.compile("/{2,}")
-_MODEL = re.compile("(?P<list>.*?/+v1/+models)/(?P<model>/*[^/].*)", re.DOTALL)
+_MODEL = re.compile("(?P<list>.*?(?<!/)/+v1/+models)/(?P<model>/*[^/].*)", re.DOTALL)
 """A model's name may hold slashes, also at its ends, so it stays as it is: `retrieve_model` finds what it means."""
+
+
+def request_id_of(headers: Headers) -> str:
+    """The request's own ID, if it can stand in a line of the log, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def one_path(scope: Scope) -> dict[str, str | bytes]:

@@ -76,8 +76,8 @@ class FailureSender:
             await self._pass_on(message)
 
     async def send_failure(self, error: Exception) -> bool:
-        """The app ended with an exception: send why. False if nobody foresaw it and the app around may still answer, or
-        if it is too late for an answer."""
+        """The app ended with an exception: send why. False if it is an unexpected one and the app around may still
+        answer, or if it is too late for an answer."""
         failure = self._known()
         if self._is_over:
             return failure is not None

@@ -138,7 +138,7 @@ class AdapterService:
             is_nothing = is_known and only_if_new  # but a damaged blob is repaired
             if is_nothing:
                 activate, keys = False, UNCHANGED
-            later = keys if is_known and activate else UNCHANGED  # only if it can be activated
+            later = keys if activate and (is_known or _is_wider(keys, before)) else UNCHANGED  # with the activation
             details = {"name": name, "digest": accepted.digest, "activate": activate}
             details |= {} if keys is UNCHANGED else {"allowed_keys": keys}
             async with self._queue.quota_lock:
@@ -242,10 +242,10 @@ class AdapterService:
 
     async def _start_delete(self, name: str, number: int | None, allowed_keys: Keys = UNCHANGED) -> None:
         """Let a version, or all of a name, drain. allowed_keys: set with it."""
-        chosen = [v for v in self._registry.versions(name) if number in (None, v.number) and not v.is_draining]
+        chosen = [v.number for v in self._registry.versions(name) if number in (None, v.number) and not v.is_draining]
         self._registry.put_record(await self._queue.in_thread(self._store.start_delete, name, number, allowed_keys))
-        for version in chosen:
-            self._deletions.start(version)
+        for one in chosen:  # known anew: an upload of its content may have mended a version meanwhile
+            self._deletions.start(self._registry.known(name, one))
 
     async def _remove(self, version: Version) -> None:
         """The end of a draining version. Raises StoreError."""
@@ -327,3 +327,10 @@ def _as_stored(changes: Mapping[str, Any]) -> dict[str, Any]:
     """A patch as fields of the record."""
     keys = changes.get("allowed_keys")
     return dict(changes) if keys is None else {**changes, "allowed_keys": tuple(keys)}
+
+
+def _is_wider(keys: Keys, before: AdapterRecord | None) -> bool:
+    """Whether `keys` let somebody use the active version of a name who may not now. None is everybody."""
+    if keys is UNCHANGED or before is None or before.active is None or before.allowed_keys is None:
+        return False
+    return keys is None or not set(keys) <= set(before.allowed_keys)

@@ -21,8 +21,8 @@ VersionState = Literal["ready", "draining", "failed"]
 class Version:
     """One version of `name`. accepted is None where this server cannot serve what the store holds: `failure` says why.
 
-    leases: requests from their admission to the last byte of their response. running: engine request ids.
-    last_used: unix seconds.
+    leases: requests from their admission to the last byte of their response. running: engine request ids, of which a
+    request for several choices has several; requests_running counts it once. last_used: unix seconds.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Version:
     failure: str | None = None
     leases: int = 0
     running: set[str] = field(default_factory=set)
+    requests_running: int = 0
     last_used: int | None = None
     is_deleted: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +88,7 @@ class Version:
             rows=0 if self.accepted is None else self.accepted.need.rows,
             created=self.record.created,
             resident=tier,
-            requests_running=len(self.running),
+            requests_running=self.requests_running,
             last_used=self.last_used,
             description=None if config is None else config.description,
         )

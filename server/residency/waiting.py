@@ -1,4 +1,4 @@
-"""Owns who waits, in which order, and how many sequences run in the engine at once.
+"""Owns the waiters, their order, and how many sequences run in the engine at once.
 
 A version's requests wait as one group, so that a pass looks at groups, and those of the base wait as another. Of the
 requests that may run, the next free sequence goes to the key with the fewest sequences running; among equals, to the
@@ -136,7 +136,7 @@ class WaitQueue(Generic[Content]):
         return [waiter for *_, waiter in sorted(ranked, key=lambda rank: (*rank[:2], rank[2].number))]
 
     def pending(self) -> bool:
-        """Whether somebody has still to be answered."""
+        """Whether any waiter has no answer yet."""
         groups = (group.first() for group in self._groups.values())
         return any(groups) or any(not waiter.ready.done() for waiter in self._others)
 
@@ -183,7 +183,7 @@ class WaitQueue(Generic[Content]):
     def check_integrity(self) -> None:
         """Raises AssertionError unless every request is in the group of its version and key, and no group is empty."""
         for engine_id, group in self._groups.items():
-            assert group, f"nobody waits for {engine_id}"
+            assert group, f"no request waits for {engine_id}"
             assert {each for mates in group.by_label.values() for each in mates} == group.members.keys()
             assert all(isinstance(each, Waiter) and each.adapter.engine_id == engine_id for each in group.members)
         assert all(waiter.wants != "lease" for waiter in self._others)
@@ -208,7 +208,7 @@ class Sequences:
         return math.inf if self.total is None else self.total - self.used
 
     def is_free_for(self, label: Label) -> bool:
-        """Whether a key may have one more. (Without keys there is nobody to keep any for.)"""
+        """Whether a key may have one more. (Without keys, none are reserved.)"""
         is_first = label is None or not self.running[label]
         return self.free > (0 if is_first else self.reserved)
 
@@ -253,7 +253,7 @@ class Sequences:
             raise
 
     def next_of(self, groups: Iterable[Group]) -> Request | None:
-        """Whose turn it is of those that may run."""
+        """The next request to run, of those that may."""
         heads = [
             ((self.running[label], self._served.get(label, 0), first.number), first)
             for group in groups

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from server.errors import EngineUnavailableError, InvalidRequestError
 from server.structured_outputs.bounds import check_bounds
+from server.structured_outputs.key_slots import KeySlots, Label
 from server.structured_outputs.spec import Spec, spec_of
-from server.structured_outputs.turns import Label, Turns
 from server.structured_outputs.wire import Verdict
 
 SHORT_S = 0.2
@@ -48,7 +48,7 @@ class SpecChecker:
 
     def __init__(self, compiler: SpecCompiler, max_bytes: int, compile_s: float) -> None:
         self._compiler, self._max_bytes, self._compile_s = compiler, max_bytes, compile_s
-        self._short, self._long = Turns(SHORT_SLOTS, MAX_WAITING), Turns(LONG_SLOTS, MAX_WAITING)
+        self._short, self._long = KeySlots(SHORT_SLOTS, MAX_WAITING), KeySlots(LONG_SLOTS, MAX_WAITING)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._flights: dict[tuple[Label, bytes], _Flight] = {}
 
@@ -61,9 +61,9 @@ class SpecChecker:
             check_bounds(spec, self._max_bytes)
 
     async def check(self, sampling_params: Any, label: Label) -> None:
-        """Raises InvalidRequestError if the engine must not get this request, EngineUnavailableError if nobody knows.
+        """Raises InvalidRequestError if the engine must not get this request, EngineUnavailableError if it is unknown.
 
-        label: of the caller's key. Cancelled with its caller: a compile that nobody waits for ends.
+        label: of the caller's key. Cancelled with its caller: a compile without waiting callers ends.
         """
         structured = getattr(sampling_params, "structured_outputs", None)
         if structured is None or (spec := spec_of(structured, sampling_params.all_stop_token_ids)) is None:
@@ -94,8 +94,8 @@ class SpecChecker:
 
     async def _compiled(self, label: Label, spec: Spec) -> Verdict:
         lanes = [(self._short, min(SHORT_S, self._compile_s), SHORT_REST), (self._long, self._compile_s, LONG_REST)]
-        for turns, cpu_s, rest in lanes:
-            async with turns.hold(label) as hold:
+        for slots, cpu_s, rest in lanes:
+            async with slots.hold(label) as hold:
                 verdict = await self._compiler.compile(spec, cpu_s)
                 hold.rest_s = verdict.cpu_s * rest if verdict.outcome == "passed" else 0.0
             if verdict.outcome != "too_slow":

@@ -159,6 +159,7 @@ class CompilerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this process's own way to its packages."""
+    """Ours, with this process's own way to its packages, and without the server's settings: it needs no key."""
     paths = [path for path in (path or os.getcwd() for path in sys.path) if Path(path).exists()]
-    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PERFT_")}
+    return {**inherited, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}

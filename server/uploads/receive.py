@@ -205,10 +205,15 @@ def _flag(raw: bytes) -> bool:
 
 
 def _allowed_keys(raw: bytes) -> list[Any] | None:
-    """A JSON list of labels, or labels separated by commas; null or nothing is every key, and [] none."""
+    """A JSON list of labels, or labels separated by commas; null is every key, and [] none.
+
+    Nothing is neither: a script whose variable is not set must not make an adapter public.
+    """
     try:
         text = raw.decode("utf-8").strip()
-        if text in ("", "null"):
+        if not text:
+            raise _invalid_keys("nothing")
+        if text == "null":
             return None
         if not text.startswith("["):
             return [label.strip() for label in text.split(",")]
@@ -259,7 +264,10 @@ def _config_too_large(config: Path) -> InvalidUploadError:
 
 
 def _invalid_keys(found: str) -> MalformedUploadError:
-    expected = 'a JSON list of labels of API keys, such as ["alice"], or null for every key'
+    expected = (
+        'null for every key, [] for the admin key alone, or a JSON list of labels of API keys, such as ["alice"]; '
+        "leave the field out to keep what the name has"
+    )
     return malformed(f"allowed_keys: found {found}, expected {expected}", "allowed_keys")
 
 

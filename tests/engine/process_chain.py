@@ -1,5 +1,5 @@
 """`python -m tests.engine.process_chain METHOD DOES NAME ...`: a process that starts one of each name, each by the one
-before, prints their process ids in order and sleeps. All are told to end with their parent."""
+before, prints their process ids in order and sleeps. All are told to end with their parent, unless they inherit it."""
 
 import multiprocessing
 import os
@@ -8,11 +8,12 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
-from perft.engine.parent import end_with_parent
+from perft.engine.parent import end_engines_with_parents, end_with_parent
 
 
 def be(names: list[str], method: str, does: str, say: Connection) -> None:
-    end_with_parent()
+    if does != "inherit":
+        end_with_parent()
     say.send(os.getpid())
     if names:
         start(names, method, does, say)
@@ -28,6 +29,8 @@ def start(names: list[str], method: str, does: str, say: Connection) -> None:
 
 def main() -> None:
     method, does, *names = sys.argv[1:]
+    if does == "inherit":
+        end_engines_with_parents()
     listen, say = multiprocessing.Pipe(duplex=False)
     starting = threading.Thread(target=start, args=(names, method, does, say))
     starting.start()

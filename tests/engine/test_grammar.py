@@ -1,8 +1,10 @@
 """What a structured-output grammar may cost in the engine, and trying one before it gets there."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from perft.engine.grammar import (
     BoundedXgrammarBackend,
     GrammarThread,
     OverrunError,
+    TimedThread,
     TokenBudget,
     install_bounded_grammars,
 )
@@ -72,6 +75,28 @@ def test_work_within_its_time_is_done_and_charged() -> None:
     assert thread.call(spin(0.02), budget) == "done" and budget.spent_s >= 0.02
     with pytest.raises(ZeroDivisionError):
         thread.call(lambda: 1 // 0, budget)
+    assert thread.call(lambda: 7, budget) == 7
+
+
+def test_work_that_ends_just_after_its_time_is_an_overrun_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is gone then, and with it the clock that it is charged by; an OSError would end the engine."""
+    leave, is_over = TimedThread._leave, threading.Event()
+
+    def work() -> None:
+        while not is_over.is_set():
+            pass
+
+    def leave_and_end(thread: TimedThread) -> None:
+        leave(thread)
+        is_over.set()
+        while Path(f"/proc/self/task/{thread._thread.native_id}").exists():
+            time.sleep(0.001)
+
+    monkeypatch.setattr(TimedThread, "_leave", leave_and_end)
+    thread, budget = GrammarThread(), TokenBudget()
+    with pytest.raises(OverrunError):
+        thread.call(work, budget)
+    assert budget.spent_s >= grammar_module.ONCE_S
     assert thread.call(lambda: 7, budget) == 7
 
 
@@ -223,8 +248,8 @@ def test_every_hostile_spec_is_refused_and_the_ordinary_go_on(served: Any) -> No
             await process.compile(Spec("json_object", True), 60)
             first = process.pid
             for name, hostile in HOSTILE.items():
-                if len(str(hostile.spec.value)) < 300_000:
-                    await process.compile(hostile.spec, 0.5)
+                if hostile.is_out_of_bounds and len(str(hostile.spec.value)) < 300_000:
+                    await process.compile(hostile.spec, 0.5)  # the check, which follows, does not come so far
                 structured = SimpleNamespace(**{hostile.spec.kind: hostile.spec.value})
                 params = SimpleNamespace(structured_outputs=structured, all_stop_token_ids={2})
                 assert await refused(checker.check(params, "mallory")), name

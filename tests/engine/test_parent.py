@@ -49,6 +49,12 @@ def test_the_whole_chain_ends_with_its_first(method: str, number: signal.Signals
         wait_until(lambda: all(is_gone(process) for process in started))
 
 
+def test_a_forked_chain_too_where_plugins_do_not_run_again() -> None:
+    with chain("fork", "EngineCore", "VllmWorker-0", does="inherit") as (first, started):
+        first.kill()
+        wait_until(lambda: all(is_gone(process) for process in started))
+
+
 @pytest.mark.parametrize("does", ["busy", "stopped"])
 def test_also_in_the_middle_of_a_step_and_while_it_is_stopped(does: str) -> None:
     with chain("spawn", "EngineCore", does=does) as (first, started):

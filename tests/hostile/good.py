@@ -96,6 +96,9 @@ def good_uploads(setting: Setting) -> dict[str, Upload]:
     windows = {"poet/Thumbs.db": b"\xd0\xcf", "poet/desktop.ini": b"[x]"}
     deep = {f"out/checkpoint-5/adapter/{name}": data for name, data in both.items()}
     trainers = {f"out/{name}": b"x" * 50 for name in TRAINERS}
+    pickles = dict.fromkeys(
+        ("adapter_model.bin", "old/adapter_model.pt", "Pytorch_Model.BIN"), b"\x80\x02cos\nsystem\n"
+    )
     marked = b"\xef\xbb\xbf" + config_bytes
     prefixed = {f"./{name}": data for name, data in files(setting).items()}
     return {
@@ -123,6 +126,8 @@ def good_uploads(setting: Setting) -> dict[str, Upload]:
         "tar.gz of a checkpoint, GNU": archived(tarred(trainers | deep, tarfile.GNU_FORMAT)),
         "zip of a thousand members": archived(zipped(both | {f"runs/{i}": b"" for i in range(1000)})),
         "tar.gz of a thousand members": archived(tarred(both | {f"runs/{i}": b"" for i in range(1000)})),
+        "zip with pickles beside the weights": archived(zipped(pickles | both)),
+        "tar.gz with pickles beside the weights": archived(tarred(both | pickles)),
         "config with a byte order mark": two_files(marked, weights_bytes),
         "zip of a config with a byte order mark": archived(zipped(both | {CONFIG_FILE: marked})),
         "byte by byte": Upload([bytes([byte]) for byte in form({"name": NAME, "file": zipped(files(setting))})]),

@@ -122,7 +122,7 @@ _PATHS = {
     "out of what is ignored": ("runs/../../evil", "a path that leaves"),
     "almost the config": ("poet/Adapter_Config.json", "almost the name of an adapter's file"),
     "no name": ("", "without a name"),
-    "pickle": ("adapter_model.bin", "looks like more weights"),
+    "converted weights": ("adapter_model.gguf", "looks like more weights"),
     "more weights": ("old/model.safetensors", "looks like more weights"),
     "a second adapter": (f"b/{CONFIG_FILE}", f"{CONFIG_FILE}: found in b/ and at the root"),
 }

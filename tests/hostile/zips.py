@@ -33,6 +33,15 @@ def _extra(name: str | bytes, *words: str, data: bytes = b"x", **fields: Any) ->
     return _sent(_plus(Member(raw, data, flags=flags, **fields)), *words)
 
 
+def _pickled(name: str) -> Attack:
+    """A pickle in place of the weights."""
+    return _sent(
+        lambda s: archive([sound(s)[0], Member(name.encode(), b"\x80\x02cos\nsystem\n")]),
+        f"{name}: the weights must be in {WEIGHTS_FILE}; this is a pickle",
+        f"{WEIGHTS_FILE}: missing",
+    )
+
+
 def _config(*words: str, **fields: Any) -> Attack:
     """The config's member with other fields."""
     return _sent(lambda s: archive([Member(CONFIG_FILE.encode(), good.config(), **fields), sound(s)[1]]), *words)
@@ -147,16 +156,17 @@ NAMES: Attacks = {
     "newline in a folder": _extra("runs\n  - forged/x", "do not print"),
     "backslash junk": _extra("__MACOSX\\._x", "a backslash"),
     "full width": _extra("\uff21dapter_config.json", "duplicate member"),
-    "pickle": _extra(
-        "adapter_model.bin", "adapter_model.bin: not part of an adapter, but looks like more weights", "a pickle"
-    ),
-    "pickle in a folder": _extra(
-        "old/adapter_model.pt", "old/adapter_model.pt: not part of an adapter, but looks like more weights"
-    ),
+    "pickle": _pickled("adapter_model.bin"),
+    "pickle in a folder": _pickled("old/adapter_model.pt"),
     "more weights": _extra(
         "model.safetensors", "model.safetensors: not part of an adapter, but looks like more weights"
     ),
-    "pickle in upper case": _extra("Adapter_Model.BIN", "looks like more weights"),
+    "pickle in upper case": _pickled("Adapter_Model.BIN"),
+    "weights of another name": _sent(
+        lambda s: archive([sound(s)[0], Member(b"model.safetensors", sound(s)[1].data)]),
+        f"model.safetensors: the weights must be one file called {WEIGHTS_FILE}: rename this one",
+        f"{WEIGHTS_FILE}: missing",
+    ),
     "a part of the weights": _extra("adapter_model-00001-of-00002.safetensors", "looks like more weights"),
 }
 
@@ -265,11 +275,11 @@ CONTENTS: Attacks = {
     ),
     "everything at once": _sent(
         lambda s: archive(
-            [*sound(s)[:1], Member(WEIGHTS_FILE.encode(), b"x"), Member(b"../a"), Member(b"/b"), Member(b"c.bin")]
+            [*sound(s)[:1], Member(WEIGHTS_FILE.encode(), b"x"), Member(b"../a"), Member(b"/b"), Member(b"c.gguf")]
         ),
         "../a: a path",
         "/b: an absolute",
-        "c.bin: not part of an adapter, but looks like",
+        "c.gguf: not part of an adapter, but looks like",
         "not a readable safetensors file",
     ),
     "plain tar": _sent(lambda s: b"adapter_config.json" + bytes(493), "neither a .zip nor a .tar.gz"),

@@ -163,10 +163,12 @@ class Desk:
         with self.registry.lease(version):
             async with self.scheduler.lease(version.ref, PATIENCE_S), self.engine.request(version.ref):
                 version.running.add(request_id)
+                version.requests_running += 1
                 try:
                     yield version
                 finally:
                     version.running.discard(request_id)
+                    version.requests_running -= 1
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for something that happens by itself."""

@@ -152,12 +152,14 @@ async def engine_request(app: FastAPI, context: RequestContext) -> AsyncIterator
             raise adapter_deleted(version)
         app.state.ends[request_id] = ended
         version.running.add(request_id)
+        version.requests_running += 1
         try:
             engine: FakeEngine = app.state.engine
             async with engine.request(version.ref):
                 yield ended
         finally:
             version.running.discard(request_id)
+            version.requests_running -= 1
             del app.state.ends[request_id]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from typing import Any
 
 from tests.server.processes import LIMIT_S
@@ -48,12 +47,6 @@ class RawConnection:
     def read_to_end(self) -> bytes:
         """All that comes until the server closes. Raises TimeoutError if it does not."""
         return self.read_until(b"\0 is in no response")
-
-    def seconds_until_end(self) -> float:
-        """How long the server leaves it open."""
-        began = time.monotonic()
-        self.read_to_end()
-        return time.monotonic() - began
 
 
 def status_of(response: bytes) -> int:

@@ -405,6 +405,27 @@ def test_a_label_that_no_key_has_is_refused_with_those_there_are(
     refused(client.patch("/v1/adapters/nobody", json={"allowed_keys": ["x"]}), 404, "adapter_not_found", "name")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("", "body: found nothing (an empty body, or null), expected a JSON object"),
+        ('{"activ": 1}', "activ: unknown field; remove it (did you mean active?)"),
+        ('{"allowed-keys": []}', "allowed-keys: unknown field; remove it (did you mean allowed_keys?)"),
+        ('{"zzz": 1}', "zzz: unknown field; remove it"),
+    ],
+)
+def test_a_bad_patch_says_what_is_meant(client: TestClient, upload: Upload, body: str, words: str) -> None:
+    upload("poet", 0)
+    answer = client.patch("/v1/adapters/poet", content=body, headers={"content-type": "application/json"})
+    param = words.partition(":")[0] if "unknown" in words else None
+    assert refused(answer, 400, "invalid_request", param).endswith(words)
+
+
+def test_a_path_sent_in_place_of_an_archive_is_recognized(client: TestClient) -> None:
+    answer = client.post("/v1/adapters", files={"name": (None, "poet"), "file": (None, "w/top.zip")})
+    assert "without @ before it" in refused(answer, 400, "invalid_adapter")
+
+
 def test_an_empty_patch_is_told_what_may_be_changed(client: TestClient, upload: Upload) -> None:
     upload("poet", 0)
     message = refused(client.patch("/v1/adapters/poet", json={}), 400, "invalid_request")

@@ -1,6 +1,7 @@
 """Every change to adapters, on a real store and a real residency scheduler, with the fake engine."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
@@ -417,6 +418,40 @@ async def test_a_damaged_content_is_mended_by_an_upload_under_any_name(folder: P
         await desk.until(lambda: desk.is_on_device("bard@1"))  # which is pinned
         async with desk.request("poet"), desk.request("bard"):
             pass
+
+
+@on_a_loop
+async def test_a_delete_beside_the_upload_that_mends_the_content_leaves_nothing_of_it(folder: Path) -> None:
+    """The version that is deleted is another object once it was mended."""
+    async with opened(folder) as desk:
+        for name in ("poet", "bard"):
+            await desk.upload(name, 1)
+        blob = desk.store.folder(desk.found("poet").record.digest)
+    (blob / WEIGHTS_FILE).unlink()
+    async with opened(folder) as desk:
+        loop, deletes = asyncio.get_running_loop(), list[asyncio.Task[Any]]()
+        ref = desk.ref("bard@1")
+
+        def begin_delete() -> None:
+            deletes.append(loop.create_task(desk.service.delete("bard", None, ADMIN)))
+
+        def on_record() -> None:
+            desk.audit.on_record = lambda: None
+            loop.call_soon_threadsafe(begin_delete)
+            time.sleep(0.05)  # the delete's record is next
+
+        def add(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.05)  # the delete itself is next
+            return Store.add(desk.store, *args, **kwargs)
+
+        desk.audit.on_record = on_record
+        desk.store.add = add  # type: ignore[method-assign]
+        await desk.upload("poet", 1)
+        await asyncio.gather(*deletes)
+        await desk.until_gone("bard")
+        resident = desk.scheduler.resident(ref.key)
+        assert resident is not None
+        assert [owner.name for owner in resident.owners.values()] == ["poet@1"]
 
 
 # Refusals

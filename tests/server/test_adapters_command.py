@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -31,9 +32,11 @@ from safetensors.torch import save_file
 from adapters.format.folder import read_folder
 from adapters.identity import HashedFile, content_digest
 from adapters.store import Store
+from server.api.error_responses import as_api_error
 from server.client import commands, http
 from server.client.commands import run
 from server.client.http import AdaptersClient, ClientError
+from server.errors import AdapterNotFoundError, InvalidUploadError, ModelNotFoundError
 from tests.server.adapter_api import KEY, AdapterApi, serving
 from tests.server.fakes import BASE
 
@@ -138,6 +141,24 @@ def test_a_refused_upload_names_every_violation(api: AdapterApi, folder: Path, c
     assert shown.err.splitlines() == expected and not shown.out
 
 
+def test_the_first_violation_is_printed_once(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = as_api_error(InvalidUploadError(["r: found 0: expected 1", "x: missing"])).body()
+    with pytest.raises(ClientError) as refused:
+        answering(lambda request: httpx.Response(400, json=error)).push("yes", folder, True)
+    monkeypatch.setattr(AdaptersClient, "push", lambda *_: (_ for _ in ()).throw(refused.value))
+    assert run(["push", "yes", str(folder)]) == 1
+    expected = ["perft adapters: the adapter was rejected", "  - r: found 0: expected 1", "  - x: missing"]
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.xz", ".TAR.bz2", ".txz", ".tar.zst", ".7z"])
+def test_another_archive_is_told_to_be_compressed_anew(tmp_path: Path, capsys: Any, ending: str) -> None:
+    (tmp_path / f"x{ending}").write_bytes(b"x")
+    with pytest.raises(SystemExit, match="2"):
+        run(["push", "yes", str(tmp_path / f"x{ending}")])
+    assert "compress it as .zip or .tar.gz (tar -czf adapter.tar.gz ...)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_wrong_key_is_refused_and_not_shown(api: AdapterApi, folder: Path, capsys: Any) -> None:
     assert run(["--key", "a-wrong-key", "push", "yes", str(folder)]) == 1
     shown = capsys.readouterr()
@@ -208,6 +229,22 @@ def test_activate_with_a_condition(api: AdapterApi, capsys: Any) -> None:
     shown = capsys.readouterr()
     assert shown.out == "alpha@1 is active\n" and "found version 1 active" in shown.err
     assert api.patches == [{"active": 1, "if_active": 2}, {"active": 2, "if_active": 2}]
+
+
+def test_activate_takes_the_version_behind_an_at_sign_too(api: AdapterApi, capsys: Any) -> None:
+    for digest in "12":
+        api.add("mal-1", digest * 64)
+    assert run(["activate", "mal-1@1", "--if-active", "2"]) == 0
+    assert api.patches == [{"active": 1, "if_active": 2}]
+    assert run(["activate", "mal-1"]) == run(["activate", "mal-1@1", "2"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "mal-1@1 is active\n" and len(api.patches) == 1
+    assert [
+        line.partition(", expected one: perft adapters activate mal-1 VERSION")[:2] for line in shown.err.splitlines()
+    ] == [
+        (f"perft adapters: found {found}", ", expected one: perft adapters activate mal-1 VERSION")
+        for found in ("no version", "two versions")
+    ]
 
 
 def test_rm_waits_until_it_is_gone(api: AdapterApi, capsys: Any) -> None:
@@ -321,7 +358,7 @@ def test_wrong_usage_ends_with_2(capsys: Any, arguments: list[str]) -> None:
 
 
 def test_of_a_trainers_folder_the_two_files_are_sent(api: AdapterApi, folder: Path, capsys: Any) -> None:
-    names = ["README.md", "optimizer.pt", "trainer_state.json", "training_args.bin", "tokenizer.json", "a\x1b[2J"]
+    names = ["README.md", "optimizer.pt", "adapter_model.bin", "training_args.bin", "tokenizer.json", "a\x1b[2J"]
     for name in (*names, ".DS_Store"):
         (folder / name).touch()
     for step in (100, 200):
@@ -365,9 +402,11 @@ def test_the_one_subfolder_with_an_adapter_is_pushed_and_named(api: AdapterApi, 
 
 
 def test_a_folder_that_is_no_adapter_is_not_sent(api: AdapterApi, folder: Path, capsys: Any) -> None:
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x02")
+    (folder / "model.safetensors").write_bytes(b"x")
     assert run(["push", "yes", str(folder)]) == 1
-    assert "adapter_model.bin: not part of an adapter, but looks like more weights" in capsys.readouterr().err
+    assert "model.safetensors: not part of an adapter, but looks like more weights" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x02")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(SystemExit, match="2"):
         run(["push", "yes", str(folder)])
@@ -385,6 +424,25 @@ def test_the_address_may_have_the_start_of_a_route(api: AdapterApi, capsys: Any,
     assert run(["list", "--server", api.url + ending]) == 0
     assert run(["--server", api.url + ending, "show", "alpha"]) == 0
     assert "alpha@1" in capsys.readouterr().out
+
+
+def test_an_address_with_another_route_is_named(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = as_api_error(ModelNotFoundError("v1/adapters")).body()
+    client = AdaptersClient(
+        "http://server:1/v1/models", KEY, 5.0, transport=httpx.MockTransport(lambda _: httpx.Response(404, json=model))
+    )
+    expected = (
+        "found no adapter routes at http://server:1/v1/models; expected --server (or PERFT_SERVER) to be the server's "
+        "address, without a route behind it, such as http://server:1"
+    )
+    with pytest.raises(ClientError, match=re.escape(expected)):
+        list(client.adapters())
+    own = as_api_error(AdapterNotFoundError("x")).body()
+    client = AdaptersClient(
+        "http://server:1/llm", KEY, 5.0, transport=httpx.MockTransport(lambda _: httpx.Response(404, json=own))
+    )
+    with pytest.raises(ClientError, match=re.escape(own["error"]["message"])):
+        client.adapter("x")
 
 
 @pytest.mark.parametrize("prefix", ["", "/llm", "/v1x", "/v1/llm"])

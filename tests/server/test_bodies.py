@@ -5,6 +5,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -13,15 +14,15 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from server.api.route_table import Route
 from server.app.serve import limit_sequences
 from server.bodies import structure
+from server.bodies.body_fields import BodyFields
 from server.bodies.check import RequestBodies
 from server.bodies.limits import KEPT_BYTES, MAX_DEPTH, BodyLimits
-from server.bodies.look import BodyFields
 from server.bodies.receive import receive_body
 from server.bodies.turns import BodyBudget, Turns
 from server.errors import InvalidRequestError, RequestTooLargeError
@@ -74,26 +75,50 @@ def ends(asker: Asker) -> Samples:
     return Samples.of(asker.ask("GET", "/metrics", "admin").text)
 
 
+async def post_to(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body of a response. (A client of HTTP takes longer than the app, for thousands of requests.)"""
+    headers = {"host": "127.0.0.1", "content-length": str(len(body))} | JSON | bearer("alice")
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path, "query_string": b"",
+        "raw_path": path.encode(), "root_path": "", "client": ("127.0.0.1", 123), "server": ("127.0.0.1", 80),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    sent: list[Message] = []
+    is_over = asyncio.Event()
+
+    async def receive() -> Message:
+        if body_left:
+            return {"type": "http.request", "body": body_left.pop()}
+        await is_over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            is_over.set()
+
+    body_left = [body]
+    with suppress(Exception):  # as httpx does: the response counts
+        await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
 @pytest.mark.parametrize("route", SELECTING, ids=name_of)
 def test_no_value_of_any_field_is_an_error_of_the_servers(asker: Asker, route: Route) -> None:
     bodies = list(nasty.bodies(schema_of(asker, route), {"model": "poet"} | CONTENT[route.path]))
 
-    async def ask_all() -> list[tuple[str, int, str]]:
-        transport = httpx.ASGITransport(asker.world.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            found = []
-            for place, body in bodies:
-                response = await client.post(route.path, content=body, headers=JSON | bearer("alice"))
-                if response.status_code not in (200, 400):
-                    found.append((place, response.status_code, response.text))
-            return found
+    async def ask_all() -> list[tuple[str, int, bytes]]:
+        found = []
+        for place, body in bodies:
+            status, said = await post_to(asker.world.app, route.path, body)
+            if status not in (200, 400):
+                found.append((place, status, said))
+        return found
 
     assert len(bodies) > 50 and not asker.portal.call(ask_all)
     seen = ends(asker)
     for reason in ("error", "internal_error"):
         assert seen.total("perft_adapter_requests_total", finish_reason=reason) == 0
-    if route.generates:
-        assert seen.total("perft_adapter_requests_total", adapter="poet", finish_reason="invalid_request") > 0
 
 
 USER = '"messages": [{"role": "user", "content": "t3"}]'
@@ -153,6 +178,150 @@ def test_what_would_fail_inside_or_be_ignored(asker: Asker, path: str, fields: s
     assert "VLLM_" not in error["message"] and "STORE" not in error["message"]
 
 
+TOOL = {"name": "f", "parameters": {"type": "object"}}
+CHAT_TOOLS = [{"type": "function", "function": TOOL}]
+RESPONSE_TOOLS = [{"type": "function"} | TOOL]
+MESSAGE_TOOLS = [{"name": "f", "input_schema": {"type": "object"}}]
+NAMED, NAMED_THERE = {"type": "function", "function": {"name": "f"}}, {"type": "function", "name": "f"}
+TOOL_REQUESTS: list[tuple[str, list[Any], Any, str]] = [
+    *(("/v1/chat/completions", CHAT_TOOLS, choice, "tools") for choice in (None, "auto")),
+    *(("/v1/chat/completions", CHAT_TOOLS, choice, "tool_choice") for choice in ("required", NAMED)),
+    *(("/v1/responses", RESPONSE_TOOLS, choice, "tools") for choice in (None, "auto")),
+    *(("/v1/responses", RESPONSE_TOOLS, choice, "tool_choice") for choice in ("required", NAMED_THERE)),
+    *(("/v1/messages", MESSAGE_TOOLS, choice, "tools") for choice in (None, {"type": "auto"})),
+    ("/v1/messages", MESSAGE_TOOLS, {"type": "any"}, "tool_choice"),
+    ("/v1/messages/count_tokens", MESSAGE_TOOLS, None, "tools"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "tools", "choice", "param"), TOOL_REQUESTS)
+def test_tools_without_a_parser(
+    asker: Asker, path: str, tools: list[Any], choice: Any, param: str, stream: bool
+) -> None:
+    changes = (
+        {"tools": tools} | ({} if choice is None else {"tool_choice": choice}) | ({"stream": True} if stream else {})
+    )
+    error = refused(asker.post(ROUTES[path], **changes), ROUTES[path], 400, "invalid_request")
+    assert error["param"] == param
+    assert "--enable-auto-tool-choice --tool-call-parser" in error["message"] and "none" in error["message"]
+
+
+@pytest.mark.parametrize(("path", "tools"), [(path, tools) for path, tools, choice, _ in TOOL_REQUESTS if not choice])
+def test_tools_that_must_not_be_called_need_no_parser(asker: Asker, path: str, tools: list[Any]) -> None:
+    if path != "/v1/messages/count_tokens":
+        choice = {"type": "none"} if path == "/v1/messages" else "none"
+        assert asker.post(ROUTES[path], tools=tools, tool_choice=choice).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["web_search", "web_search_preview", "code_interpreter", "mcp", "file_search", "x"])
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_tools_that_run_elsewhere_are_not_served(asker: Asker, kind: str, choice: str) -> None:
+    route = ROUTES["/v1/responses"]
+    tools = [{"type": kind, "server_label": "a", "container": {"type": "auto"}}]
+    error = refused(asker.post(route, tools=tools, tool_choice=choice), route, 400, "invalid_request")
+    assert error["param"] == "tools.0.type" and kind in error["message"] and "function" in error["message"]
+
+
+def _of(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} | more]}
+
+
+def _schema(**json_schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+
+
+CHAT, CALL = "/v1/chat/completions", {"id": "a", "type": "function"}
+IMAGE = {"type": "image_url", "image_url": "http://a/b.png"}
+TOLD: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {"messages": None}, "messages", "messages: found null, expected an array"),
+    (CHAT, {"messages": {}}, "messages", "messages: found an object, expected an array"),
+    (CHAT, _of("user", None), "messages.0.content", "messages.0.content: found null, expected a string or an array"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content",
+     "messages.0.content: missing, expected a string or an array"),
+    (CHAT, _of("system", None), "messages.0.content",
+     "messages.0.content: found null, expected a string or an array"),
+    ("/tokenize", {"prompt": None} | _of("user", None), "messages.0.content",
+     "messages.0.content: found null, expected a string or an array"),
+    (CHAT, _of("tool", "t3"), "messages.0.tool_call_id", "messages.0.tool_call_id: missing, expected a string"),
+    (CHAT, _of("wizard", "t3"), "messages.0.role", 'messages.0.role: found "wizard", expected '
+     '"system", "developer", "user", "assistant", "tool" or "function"'),
+    (CHAT, _of("user", [{"type": "input_text", "text": "t3"}]), "messages.0.content.0.type",
+     'messages.0.content.0.type: found "input_text", expected "text"'),
+    (CHAT, _of("user", [{"text": "t3"}]), "messages.0.content.0.type",
+     'messages.0.content.0.type: missing, expected "text"'),
+    (CHAT, _of("user", [{"type": "text"}]), "messages.0.content.0.text",
+     "messages.0.content.0.text: missing, expected a string"),
+    (CHAT, _of("user", [{"type": "text", "text": 5}]), "messages.0.content.0.text",
+     "messages.0.content.0.text: found 5, expected a string"),
+    (CHAT, _of("user", ["t3"]), "messages.0.content.0", 'messages.0.content.0: found "t3", expected an object'),
+    (CHAT, _of("user", [{"type": "text", "text": "t3"}, IMAGE]), "messages.0.content.1.image_url",
+     'messages.0.content.1.image_url: found "http://a/b.png", expected an object'),
+    (CHAT, _of("assistant", None, tool_calls=[{"id": "a"}]), "messages.0.tool_calls.0.function",
+     "messages.0.tool_calls.0.function: missing, expected an object"),
+    (CHAT, _of("assistant", None, tool_calls=[CALL | {"function": {"arguments": "{}"}}]),
+     "messages.0.tool_calls.0.function.name", "messages.0.tool_calls.0.function.name: missing, expected a string"),
+    (CHAT, _schema(schema={}), "response_format.json_schema.name",
+     "response_format.json_schema.name: missing, expected a string"),
+    (CHAT, _schema(name="a"), "response_format.json_schema.schema",
+     "response_format.json_schema.schema: missing, expected an object"),
+    ("/v1/completions", _schema(name="a", schema=None), "response_format.json_schema.schema",
+     "response_format.json_schema.schema: found null, expected an object"),
+    ("/v1/messages", {"max_tokens": 5000}, "max_tokens",
+     "max_tokens=5000 cannot be greater than max_model_len=384. Please request fewer output tokens."),
+    ("/v1/messages", _of("user", None), "messages.0.content",
+     "messages.0.content: found null, expected a string or an array"),
+    ("/v1/messages", _of("user", [{"type": "text"}]), "messages.0.content.0.text",
+     "messages.0.content.0.text: missing, expected a string"),
+    ("/v1/responses", {"input": None}, "input", "input: found null, expected a string or an array"),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "text", "text": "t3"}]}]},
+     "input.0.content.0.type", 'input.0.content.0.type: found "text", expected "input_text"'),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input.0.content.0.text",
+     "input.0.content.0.text: missing, expected a string"),
+    (CHAT, {"logprobs": True, "top_logprobs": 50}, "top_logprobs",
+     "Requested sample logprobs of 50, which is greater than max allowed: 20"),
+    (CHAT, {"stop": ["a"] * 5}, "stop", "stop: found 5 elements, expected at most 4"),
+    (CHAT, {"kv_transfer_params": {"a": 1}}, "kv_transfer_params",
+     "kv_transfer_params: this server does not have this field; leave it out"),
+    (CHAT, {"vllm_xargs": {"kv_transfer_params": "x"}}, "vllm_xargs.kv_transfer_params",
+     "vllm_xargs.kv_transfer_params: this server does not have this field; leave it out"),
+    ("/v1/messages", {"ec_transfer_params": {"a": 1}}, "ec_transfer_params",
+     "ec_transfer_params: this server does not have this field; leave it out"),
+    (CHAT, {"modalities": ["text", "audio"]}, "modalities",
+     'modalities: this server answers with text alone; leave it out or ["text"]'),
+    (CHAT, {"audio": {"voice": "a", "format": "wav"}}, "audio",
+     "audio: this server answers with text alone; leave it out"),
+    (CHAT, {"web_search_options": {}}, "web_search_options",
+     "web_search_options: this server does not search; leave it out"),
+    (CHAT, {"store": True}, "store", "store: responses are not stored by this server; leave it out or false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "changes", "param", "message"), TOLD)
+def test_what_is_wrong_is_told_by_the_callers_field(
+    asker: Asker, path: str, changes: dict[str, Any], param: str, message: str
+) -> None:
+    error = refused(asker.post(ROUTES[path], **changes), ROUTES[path], 400, "invalid_request")
+    assert (error["param"], error["message"]) == (param, message)
+
+
+TAKEN: list[dict[str, Any]] = [
+    {"modalities": ["text"]}, {"store": False}, {"audio": None}, {"service_tier": "auto"}, {"kv_transfer_params": None},
+    {"vllm_xargs": {"mine": 1}}, {"stop": ["a"] * 4}, _of("developer", "t3"),
+    _of("user", [{"type": "text", "text": "t3"}]),
+    {"messages": [{"role": "user", "content": "t3"},
+                  {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{}"}}]},
+                  {"role": "tool", "tool_call_id": "a", "content": "t3"}]},
+    {"temperature": "0.5"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", TAKEN)
+def test_what_is_right_is_answered(asker: Asker, changes: dict[str, Any]) -> None:
+    response = asker.post(ROUTES[CHAT], **changes)
+    assert response.status_code == 200, response.text
+
+
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_x")
 
 
@@ -195,7 +364,7 @@ def test_unknown_fields_are_not_even_read(asker: Asker, route: Route) -> None:
 
 
 LOOKS: dict[bytes, str] = {
-    b"": "not valid JSON", b"[]": "found an array", b"7": "found a number", b'{"a": NaN}': "NaN",
+    b"": "found an empty body", b"[]": "found an array", b"7": "found a number", b'{"a": NaN}': "NaN",
     b'{"a": "\\ud83d"}': "surrogate", b'{"\\udc00": 1}': "surrogate", b'{"a": {"b\\ud83d": 1}}': "surrogate",
     b'{"a": ["\\ud83d\\ud83d"]}': "surrogate", b'{"a": "\xff"}': "UTF-8", b'{"a": [{"\xed\xa0\x80": 1}]}': "UTF-8",
     b'{"a": "\x00"}': "not valid", b'{"a": 01}': "not valid", b'{"a": 1} {}': "not valid", b'{"a": }': "not valid",
@@ -422,6 +591,34 @@ def test_bodies_wait_for_room_in_memory_and_give_it_back() -> None:
         (await waiting[2]).release()
         waiting[1].result().release()
         assert budget.free == 450_000
+
+    asyncio.run(test())
+
+
+def test_one_callers_bodies_leave_room_for_anothers() -> None:
+    """They may stay for long: slow to arrive, or waiting for an adapter or a sequence of the engine."""
+
+    async def test() -> None:
+        budget = BodyBudget(800)
+        held = [await budget.take(100, "flood") for _ in range(4)]
+        waiting = [asyncio.create_task(budget.take(100, "flood")) for _ in range(5)]
+        await asyncio.sleep(0)
+        other = await asyncio.wait_for(budget.take(300, "other"), 1)
+        assert budget.free == 100 and not any(task.done() for task in waiting)
+        large = asyncio.create_task(budget.take(150, "third"))
+        waiting.pop(0).cancel()
+        await asyncio.sleep(0)
+        held.pop()()
+        await asyncio.sleep(0)
+        assert waiting[0].done() and not large.done(), "first come, first served, as far as one has a share left"
+        other()
+        await asyncio.wait_for(large, 1)
+        assert not any(task.done() for task in waiting[1:])
+        for give_back in (*held, large.result(), waiting[0].result()):
+            give_back()
+        for task in waiting[1:]:
+            (await asyncio.wait_for(task, 1))()
+        assert budget.free == 800 and not budget._held
 
     asyncio.run(test())
 

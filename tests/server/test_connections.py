@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         yield running
 
 
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own."""
+@contextmanager
+def in_a_process(folder: Path) -> Iterator[ServerProcess]:
     port = free_port()
-    arguments = ["-m", "tests.server.fake_server", "--store", str(tmp_path / "store"), "--port", str(port)]
-    running = launch(arguments, port, tmp_path / "log")
+    arguments = ["-m", "tests.server.fake_server", "--store", str(folder / "store"), "--port", str(port)]
+    running = launch(arguments, port, folder / "log")
     running.wait_until("/ready")
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server in a process of its own."""
+    with in_a_process(tmp_path_factory.mktemp("process")) as running:
+        yield running
 
 
 def ask(server: LocalServer, data: bytes) -> bytes:
@@ -130,6 +136,19 @@ def test_the_client_can_read_why_though_it_had_sent_more(server: LocalServer) ->
         assert status_of(connection.read_to_end()) == 431
 
 
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [("/v1/completions", KEY, 413), ("/v1/completions", "Bearer x", 401), ("/none", KEY, 404)],
+)
+def test_the_client_can_read_why_though_its_body_was_not(server: LocalServer, path: str, key: str, status: int) -> None:
+    """Answered by its headers alone; a connection closed with its body unread would be reset under the response."""
+    for _ in range(5):
+        with RawConnection(server.port) as connection:
+            connection.send(request("POST", path, b"[" * (LINGER_BYTES // 2), Authorization=key))
+            time.sleep(0.02)  # the reset, if any, is here before the response is read
+            assert status_of(connection.read_to_end()) == status
+
+
 def test_trailers_are_bounded_and_no_headers(server: LocalServer) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
     head += f"Authorization: {KEY}\r\n\r\n".encode()
@@ -184,6 +203,47 @@ def test_what_follows_a_stream_does_not_get_into_it(server: LocalServer) -> None
     assert response.count(b"HTTP/1.1") == 1 and b"invalid_request" not in response
 
 
+@pytest.mark.parametrize("size", [300, 300_000])
+@pytest.mark.parametrize("path", ["/v1/adapters", "/v1/completions"])
+def test_nothing_of_a_compressed_body_is_read_as_a_request(server: LocalServer, path: str, size: int) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
+    with RawConnection(server.port) as connection:
+        connection.send(request("POST", path, HEALTH + b"a" * size, Authorization=bearer()["Authorization"], **headers))
+        response = connection.read_to_end()
+    assert (status_of(response), code_of(response)) == (415, "unsupported_encoding")
+    assert response.count(b"HTTP/1.1") == 1 and b"\r\nconnection: close\r\n" in response.lower()
+
+
+@pytest.mark.parametrize("is_sent_at_once", [True, False])
+def test_a_bad_body_behind_a_stream_does_not_get_into_it(server: LocalServer, is_sent_at_once: bool) -> None:
+    """Its head was whole, so it waits for its turn as the connection's latest request."""
+    body = json.dumps({"model": "base", "stream": True, "max_tokens": 20, "seconds_per_token": 0.05}).encode()
+    bad = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    with RawConnection(server.port) as connection:
+        connection.send(request("POST", "/v1/completions", body, Authorization=KEY) + (bad if is_sent_at_once else b""))
+        response = b""
+        if not is_sent_at_once:
+            response = connection.read_until(b"data: ")
+            connection.send(bad)
+        response += connection.read_to_end()
+    assert response.count(b"HTTP/1.1") <= 1 and b"invalid_request" not in response
+
+
+def test_a_client_that_leaves_with_a_request_waiting_leaves_the_one_that_runs(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn tells only the latest request that its client went away."""
+    values = {"model": "base", "stream": True, "max_tokens": 2000, "seconds_per_token": 0.05}
+    limits = server.services.rate_limits
+    with RawConnection(server.port) as connection:
+        connection.send(request("POST", "/v1/completions", json.dumps(values).encode(), Authorization=KEY))
+        wait_until(lambda: limits.running("alice") == 1)
+        connection.send(HEALTH)
+        time.sleep(0.2)  # until it was read
+    wait_until(lambda: limits.running("alice") == 0)
+    assert "Exception in ASGI application" not in caplog.text
+
+
 def test_an_offer_of_another_protocol_is_not_taken_up(server: LocalServer) -> None:
     for offer in ("websocket", "h2c"):
         response = ask(server, request("GET", "/health", Connection="Upgrade", Upgrade=offer))
@@ -225,18 +285,18 @@ def test_a_head_byte_by_byte_has_no_more_time(start: Start) -> None:
 
 
 def test_a_pooled_connection_may_be_idle_for_longer_than_a_head_takes(start: Start) -> None:
-    server = start(keep_alive_s=300, header_timeout_s=0.3)
+    server = start(keep_alive_s=300, header_timeout_s=1.5)
     with RawConnection(server.port) as connection:
-        for _ in range(3):
+        for pause_s in (2.0, 0):
             connection.send(HEALTH)
             assert status_of(connection.read_until(b"{}")) == 200
-            time.sleep(0.8)
+            time.sleep(pause_s)
         assert server.connections == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "sent"),
-    [({"keep_alive_s": 0.3}, b""), ({"header_timeout_s": 0.3}, b"\r\n\r\n")],
+    [({"keep_alive_s": 0.3}, b""), ({"header_timeout_s": 1.5}, b"\r\n\r\n")],
     ids=["idle", "empty lines, which end uvicorn's wait"],
 )
 def test_an_idle_connection_is_closed_in_the_end(start: Start, settings: Any, sent: bytes) -> None:
@@ -318,8 +378,8 @@ def test_a_client_that_reads_no_stream_is_ended(start: Start) -> None:
 
 
 def test_a_stream_takes_as_long_as_it_takes(start: Start) -> None:
-    server = start(write_timeout_s=0.5, header_timeout_s=0.5, body_timeout_s=0.5, keep_alive_s=0.5)
-    body = json.dumps({"model": "base", "stream": True, "max_tokens": 10, "seconds_per_token": 0.2}).encode()
+    server = start(write_timeout_s=1.5, header_timeout_s=1.5, body_timeout_s=1.5, keep_alive_s=0.5)
+    body = json.dumps({"model": "base", "stream": True, "max_tokens": 10, "seconds_per_token": 0.25}).encode()
     with httpx.stream("POST", f"{server.url}/v1/completions", content=body, headers=bearer("alice")) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and len(lines) == 11
@@ -412,12 +472,12 @@ def test_streams_are_not_held_back_by_proxies(server: LocalServer) -> None:
     assert "x-accel-buffering" not in plain.headers
 
 
-def test_a_stream_that_ends_while_the_server_drains_ends_its_connection(process: ServerProcess) -> None:
+def test_a_stream_that_ends_while_the_server_drains_ends_its_connection(tmp_path: Path) -> None:
     values = {"model": "base", "stream": True, "max_tokens": 40, "seconds_per_token": 0.05}
-    with RawConnection(process.port) as connection:
+    with in_a_process(tmp_path) as server, RawConnection(server.port) as connection:
         connection.send(request("POST", "/v1/completions", json.dumps(values).encode(), Authorization=KEY))
         connection.read_until(b"data: ")
-        process.process.terminate()
+        server.process.terminate()
         assert connection.read_to_end().endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 

@@ -534,6 +534,24 @@ def test_n_choices_are_sequences_of_their_own(tmp_path: Path, kind: str) -> None
     scenario(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["poet", None])
+def test_several_choices_run_as_one_request(tmp_path: Path, name: str | None) -> None:
+    @on_a_loop
+    async def scenario(folder: Path) -> None:
+        async with surroundings(folder, every=0.1, most=5) as around:
+            around.n = 4
+            version = around.desk.registry.active("poet")
+            assert version is not None
+            asked = asyncio.create_task(around.ask(around.context(name)))
+            await asyncio.sleep(0.25)
+            found = around.inference.base_running, version.requests_running
+            assert found == ((1, 0) if name is None else (0, 1)), "the API and the metrics count requests"
+            await asked
+            assert (around.inference.base_running, version.requests_running) == (0, 0)
+
+    scenario(tmp_path)
+
+
 @on_a_loop
 async def test_the_sequences_of_a_key_are_counted(folder: Path) -> None:
     async with surroundings(folder, every=0.1, most=5) as around:
@@ -555,3 +573,32 @@ async def test_the_sequences_of_a_key_are_counted(folder: Path) -> None:
         assert other.failure is not None and other.failure.code == "rate_limited" and not other.sequences
         assert around.limits.running("alice") == 1
         around.limits.leave("alice")
+
+
+@on_a_loop
+async def test_many_choices_that_nobody_reads_end_at_once_when_their_reader_leaves(folder: Path) -> None:
+    """More of them wait to be read than are kept: none may wait for ever, or its tokens are charged to nobody."""
+    async with surroundings(folder, every=0.01) as around:
+        around.n, context = 40, around.context("poet")
+        stream = around.generate(context)
+        await anext(stream)
+        await asyncio.sleep(0.5)
+        began = asyncio.get_running_loop().time()
+        await stream.aclose()
+        assert asyncio.get_running_loop().time() - began < 1
+        around.check_nothing_runs()
+        assert context.facts.generation_tokens == sum(around.client.generated.values())
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_what_the_engine_refuses_is_charged_to_nobody(tmp_path: Path, n: int) -> None:
+    @on_a_loop
+    async def scenario(folder: Path) -> None:
+        async with surroundings(folder) as around:
+            around.n, around.client.script = n, [VLLMValidationError("found a bad logit_bias")]
+            context = around.context("poet")
+            with pytest.raises(VLLMValidationError):
+                await around.ask(context)
+            assert context.facts.prompt_tokens == 0 and not around.limits._empty_until
+
+    scenario(tmp_path)

@@ -224,6 +224,55 @@ def test_names_that_are_not_there(asker: Asker) -> None:
             assert refused(asker.ask_route(route, "alice"), route, 404, "model_not_found")["param"] == "model"
 
 
+ELSEWHERE = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+
+
+def test_a_page_of_another_site_is_refused_in_our_shape(asker: Asker) -> None:
+    for route in SELECTING:
+        response = asker.ask("OPTIONS", route.path, None, headers=ELSEWHERE | {"x-request-id": "mine"})
+        error = refused(response, route, 403, "forbidden")
+        assert error["param"] == "Origin" and "--allowed-origins" in error["message"]
+        assert response.headers["x-request-id"] == "mine" and "access-control-allow-origin" not in response.headers
+    assert asker.ask("OPTIONS", "/v1/completions", None).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("GET", "/nix", ("GET /nix", "/openapi.json")),
+        ("POST", "/chat/completions", ("POST /chat/completions", "base_url ends in /v1")),
+        ("POST", "/v1/v1/chat/completions", ("/v1/v1/chat/completions", "/v1 twice")),
+        ("POST", "/v1/v1/messages", ("/v1/v1/messages", "without /v1")),
+        *(("POST", f"/v1/{name}", (f"does not serve OpenAI's /v1/{name}",))
+          for name in ("embeddings", "files", "images", "audio", "moderations", "batches")),
+        ("POST", "/v1/audio/speech", ("does not serve OpenAI's /v1/audio",)),
+        ("POST", "/embeddings", ("does not serve OpenAI's /v1/embeddings",)),
+        ("GET", "/v1/responses/resp_1", ("not stored",)),
+        ("GET", "/a%0a%1b\u00e9", ("GET /a%0A%1B%C3%A9",)),
+        ("GET", "/" + "x" * 3000, ("...",)),
+    ],
+)  # fmt: skip
+def test_a_route_that_is_not_there_says_which_and_what_to_do(
+    asker: Asker, method: str, path: str, said: tuple[str, ...]
+) -> None:
+    message = refused(asker.ask(method, path), ROUTES[0], 404, "not_found")["message"]
+    assert all(words in message for words in said), message
+    assert len(message) < 500
+
+
+def test_names_that_cannot_be(asker: Asker) -> None:
+    for path, status, code in (
+        ("/v1/adapters/A B", 404, "adapter_not_found"),
+        ("/v1/adapters/poet/versions/x", 404, "version_not_found"),
+        ("/v1/adapters?after=A!", 400, "invalid_request"),
+    ):
+        message = refused(asker.ask("GET", path), ROUTES[0], status, code)["message"]
+        assert "found " in message and not any(
+            word in message for word in ("String", "string", "Value error", "pattern")
+        )
+        assert "a number from 1" in message if "versions" in path else "1 to 63 characters" in message
+
+
 # Bodies
 
 

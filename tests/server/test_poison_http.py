@@ -134,14 +134,15 @@ def test_its_other_version_answers(admin: TinyClient, clients: dict[str, TinyCli
 
 @pytest.mark.usefixtures("adapters")
 def test_a_dead_end_of_a_grammar_is_not_the_adapters(admin: TinyClient, clients: dict[str, TinyClient]) -> None:
-    """No word of the vocabulary goes on after `t3 `: the engine ends such a request with an error of its own."""
+    """No word of the vocabulary goes on after `t3 `: the engine ends the request, and the grammar is the client's."""
     before = ended(admin)
     body = TinyClient.body("sound", [3, 4], 8, structured_outputs={"regex": "t3 q"})
     del body["ignore_eos"]
     status, code = clients["bob"].refusal("POST", "/v1/completions", json=body)
-    assert status == 500 and code != TOLD[1]
+    assert (status, code) == (400, "invalid_request")
     streamed = errors_told(clients["bob"], "/v1/completions", body | {"stream": True})
-    assert streamed and all(error["code"] != TOLD[1] for error in streamed)
+    assert streamed and all(error["code"] == "invalid_request" for error in streamed)
     counted = ended(admin) - before
-    assert counted.total("perft_adapter_requests_total", adapter="sound", finish_reason="error") == 2
+    assert counted.total("perft_adapter_requests_total", adapter="sound", finish_reason="invalid_request") == 2
+    assert counted.total("perft_adapter_requests_total", finish_reason="error") == 0
     assert counted.total("perft_adapter_requests_total", finish_reason=TOLD[1]) == 0

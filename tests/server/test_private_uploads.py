@@ -3,7 +3,9 @@ by being deleted."""
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ def upload(client: TestClient, tmp_path: Path) -> Upload:
         ("alice", ["alice"]),
         ("alice, bob", ["alice", "bob"]),
         ("[]", []),
+        (" null\n", None),
         ("null", None),
-        ("", None),
     ],
 )
 def test_an_upload_sets_who_may_use_the_adapter(
@@ -66,6 +68,8 @@ def test_an_upload_sets_who_may_use_the_adapter(
 @pytest.mark.parametrize(
     ("given", "param"),
     [
+        ("", "allowed_keys"),
+        (" \n", "allowed_keys"),
         ("[", "allowed_keys"),
         ("[" * 60_000, "allowed_keys"),
         ('["alice"', "allowed_keys"),
@@ -91,6 +95,18 @@ def test_what_is_no_list_of_labels_is_refused_and_nothing_is_stored(
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("invalid_request", param), error
     assert client.get("/v1/adapters").json()["data"] == []
+
+
+def test_nothing_as_the_labels_opens_no_adapter_and_the_answer_says_what_to_send(
+    client: TestClient, upload: Upload
+) -> None:
+    """What a script sends whose variable is not set."""
+    upload("poet", 0, allowed_keys="alice")
+    error = upload("poet", 1, allowed_keys="").json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "allowed_keys")
+    for part in ("found nothing", "null for every key", "[] for the admin key", '["alice"]', "leave the field out"):
+        assert part in error["message"], error["message"]
+    assert client.get("/v1/adapters/poet").json()["allowed_keys"] == ["alice"]
 
 
 def test_the_location_is_the_version_of_the_content(client: TestClient, upload: Upload) -> None:
@@ -172,6 +188,28 @@ async def test_nobody_else_sees_a_private_adapter_at_any_moment(folder: Path) ->
         assert desk.audit.records[0][1] == {
             "name": "poet", "digest": desk.found("poet@1").record.digest, "activate": True, "allowed_keys": ["alice"],
         }  # fmt: skip
+
+
+@on_a_loop
+async def test_opening_a_name_with_a_new_version_opens_no_older_one(folder: Path) -> None:
+    """Also if the new one cannot be loaded; restricting a name is immediate."""
+    async with opened(
+        folder, FakeEngine(delays={"prepare": 0.1}, failures=Counter({("prepare", "poet@2"): 1}))
+    ) as desk:
+        await desk.upload("poet", 1, allowed_keys=["alice"])
+        for keys in (None, ["alice", "bob"]):
+            seen = []
+            change = asyncio.create_task(desk.upload("poet", 2, allowed_keys=keys))
+            while not change.done():
+                with suppress(ModelNotFoundError):
+                    seen.append(desk.registry.resolve("poet", BOB))
+                await asyncio.sleep(0.001)
+            assert all(version is not None and version.number > 1 for version in seen)
+            if keys is None:
+                with pytest.raises(AdapterUnavailableError):
+                    await change
+                assert keys_of(desk, "poet") == ["alice"]
+        assert (await change)[0].allowed_keys == ["alice", "bob"] and desk.found("poet", BOB).number == 3
 
 
 @on_a_loop

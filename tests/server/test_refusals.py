@@ -115,7 +115,7 @@ def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Pat
         '{"peft_type": "IA3", "format_version": 2, "variant": "R", "expert_type": "parallel", "bottleneck": 0, '
         '"alpha": 2.0, "num_experts": true, "top_k": "2", "gate_weight": "other", "layers": [1, 0], "r": 8, "r": 9}'
     )
-    (folder / "more.bin").write_bytes(b"x")
+    (folder / "more.gguf").write_bytes(b"x")
     with (folder / "adapter_model.safetensors").open("ab") as weights:
         weights.write(b"trailing")
     said = refused(MAIN, model, "--adapter", f"broken={folder}")
@@ -123,7 +123,7 @@ def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Pat
         "peft_type: found 'IA3'", "format_version: found 2", "bottleneck: found 0", "alpha: found 2.0",
         "num_experts: found True", "top_k: found '2'", "gate_weight: found 'other'", "layers: found [1, 0]",
         "r: unknown key", "duplicate key 'r'", "renormalize: missing",
-        "base_model_name_or_path: missing", "more.bin: not part of an adapter",
+        "base_model_name_or_path: missing", "more.gguf: not part of an adapter",
         "adapter_model.safetensors: not a readable safetensors file",
     ):  # fmt: skip
         assert part in said, part

@@ -189,7 +189,7 @@ async def test_adapters_may_exceed_the_pool_together_but_none_alone(store: Path)
 async def test_a_trainers_folder_may_be_given_as_it_is(store: Path) -> None:
     """Other files, checkpoints below, a byte order mark, and an adapter in the one subfolder."""
     given = named(store, "out", 0)
-    for name in ("optimizer.pt", "training_args.bin", "README.md", ".DS_Store"):
+    for name in ("optimizer.pt", "training_args.bin", "adapter_model.bin", "README.md", ".DS_Store"):
         (given.folder / name).write_bytes(b"x")
     write_adapter(given.folder / "checkpoint-500", BASE, 7)
     config = given.folder / "adapter_config.json"
@@ -202,11 +202,11 @@ async def test_a_trainers_folder_may_be_given_as_it_is(store: Path) -> None:
     async with opened(store) as desk:
         await store_given_adapters(desk.registry, desk.service, [given, outer])
         assert desk.found("out") and desk.found("outer")
-    (given.folder / "adapter_model.bin").write_bytes(b"x")
+    (given.folder / "model.safetensors").write_bytes(b"x")
     write_adapter(outer.folder / "checkpoint-6", BASE, 8)
     with pytest.raises(StartError) as refused:
         check_folders([given, outer], BASE, Limits())
-    assert "adapter_model.bin: not part of an adapter, but looks like more weights" in str(refused.value)
+    assert "model.safetensors: not part of an adapter, but looks like more weights" in str(refused.value)
     assert "found adapters in several subfolders (checkpoint-5/, checkpoint-6/)" in str(refused.value)
 
 
@@ -228,12 +228,18 @@ async def test_everything_that_is_wrong_is_said_at_once(store: Path) -> None:
 def test_every_violation_of_every_folder_is_named(tmp_path: Path) -> None:
     for name in "ab":
         folder = write_adapter(tmp_path / name, BASE, 0)
-        (folder / f"extra-{name}.bin").write_text("")
+        (folder / f"extra-{name}.safetensors").write_text("")
     (tmp_path / "b" / "adapter_config.json").write_text('{"variant": "X", "bottleneck": 0}')
     folders = [NamedFolder(name, tmp_path / name) for name in ("a", "b", "missing")]
     with pytest.raises(StartError) as refused:
         check_folders(folders, BASE, Limits())
-    for part in ("extra-a.bin", "extra-b.bin", "variant: found 'X'", "bottleneck: found 0", "num_experts: missing"):
+    for part in (
+        "extra-a.safetensors",
+        "extra-b.safetensors",
+        "variant: found 'X'",
+        "bottleneck: found 0",
+        "num_experts: missing",
+    ):
         assert part in str(refused.value)
     assert "found no folder at" in str(refused.value)
 

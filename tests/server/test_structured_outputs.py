@@ -21,10 +21,10 @@ from server.structured_outputs import checker as checker_module
 from server.structured_outputs import process as process_module
 from server.structured_outputs.bounds import check_bounds
 from server.structured_outputs.checker import SpecChecker
+from server.structured_outputs.key_slots import KeySlots
 from server.structured_outputs.patterns import pattern_size
 from server.structured_outputs.process import Compiler, CompilerProcess
 from server.structured_outputs.spec import Spec
-from server.structured_outputs.turns import Turns
 from server.structured_outputs.wire import Verdict
 from tests.abuse.specs import HOSTILE, ORDINARY
 
@@ -83,7 +83,7 @@ def test_what_is_too_large_is_refused_before_anything_reads_it(name: str) -> Non
 @pytest.mark.parametrize("as_text", [False, True])
 def test_depth_is_counted_without_recursion(depth: int, as_text: bool) -> None:
     value: Any = {}
-    for _ in range(depth - 1):
+    for _ in range(0 if as_text else depth - 1):
         value = {"items": value}
     text = '{"items":' * (depth - 1) + "{}" + "}" * (depth - 1)
     spec = Spec("json", text if as_text else value)
@@ -358,11 +358,11 @@ async def test_a_keys_own_queue_is_bounded() -> None:
 
 @on_a_real_loop
 async def test_turns_survive_any_order_of_leaving() -> None:
-    turns = Turns(1, 100)
+    slots = KeySlots(1, 100)
     order: list[str] = []
 
     async def take(name: str) -> None:
-        async with turns.hold(name[0]):
+        async with slots.hold(name[0]):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -372,7 +372,7 @@ async def test_turns_survive_any_order_of_leaving() -> None:
         tasks[name].cancel()
     await asyncio.gather(*tasks.values(), return_exceptions=True)
     assert order == ["a1", "b2", "c1", "a3"]
-    assert turns._free == 1 and not turns._waiting and not turns._holders
+    assert slots._free == 1 and not slots._waiting and not slots._holders
 
 
 @on_a_real_loop

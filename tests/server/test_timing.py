@@ -22,6 +22,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now + 5000.0
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -164,3 +167,14 @@ def test_the_wait_for_a_place_counts_into_the_time_to_the_first_token(clock: Clo
     meter.submitted("a prompt")
     meter.add_output(output((0, 1, "length"), finished=True, stamps=stamps(0.5, 0.0)))
     assert told(meter)["first_sum"] == 2.5
+
+
+def test_a_wait_after_the_prompt_was_tokenized_counts_once(clock: Clock) -> None:
+    """vLLM's stamps begin at the prompt's arrival, so they have the wait for a free sequence already."""
+    meter = new_meter("FINAL_ONLY")
+    clock.now += 1.0
+    prompt = {"prompt_token_ids": [1], "arrival_time": clock.time()}
+    clock.now += 2.0
+    meter.submitted(prompt)
+    meter.add_output(output((0, 1, "length"), finished=True, stamps=stamps(2.5, 0.0)))
+    assert told(meter)["first_sum"] == 3.5

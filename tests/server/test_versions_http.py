@@ -145,8 +145,8 @@ def state(admin: TinyClient, version: str) -> tuple[str, int]:
 
 @pytest.fixture
 def hasty(tiny_model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server whose deletes wait for a second only."""
-    flags = [*tiny_server.KEY_ARGUMENTS, "--drain-timeout-s", "1"]
+    """A server whose deletes wait for a second only, and that takes requests of many sequences."""
+    flags = [*tiny_server.KEY_ARGUMENTS, "--drain-timeout-s", "1", "--max-sequences", "640"]
     running = tiny_server.start(tiny_model, tmp_path / "store", *flags)
     yield running
     running.stop()

@@ -29,6 +29,16 @@ from server.api.error_responses import ApiError, as_api_error
 from server.api.route_table import dialect_of
 from server.api.translation.vllm_errors import clean, field_of, translated
 from server.app.serving_log import ServingLogFilter
+from server.errors import (
+    AdapterOutputInvalidError,
+    AuditLogError,
+    ContextLengthError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    NameConflictError,
+    QuotaExceededError,
+    RateLimitedError,
+)
 
 ENTRYPOINTS = Path(vllm.entrypoints.__file__).parent
 USER = [{"role": "user", "content": "x"}]
@@ -180,6 +190,8 @@ def test_an_error_of_ours_stays_as_it_is() -> None:
         (ChatCompletionRequest, {"messages": [{"content": "x"}]}, "messages.0.role", "messages.0.role: missing"),
         (ChatCompletionRequest, {"messages": USER, "stop": ["a", 5]}, "stop.1", "stop.1: found 5, expected a string"),
         (ChatCompletionRequest, {}, "messages", "messages: missing"),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": None}]}, "messages.0.content",
+         "messages.0.content: found null, expected a string or an array"),
         (CompletionRequest, {"prompt": {"a": 1}}, "prompt", "prompt: found an object, expected an array or a string"),
         (ResponsesRequest, {"input": 5}, "input", "input: found 5, expected a string or an array"),
         (ResponsesRequest, {"input": [{"role": "user", "content": 5}]}, "input.0.content",
@@ -202,6 +214,28 @@ def test_pydantics_errors_by_the_callers_field(kind: Any, body: dict[str, Any], 
     found = as_api_error(RequestValidationError(errors, body=body))
     assert (found.status, found.code, found.param) == (400, "invalid_request", param)
     assert found.message == message
+
+
+def test_an_error_where_a_retry_is_useless_says_so() -> None:
+    """OpenAI's clients retry every 409, 429 and 5xx unless it has this header."""
+    for error, header in (
+        (AdapterOutputInvalidError("x"), "false"),
+        (QuotaExceededError("x"), "false"),
+        (NameConflictError("x"), "false"),
+        (AuditLogError("x"), "false"),
+        (RateLimitedError("x", retry_after_s=3), None),
+        (EngineUnavailableError("x"), None),
+        (InvalidRequestError("x"), None),
+    ):
+        shown = as_api_error(error).response()
+        assert shown.headers.get("x-should-retry") == header, error
+        assert header is None or "retry-after" not in shown.headers
+
+
+def test_a_message_about_the_length_has_the_code_too() -> None:
+    """Some clients look for it there."""
+    for error in (as_api_error(ContextLengthError("too long")), ApiError(400, "context_length_exceeded", "too long")):
+        assert error.message == "too long (context_length_exceeded)" == error.body()["error"]["message"]
 
 
 def test_an_error_of_words_alone() -> None:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from fastapi import FastAPI
 
-from server.app.plugin import _refuse_text, answer_in_our_shape, attach, request_models
+from server.app.plugin import _refuse_text, answer_in_our_shape, attach, request_models, takes_tools
 from server.app.services import EngineSide, build_services
 from server.bodies.texts import TextTurns
 from server.engine.health import EngineHealth
@@ -174,6 +174,7 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
         max_running=8,
         is_local=True,
         request_models=request_models(app),
+        takes_tools=takes_tools(app.state.online_renderer),
     )
     services = await build_services(side, settings)
     hook = EngineHook(

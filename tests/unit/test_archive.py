@@ -126,12 +126,12 @@ def test_the_limit_of_the_weights(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", GOOD)
 def test_every_violation_at_once(tmp_path: Path, kind: str) -> None:
     files = {
-        "../a": b"", "/b": b"", "C:c": b"", "d/e": b"", "f.bin": b"x", "nul": b"", "g\\h": b"", WEIGHTS: b"x",
+        "../a": b"", "/b": b"", "C:c": b"", "d/e": b"", "f.gguf": b"x", "nul": b"", "g\\h": b"", WEIGHTS: b"x",
         "m/ADAPTER_CONFIG.json": b"", README: bytes(65537),
     }  # fmt: skip
     violations, written = unpack(tmp_path, GOOD[kind](files))
-    expected = ("leaves the archive", "an absolute path", "Windows drive", "f.bin: not part of an adapter",
-                "device's name", "a backslash", "almost the name",
+    expected = ("leaves the archive", "an absolute path", "Windows drive", "device's name", "a backslash",
+                "almost the name", "f.gguf: not part of an adapter",
                 f"{CONFIG}: missing", "README.md: found 65537 bytes")  # fmt: skip
     assert len(violations) == len(expected), violations
     for violation, part in zip(violations, expected, strict=True):
@@ -171,6 +171,40 @@ def test_what_is_ignored_is_noted_and_never_written(tmp_path: Path, kind: str) -
         assert name in notes
     assert "runs/: ignored, not part of an adapter (2 files)" in notes or "more files were ignored" in notes
     assert "DS_Store" not in notes and "MACOSX" not in notes
+
+
+@pytest.mark.parametrize("kind", ["zip, deflated", "tar.gz, pax"])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_pickles_beside_the_weights_are_noted_and_without_them_refused(
+    tmp_path: Path, kind: str, is_last: bool
+) -> None:
+    names = ["adapter_model.bin", "old/adapter_model.pt", "pytorch_model.bin"]
+    pickles = dict.fromkeys(names, b"\x80\x02cos\nsystem\n")
+    raw = GOOD[kind](KEPT | pickles if is_last else pickles | KEPT)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert unpack(tmp_path / "a", raw) == ([], KEPT)
+    assert noted(tmp_path / "c", raw) == [
+        f"adapter_model.bin: ignored and never opened: the adapter's weights are {WEIGHTS}",
+        "old/: ignored, not part of an adapter",
+        f"pytorch_model.bin: ignored and never opened: the adapter's weights are {WEIGHTS}",
+    ]
+    violations = unpack(tmp_path / "b", GOOD[kind](pickles | {CONFIG: b"{}"}))[0]
+    assert f"{WEIGHTS}: missing in the archive; found {', '.join(names)}" in violations and len(violations) == 4
+    for name in names:
+        assert any(v.startswith(f"{name}: ") and "a pickle" in v and "convert it" in v for v in violations)
+
+
+def test_weights_of_another_name_are_named(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    alone = unpack(tmp_path / "a", GOOD["zip, deflated"]({CONFIG: b"{}", "out/model.safetensors": b"x"}))[0]
+    assert f"out/model.safetensors: the weights must be one file called {WEIGHTS}: rename this one" in " ".join(alone)
+    (beside,) = unpack(tmp_path / "b", GOOD["zip, deflated"](KEPT | {"adapter_model_v2.safetensors": b"x"}))[0]
+    assert beside == (
+        f"adapter_model_v2.safetensors: not part of an adapter, but looks like more weights than {WEIGHTS}: keep the "
+        f"adapter's as {WEIGHTS}, and remove or rename the other file"
+    )
 
 
 @pytest.mark.parametrize("kind", ["zip, deflated", "tar.gz, pax"])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
 from adapters.format.folder import check_folder, check_handed_in, read_folder
-from adapters.format.recognize import BOM
+from adapters.format.recognize import BOM, recognized
 from adapters.format.values import BLOCK_BYTES, read_values
 from adapters.identity import content_digest, digest_of, file_hash
 from perft.base_model import BaseShape
@@ -392,7 +392,19 @@ def test_an_adapter_in_the_one_subfolder_that_has_one_is_found(tmp_path: Path) -
     assert "found adapters in several subfolders (clerk/, poet/): name one of them" in handed_in(tmp_path / "out")[2]
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "model.safetensors", "pytorch_model.bin", "lora.pt", "x.gguf"])
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", "lora.pt", "Adapter_Model.BIN", "x.ckpt"])
+def test_a_pickle_beside_an_adapter_is_noted_and_never_opened(tmp_path: Path, name: str) -> None:
+    folder = good_folder(tmp_path / "a")
+    (folder / name).symlink_to(folder / name)  # to open it fails
+    _, notes, violations = handed_in(folder)
+    assert name in notes and not violations
+    (folder / WEIGHTS).unlink()
+    first, second = sorted(handed_in(folder)[2], key=lambda text: text.startswith(name))
+    assert first == f"{WEIGHTS}: missing"
+    assert second.startswith(f"{name}: the weights must be in {WEIGHTS}; this is a pickle") and "convert it" in second
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model-00001-of-00002.safetensors", "x.gguf"])
 def test_more_weights_beside_an_adapter_are_a_violation(tmp_path: Path, name: str) -> None:
     folder = good_folder(tmp_path / "a")
     (folder / name).write_bytes(b"\x80\x02")
@@ -400,7 +412,13 @@ def test_more_weights_beside_an_adapter_are_a_violation(tmp_path: Path, name: st
     assert violation.startswith(f"{name}: not part of an adapter, but looks like more weights")
     (folder / WEIGHTS).unlink()
     found = handed_in(folder)[2]
-    assert f"{WEIGHTS}: missing" in found and any(text.startswith(name) for text in found)
+    assert f"{WEIGHTS}: missing" in found and any(text.startswith(f"{name}: the weights must be ") for text in found)
+
+
+def test_a_path_in_place_of_its_file_is_recognized() -> None:
+    found = recognized(b"w/top.zip")
+    assert found is not None and found.kind == "text"
+    assert "text ('w/top.zip')" in found.text and "a path that curl sends as it is without @ before it" in found.text
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("x")], ids=["nothing", "file"])

@@ -583,6 +583,28 @@ class NoMoves(Disk):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
+def test_a_blob_removed_while_an_upload_is_compared_with_it_is_not_damaged(
+    store: Store, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last owner was deleted; what another upload puts there meanwhile is whole, and may be in use."""
+    upload(store, "a", perft(1))
+    staged = store.stage()
+    given = perft(1).write(staged)
+
+    def compare(*_: Any, **__: Any) -> bool:
+        remove(store, "a")
+        raise FileNotFoundError
+
+    monkeypatch.setattr("adapters.store.blobs.cmp", compare)
+    prepared = store.prepare(given, perft(1).digest)
+    upload(store, "b", perft(1))
+    blob = store.folder(perft(1).digest)
+    before = blob.stat().st_ino
+    store.add("c", given, perft(1).digest, "PERFT", activate=True, prepared=prepared)
+    assert blob.stat().st_ino == before and not [each for each in caplog.records if each.levelname == "ERROR"]
+    store.discard(staged)
+
+
 def test_mending_that_fails_is_told_and_can_be_tried_again(folder: Path) -> None:
     disk = NoMoves()
     store = Store.open(folder, disk)

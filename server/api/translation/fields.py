@@ -1,4 +1,4 @@
-"""Owns how pydantic's errors are told to a caller: by the fields that the caller wrote, in the words of JSON.
+"""Owns how pydantic's errors are put for a caller: by the fields that the caller wrote, in the words of JSON.
 
 Invariant: nothing of Python shows: no class, no repr, no name of a branch of a union.
 """
@@ -6,18 +6,24 @@ Invariant: nothing of Python shows: no class, no repr, no name of a branch of a 
 import json
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from adapters.format.strict_json import json_kind
+from adapters.names import NAME_PATTERN, NAME_RULE
+
+_UNKNOWN: Any = object()
+"""A part of the body that is not known."""
 
 
-def field_problems(found: Sequence[Any], body: Any = None) -> dict[str | None, str]:
+def field_problems(found: Sequence[Any], body: Any = None, known: Sequence[str] = ()) -> dict[str | None, str]:
     """Pydantic's errors by the caller's field ("messages.0.content"; None: the body as a whole), at most ten.
 
-    body: the parsed body, by which a field is told from the name of a branch of a union.
+    body: the parsed body, which shows what is a field and what the name of a branch of a union. known: the fields that
+    the body may have, for a hint about one that it may not.
     """
     problems: dict[str | None, list[str]] = {}
-    likely = _likely([_located(error, body) for error in found[:1000]])
+    likely = _likely([_located(error, body, known) for error in found[:1000]])
     for error in sorted(likely, key=lambda error: error.kind == "missing"):  # of another form of the body, maybe
         said = problems.setdefault(error.field, [])
         if error.problem not in said:
@@ -76,23 +82,30 @@ def _joined(problems: list[str]) -> str:
     return ", ".join(problems[:4])
 
 
-def _located(error: Any, body: Any) -> _Located:
+def _located(error: Any, body: Any, known: Sequence[str] = ()) -> _Located:
     """An error with its way, which pydantic gives with the names of branches of unions among the fields."""
     where, *parts = error["loc"] or ("body",)
+    body = _UNKNOWN if body is None else body
     if error["type"] == "json_invalid":
         parts = []
     way: list[tuple[str, bool]] = []
     for position, part in enumerate(parts):
         is_missing = error["type"] == "missing" and position == len(parts) - 1
         is_field = True
-        if where == "body" and body is not None:
+        if where == "body" and body is not _UNKNOWN:
             is_item = isinstance(body, list | tuple) and isinstance(part, int) and part < len(body)
             if is_item or (isinstance(body, dict) and part in body):
                 body = body[part]
             else:
                 is_field = is_missing
         way.append((str(part), is_field))
-    return _Located(tuple(way), _problem(error), error["type"])
+    problem = _problem(error)
+    if error["type"] == "extra_forbidden" and where == "body" and len(parts) == 1:
+        likely = get_close_matches(str(parts[0])[:100].lower(), known, 1)
+        problem += f" (did you mean {likely[0]}?)" if likely else ""
+    elif error["type"] == "missing" and not parts:
+        problem = "found nothing (an empty body, or null), expected a JSON object"
+    return _Located(tuple(way), problem, error["type"])
 
 
 _EXPECTED = re.compile(r"Input should be ")
@@ -122,6 +135,12 @@ def in_words_of_json(message: str) -> str:
     return message
 
 
+def problem_in_path(error: Any) -> str:
+    """What is wrong with a part of a path."""
+    found, problem = f"found {quote(error['input'])}", _problem(error)
+    return f"{found} in the path" + (problem.removeprefix(found) if problem.startswith(found) else f": {problem}")
+
+
 def _problem(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
@@ -129,6 +148,8 @@ def _problem(error: Any) -> str:
         return "unknown field; remove it"
     if error["type"] == "missing":
         return "missing"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"].strip("^$") == NAME_PATTERN:
+        return f"found {quote(error['input'])}, expected {NAME_RULE}"
     message = in_words_of_json(error["msg"])
     if _EXPECTED.match(error["msg"]):
         for pattern, instead in _PHRASES:

@@ -1,6 +1,6 @@
 """Owns how the errors of vLLM's handlers become ours: a string code, a field of the caller's, a message for people.
 
-vLLM has no codes, only statuses, so what it says is told by its words (a test holds them to what vLLM raises).
+vLLM has no codes, only statuses, so its errors are recognized by their words (a test holds them to what vLLM raises).
 Invariant: of an error that is not the caller's, nothing of vLLM's words is shown.
 """
 
@@ -19,7 +19,10 @@ CONTENT_FIELDS = ("messages", "prompt", "input", "tokens")
 SPEC_FIELDS = ("structured_outputs", "response_format", "text", "output_config", "output_format", "tools")
 """Where a request has a structured-output spec."""
 LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""The first one is vLLM's name for all of them."""
+"""vLLM has a name of its own for what some routes call by another."""
+RANKED = "top_logprobs"
+"""What /v1/completions, and vLLM inside, call logprobs."""
+_LENGTH_FIELD = re.compile(rf"\b(?:{'|'.join(LENGTH_FIELDS)})\b")
 UNSAID = "the request is not valid"
 """Where vLLM's words are about its settings alone."""
 _NO_ROOM = re.compile(r"_tokens must be at least 1, got 0\b")
@@ -72,8 +75,11 @@ def refused(message: str, param: str | None, fields: Mapping[str, bytes]) -> Api
     """Our error for a request that vLLM refuses, in its words. param: vLLM's name for what is wrong."""
     content = content_field(fields)
     length = next((field for field in LENGTH_FIELDS if field in fields), None)
-    if length is not None and param == LENGTH_FIELDS[0] != length:
-        message, param = message.replace(param, length), length
+    if length is not None:
+        message = _LENGTH_FIELD.sub(length, message)
+        param = length if param in LENGTH_FIELDS else param
+    if param == "logprobs" and fields.get(RANKED, b"null") != b"null":
+        param = RANKED
     if _NO_ROOM.search(message) and (length is None or fields[length] != b"0"):
         return ApiError(400, "context_length_exceeded", "the prompt leaves no room for a token of the answer", content)
     if _TOO_LONG.search(message):

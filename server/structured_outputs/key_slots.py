@@ -1,4 +1,4 @@
-"""Owns whose turn it is: a number of slots, one at most for each key, handed round among the keys that wait.
+"""Owns slots for which keys take turns: each key holds at most one, and each free one goes to the next key that waits.
 
 Invariant: a key that waits gets a slot before any other key gets its second one.
 """
@@ -21,14 +21,14 @@ class Hold:
     rest_s: float = 0.0
 
 
-class Turns:
+class KeySlots:
     """slots: how many at once. max_waiting: of one key."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._free, self._max_waiting = slots, max_waiting
         self._holders: set[Label] = set()
         self._waiting: OrderedDict[Label, deque[asyncio.Future[None]]] = OrderedDict()
-        """Who waits, the key first whose turn is next."""
+        """The waiters of each key; the key whose turn is next comes first."""
 
     @asynccontextmanager
     async def hold(self, label: Label) -> AsyncIterator[Hold]:

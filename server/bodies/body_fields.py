@@ -1,7 +1,7 @@
-"""Owns the one look at a body: which fields its JSON object has, without parsing what they hold.
+"""Owns the fields of a body: which its JSON object has, without parsing what they hold.
 
 Invariant: what a `BodyFields` writes is one JSON object in UTF-8 with every name once, so vLLM cannot read another
-value of a field than the one that was looked at here.
+value of a field than the one that was checked here.
 """
 
 import re
@@ -86,6 +86,8 @@ def _top_level(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _reason(body: bytes, error: Exception) -> str:
+    if not body.strip():
+        return "found an empty body, expected a JSON object"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if has_lone_surrogate(body):

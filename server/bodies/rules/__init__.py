@@ -1,0 +1,1 @@
+"""What a body may ask for, beyond its size: messages by their role, and what is served at all."""
