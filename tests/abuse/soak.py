@@ -34,7 +34,11 @@ class Abuse:
 
     def problems(self) -> list[str]:
         """Everything that must not be."""
-        found = [f"phase {number}: {s}" for number, s in enumerate(self.seen, 1) if s.failures or not s.streams]
+        found = [
+            f"phase {number}: {seen.streams} streams, {len(seen.failures)} failures: {seen.failures[:3]}"
+            for number, seen in enumerate(self.seen, 1)
+            if seen.failures or not seen.streams
+        ]
         if self.memory[-1] > self.memory[0] + MOST_GROWTH:
             found.append(f"the memory grew from {self.memory[0]} to {self.memory[-1]} bytes")
         for name, ends in self.ends.items():

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 
 TOKENS = 100
+ADDRESS = "127.0.0.2"
+"""The witness's own: an address has only so many connections, and the attackers take all of theirs."""
 LIMIT_S = 500.0
 
 
@@ -96,7 +98,8 @@ def main(url: str, key: str, model: str) -> None:
     body |= {"return_token_ids": True, "stream": True}
     seen = Seen()
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=LIMIT_S) as client:
+    own = httpx.HTTPTransport(local_address=ADDRESS)
+    with httpx.Client(base_url=url, headers=headers, timeout=LIMIT_S, transport=own) as client:
         watch(client, body, seen)
         if seen.failures:
             raise SystemExit(f"no stream before the attack: {seen.failures}")

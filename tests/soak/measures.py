@@ -22,7 +22,7 @@ class Measure:
     """Of the device's pool, taken."""
     store_bytes: float
     files: int
-    """In the store's folder, folders included."""
+    """In the store's folder, folders included; without the bounded number that remember deleted names."""
     series: int
     """Samples on the page of metrics."""
     models: int
@@ -46,7 +46,7 @@ def measure(server: ServerProcess, client: TinyClient, store: Path) -> Measure:
     return Measure(
         rows=samples.total("perft_device_rows_used"),
         store_bytes=samples.total("perft_store_bytes"),
-        files=sum(1 for _ in store.rglob("*")),
+        files=sum(1 for path in store.rglob("*") if path.parent.name != "deleted"),
         series=len(samples.values),
         models=len(client.http.get("/v1/models").raise_for_status().json()["data"]),
         api_rss=api.memory_info().rss,
