@@ -40,12 +40,14 @@ def run(arguments: list[str]) -> int:
             status = command(client, parsed)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        return _without_reader()
+    except BrokenPipeError:  # its output is not read any more, as of `| head`: as if SIGPIPE had ended it
+        _drop_unwritten()
+        return 128 + SIGPIPE
     except ClientError as error:
         _complain(str(error), error.violations)
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _drop_unwritten()
     except KeyboardInterrupt:
         _complain("interrupted; the server still finishes what it has received")
         return 130
@@ -274,11 +276,13 @@ def _version_of(adapter: AdapterObject, number: int) -> VersionObject:
     raise ClientError(f"found no version {number} of {adapter.name}, expected one of its versions ({known})", 404)
 
 
-def _without_reader() -> int:
-    """The end of a command whose output is not read any more, as of `| head`: as if SIGPIPE had ended it."""
-    with suppress(OSError, ValueError):  # nothing is left to be written when the process ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + SIGPIPE
+def _drop_unwritten() -> None:
+    """Leave nothing that cannot be written to the end of the process, where Python would try again and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _json(value: object) -> str:

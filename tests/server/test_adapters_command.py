@@ -472,10 +472,17 @@ def test_a_pushed_archive_that_is_there_already_names_its_version(api: AdapterAp
     assert second.startswith("yes@1 ") and second.endswith("(existing, not active)")
 
 
+BUFFERED = {True: {"PYTHONUNBUFFERED": ""}, False: {"PYTHONUNBUFFERED": "1"}}
+"""Whether Python writes an output at its end or at once."""
+
+
 @pytest.mark.parametrize(
     "arguments", [["show", "alpha"], ["list", "alpha"], ["list", "--json"], ["push", "x", "a.zip"]]
 )
-def test_output_that_nobody_reads_is_no_error(api: AdapterApi, tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_output_that_nobody_reads_is_no_error(
+    api: AdapterApi, tmp_path: Path, arguments: list[str], is_buffered: bool
+) -> None:
     """As `| head` does, which ends before all is written."""
     for number in range(500):
         api.add("alpha", f"{number:064d}")
@@ -483,7 +490,7 @@ def test_output_that_nobody_reads_is_no_error(api: AdapterApi, tmp_path: Path, a
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-c", "from server.cli import main; main()", "adapters", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | BUFFERED[is_buffered] | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
     )
@@ -491,10 +498,12 @@ def test_output_that_nobody_reads_is_no_error(api: AdapterApi, tmp_path: Path, a
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_output_that_cannot_be_written_is_an_error(api: AdapterApi, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_output_that_cannot_be_written_is_an_error(api: AdapterApi, is_buffered: bool) -> None:
     command = [sys.executable, "-c", "from server.cli import main; main()", "adapters", "list"]
+    environment = os.environ | BUFFERED[is_buffered]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert done.returncode == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
 
 
