@@ -139,7 +139,6 @@ async def accept_spec(params: Any, label: str | None) -> None:
 @asynccontextmanager
 async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncIterator[World]:
     """The app of a server of `model`, as `perft serve` puts it together, once its engine is up."""
-    os.environ.setdefault("VLLM_PLUGINS", "")
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -148,16 +147,17 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
     from server.app.arguments import parse_arguments
     from server.app.plugin import _as_vllm_error
 
-    args = parse_arguments([
-        "serve", str(model), "--served-model-name", tiny_server.BASE_NAME, "--dtype", "float32",
-        "--max-model-len", str(LENGTH), "--enforce-eager",
-    ][1:])  # fmt: skip
-    args.model = str(model)
-    config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    with patch("vllm.entrypoints.launchers.app.attach_endpoint_plugins", lambda app, tasks: attach(app)):
-        app = build_app(args, ("generate",), config.model_config)
-    client = ScriptedClient(config)
-    await init_app_state(client, app.state, args, ("generate",))  # type: ignore[arg-type]
+    with patch.dict(os.environ, {"VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "")}):  # later servers load them
+        args = parse_arguments([
+            "serve", str(model), "--served-model-name", tiny_server.BASE_NAME, "--dtype", "float32",
+            "--max-model-len", str(LENGTH), "--enforce-eager",
+        ][1:])  # fmt: skip
+        args.model = str(model)
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        with patch("vllm.entrypoints.launchers.app.attach_endpoint_plugins", lambda app, tasks: attach(app)):
+            app = build_app(args, ("generate",), config.model_config)
+        client = ScriptedClient(config)
+        await init_app_state(client, app.state, args, ("generate",))  # type: ignore[arg-type]
     prune(app)
     answer_in_our_shape(app)
     health = EngineHealth(settings.engine_timeout_s, Processes(client))

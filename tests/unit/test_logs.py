@@ -32,6 +32,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     stream, logger = io.StringIO(), logging.getLogger("of.anybody")
     handler = logging.StreamHandler(stream)
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)  # whatever some library made of the root's
     yield stream
     logger.removeHandler(handler)
 
