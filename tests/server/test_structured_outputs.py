@@ -23,7 +23,7 @@ from server.structured_outputs.bounds import check_bounds
 from server.structured_outputs.checker import SpecChecker
 from server.structured_outputs.key_slots import KeySlots
 from server.structured_outputs.patterns import pattern_size
-from server.structured_outputs.process import Compiler, CompilerProcess
+from server.structured_outputs.process import Compiler, CompilerProcess, _environment
 from server.structured_outputs.spec import Spec
 from server.structured_outputs.wire import Verdict
 from tests.abuse.specs import HOSTILE, ORDINARY
@@ -414,3 +414,9 @@ def test_another_back_end_is_refused_at_start(name: str, tmp_path: Path) -> None
     args = parse_arguments(["model", "--adapter-store", str(tmp_path), "--structured-outputs-config", config])
     with pytest.raises(StartError, match=f"found backend '{name}', expected 'xgrammar'"):
         prepare_arguments(args)
+
+
+def test_the_process_gets_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERFT_ADMIN_KEY", "a-key-of-some-length")
+    found = _environment()
+    assert "PATH" in found and not any(name.startswith("PERFT_") for name in found)
