@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from server.uploads.validate import UploadValidator
 from tests.hostile import good
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import BASE, FakeEngine
+from tests.server.uploads import Upload, uploader
 from tests.synthetic import write_adapter
 
 BOB = bearer("bob")
@@ -72,18 +73,9 @@ def staged(services: Services) -> list[Path]:
     return folders
 
 
-Upload = Callable[..., httpx.Response]
-
-
 @pytest.fixture
 def upload(client: TestClient, tmp_path: Path) -> Upload:
-    def send(name: str, seed: int, **fields: str) -> httpx.Response:
-        folder = write_adapter(tmp_path / f"given-{seed}", BASE, seed)
-        parts = {"config": CONFIG_FILE, "weights": WEIGHTS_FILE}
-        files = {part: (file, (folder / file).read_bytes()) for part, file in parts.items()}
-        return client.post("/v1/adapters", data={"name": name, **fields}, files=files)
-
-    return send
+    return uploader(client, tmp_path)
 
 
 def refused(answer: httpx.Response, status: int, code: str, param: str | None = None) -> str:

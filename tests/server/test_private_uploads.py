@@ -4,23 +4,19 @@ by being deleted."""
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from server.errors import AdapterUnavailableError, ModelNotFoundError
 from tests.server.desk import ADMIN, ALICE, BOB, Desk, on_a_loop, opened
 from tests.server.fake_server import bearer, build_app, settings_of
-from tests.server.fakes import BASE, FakeEngine
-from tests.synthetic import write_adapter
-
-Upload = Callable[..., httpx.Response]
+from tests.server.fakes import FakeEngine
+from tests.server.uploads import Upload, uploader
 
 
 @pytest.fixture
@@ -32,13 +28,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 
 @pytest.fixture
 def upload(client: TestClient, tmp_path: Path) -> Upload:
-    def send(name: str, seed: int, **fields: str) -> httpx.Response:
-        folder = write_adapter(tmp_path / f"given-{seed}", BASE, seed)
-        parts = {"config": CONFIG_FILE, "weights": WEIGHTS_FILE}
-        files = {part: (file, (folder / file).read_bytes()) for part, file in parts.items()}
-        return client.post("/v1/adapters", data={"name": name, **fields}, files=files)
-
-    return send
+    return uploader(client, tmp_path)
 
 
 @pytest.mark.parametrize(
