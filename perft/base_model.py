@@ -14,7 +14,8 @@ from perft.config import AdapterConfig
 class BaseShape:
     """The shape of a Mixture-of-Experts base model.
 
-    embedded_problem: why PERFT-E cannot be served on it; None if it can.
+    embedded_problem: why PERFT-E cannot be served on it; None if it can. output_scale: what the model multiplies the
+    sum of its experts' outputs by, after they ran (routed_scaling_factor).
     """
 
     hidden_size: int
@@ -25,6 +26,7 @@ class BaseShape:
     dtype: torch.dtype
     fingerprint: str | None = None
     embedded_problem: str | None = None
+    output_scale: float = 1.0
 
 
 def base_fingerprint(router_weights: Iterable[torch.Tensor]) -> str:

@@ -14,8 +14,22 @@ class BaseRouter(Protocol):
     def logits(self) -> torch.Tensor:
         """Raw logits [T, N]."""
 
+    def top(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight that the base applies to each expert it selected, [T, J], and the expert's number, [T, J].
+
+        A number below 0 stands for none (padding).
+        """
+
     def weights(self) -> torch.Tensor:
-        """Weight of every base expert as the base applies it, [T, N] float32, 0 where not selected."""
+        """The same by expert: [T, N] float32, 0 where not selected."""
+
+
+def weights_by_expert(weights_TJ: torch.Tensor, chosen_TJ: torch.Tensor, experts: int) -> torch.Tensor:
+    """`BaseRouter.weights` from `BaseRouter.top`: [T, N] float32."""
+    is_chosen_TJ = chosen_TJ >= 0
+    zeros_TN = torch.zeros(weights_TJ.shape[0], experts, dtype=torch.float32, device=weights_TJ.device)
+    weights_TJ = torch.where(is_chosen_TJ, weights_TJ.float(), 0.0)
+    return zeros_TN.scatter_add(1, torch.where(is_chosen_TJ, chosen_TJ, 0).long(), weights_TJ)
 
 
 def top_probabilities(logits_TN: torch.Tensor, k: int) -> torch.Tensor:

@@ -24,6 +24,10 @@ FORBIDDEN_ENVIRONMENT = UNSAFE_ENVIRONMENT | {
 """Switches that our server refuses at startup: the unsafe ones, and those that break its keys or its metrics."""
 
 
+SPECULATIVE_METHOD = "ngram"
+"""The one method of speculative decoding that is served: its drafts come from the request's own tokens."""
+
+
 class UnsupportedModeError(ValueError):
     """The engine runs in a mode in which the answers of adapters are not tested."""
 
@@ -44,23 +48,76 @@ def environment_problems(
 
 
 def config_problems(vllm_config: Any) -> list[str]:
-    """Every unsupported mode in a `VllmConfig`."""
+    """Every unsupported mode in a `VllmConfig`, with what vLLM does in it that PERFT does not handle."""
     parallel = vllm_config.parallel_config
-    modes = {
-        "several API servers (--api-server-count)": parallel._api_process_count > 1,
-        "data parallel (--data-parallel-size)": parallel.data_parallel_size > 1,
-        "pipeline parallel (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
-        "expert parallel (--enable-expert-parallel)": parallel.enable_expert_parallel,
-        "expert load balancing (--enable-eplb)": parallel.enable_eplb,
-        "context parallel (--decode/--prefill-context-parallel-size)": (
-            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
+    context_sizes = (parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size)
+    modes = (
+        (
+            parallel._api_process_count > 1,
+            "several API servers (--api-server-count): each would have a table of adapters of its own",
         ),
-        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
-        "speculative decoding (--speculative-config)": vllm_config.speculative_config is not None,
-        "KV transfer (--kv-transfer-config, --kv-offloading-size)": vllm_config.kv_transfer_config is not None,
-        "torch.compile or CUDA graphs (without --enforce-eager)": _is_compiled(vllm_config),
-    }
-    return [f"{mode}: not tested with PERFT yet; leave it off" for mode, is_on in modes.items() if is_on]
+        (
+            parallel.data_parallel_size > 1,
+            "data parallel (--data-parallel-size): an order to load reaches every engine, only the first one's answer "
+            "comes back, and an idle engine's dummy steps run beside real ones; not run yet",
+        ),
+        (
+            parallel.pipeline_parallel_size > 1,
+            "pipeline parallel (--pipeline-parallel-size): a rank has a part of the layers, and adapters are checked "
+            "against the layers of one rank; not run yet",
+        ),
+        (
+            parallel.enable_expert_parallel,
+            "expert parallel (--enable-expert-parallel): a rank has a part of the experts and may see other ranks' "
+            "tokens; not run yet",
+        ),
+        (
+            parallel.enable_eplb,
+            "expert load balancing (--enable-eplb): the router's numbers are those of copies, not of experts; "
+            "not run yet",
+        ),
+        (
+            max(context_sizes) > 1,
+            "context parallel (--decode/--prefill-context-parallel-size): a rank sees a part of the tokens that the "
+            "step's plan counts; not run yet",
+        ),
+        (
+            parallel.use_ubatching,
+            "micro-batches (--enable-dbo, --ubatch-size): a layer runs twice, each time with a part of the tokens that "
+            "the step's plan counts; not run yet",
+        ),
+        (
+            vllm_config.cache_config.kv_sharing_fast_prefill,
+            "fast prefill (--kv-sharing-fast-prefill): the later layers see a part of the tokens that the step's plan "
+            "counts",
+        ),
+        (
+            vllm_config.kv_transfer_config is not None,
+            "KV transfer (--kv-transfer-config, --kv-offloading-size): blocks could leave the engine before their "
+            "request is found to be invalid; not run yet",
+        ),
+    )
+    problems = [f"{mode}; leave it off" for is_on, mode in modes if is_on]
+    speculation = _speculation_problem(vllm_config)
+    return [*problems, speculation] if speculation else problems
+
+
+def _speculation_problem(vllm_config: Any) -> str | None:
+    """Why speculative decoding as configured is not served; None if it is, or if there is none."""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return None
+    if speculative.method != SPECULATIVE_METHOD:
+        return (
+            f"speculative decoding (--speculative-config) with method {speculative.method!r}: drafts would come from a "
+            f"model that knows no adapter, which has not been run yet; use {SPECULATIVE_METHOD!r}, or leave it off"
+        )
+    if vllm_config.use_v2_model_runner:
+        return (
+            "speculative decoding (--speculative-config) on vLLM's V2 model runner: it counts the NaNs of a request's "
+            "first rows of logits as another's, so the wrong request would fail; set VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+    return None
 
 
 def check_supported(vllm_config: Any) -> None:
@@ -68,12 +125,3 @@ def check_supported(vllm_config: Any) -> None:
     problems = environment_problems(forbidden=UNSAFE_ENVIRONMENT) + config_problems(vllm_config)
     if problems:
         raise UnsupportedModeError(problems)
-
-
-def _is_compiled(vllm_config: Any) -> bool:
-    """Whether the model runs compiled or as captured graphs, which would freeze the first step's plan."""
-    from vllm.config import CompilationMode, CUDAGraphMode
-
-    compilation = vllm_config.compilation_config
-    graphs = compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE)
-    return compilation.mode not in (None, CompilationMode.NONE) or graphs

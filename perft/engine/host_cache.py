@@ -49,7 +49,8 @@ class Mover:
 
     def __init__(self, brief_wait_s: float) -> None:
         self._brief_wait_s = brief_wait_s
-        self._thread = ThreadPoolExecutor(1, "perft-adapters", initializer=compute_alone)
+        device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+        self._thread = ThreadPoolExecutor(1, "perft-adapters", initializer=_start_thread, initargs=(device,))
         self._jobs: dict[str, Future[None]] = {}
 
     def start(self, key: str, job: Callable[[], None]) -> Outcome:
@@ -103,9 +104,8 @@ class HostCache:
         if digest in self._host:
             return
         packed = self._packed(digest, folder)
-        ready = packed.pinned() if self._pool.tensor_RD.is_cuda else packed
         with self._lock:
-            self._host[digest] = ready
+            self._host[digest] = packed
             self._by_folder[str(folder)] = digest
             self._folders.setdefault(digest, set()).add(str(folder))
 
@@ -123,7 +123,7 @@ class HostCache:
             raise InvalidAdapterError("the stored adapter", violations)
         if violations := fit_violations(config, self._base, self._limits.allow_other_base):
             raise InvalidAdapterError("the stored adapter", violations)
-        packed = pack(config, load_layers(folder, config, self._base))
+        packed = pack(config, load_layers(folder, config, self._base), self._base.output_scale)
         if violations := packed.overflow_violations():
             raise InvalidAdapterError("the stored adapter", violations)
         return packed
@@ -166,6 +166,13 @@ class HostCache:
         if not self.holds(digest):
             for folder in self._folders.pop(digest, ()):
                 self._by_folder.pop(folder, None)
+
+
+def _start_thread(device: int | None) -> None:
+    """Set a new thread up to compute alone, and on its maker's accelerator: a thread's own choice is number 0."""
+    compute_alone()
+    if device is not None:
+        torch.accelerator.set_device_index(device)
 
 
 def _reason(error: BaseException) -> str:

@@ -44,10 +44,21 @@ def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
     runners = {module.layer_id: module for module in found.values() if isinstance(module, PerftMoERunner)}
     if len(runners) != len(found):
         raise UnsupportedModelError(f"{type(model).__name__} has several MoE layers in one decoder layer")
-    for name, module in found.items():
-        if module.moe_config.skip_final_all_reduce or module.moe_config.is_sequence_parallel:
-            raise UnsupportedModelError(f"{name} leaves its output unreduced over ranks: not supported")
+    for name, runner in found.items():
+        if problem := layer_problem(runner):
+            raise UnsupportedModelError(f"{name} {problem}: not supported")
     return runners
+
+
+def layer_problem(runner: MoERunner) -> str | None:
+    """Why the delta cannot be added to the output of this layer's experts; None if it can."""
+    if runner.moe_config.is_sequence_parallel:
+        return "sees a part of the step's tokens (sequence parallel)"
+    if runner.moe_config.use_deferred_moe_finalize:
+        return "leaves the sum over its experts to the layer after it"
+    if runner.routed_input_transform is not None or runner.routed_output_transform is not None:
+        return "runs its experts on a projection of the hidden states (latent MoE)"
+    return None
 
 
 def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> BaseShape:
@@ -55,6 +66,9 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
     model_config = vllm_config.model_config
     moe_config = next(iter(runners.values())).moe_config
     problems = (embedded_problem(runner) for runner in runners.values())
+    output_scales = {float(runner.routed_scaling_factor) for runner in runners.values()}
+    if len(output_scales) != 1:
+        raise UnsupportedModelError(f"the MoE layers scale their output by different factors: {sorted(output_scales)}")
     shape = BaseShape(
         hidden_size=model_config.get_hidden_size(),
         num_layers=model_config.hf_text_config.num_hidden_layers,
@@ -63,6 +77,7 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
         top_k=moe_config.experts_per_token,
         dtype=model_config.dtype,
         embedded_problem=next((problem for problem in problems if problem), None),
+        output_scale=output_scales.pop(),
     )
     return replace(shape, fingerprint=_fingerprint(vllm_config, shape))
 

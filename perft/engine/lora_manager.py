@@ -28,6 +28,7 @@ class AdapterManagerWithLoRA(AdapterManager):
         self._lora = LRUCacheWorkerLoRAManager(vllm_config, device, embedding_modules)
         self._lora_loader = LoRALoader(self._lora, self._movers, vllm_config, self._settings.limits)
         self._kinds: dict[int, bool] = {}  # whether an id is PEFT LoRA, decided once
+        self._dummies: set[int] = set()  # ids of the warm-up run that vLLM's manager had no adapter of
         self.lora_slots = min(vllm_config.lora_config.max_loras, vllm_config.lora_config.max_cpu_loras)
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: VllmConfig) -> torch.nn.Module:
@@ -59,8 +60,11 @@ class AdapterManagerWithLoRA(AdapterManager):
         return super().remove_adapter(adapter_id) or bool(self._lora.remove_adapter(adapter_id))
 
     def remove_all_adapters(self) -> None:
+        """End a warm-up run. vLLM's manager would drop every adapter here, also where it runs beside real requests."""
         super().remove_all_adapters()
-        self._lora.remove_all_adapters()
+        for adapter_id in self._dummies:
+            self._lora.remove_adapter(adapter_id)
+        self._dummies.clear()
 
     def list_adapters(self) -> set[int]:
         return super().list_adapters() | set(self._lora.list_adapters())
@@ -78,7 +82,10 @@ class AdapterManagerWithLoRA(AdapterManager):
 
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
         super().add_dummy_lora(request, rank)
-        return bool(self._lora.add_dummy_lora(request, rank))
+        is_new = bool(self._lora.add_dummy_lora(request, rank))
+        if is_new:
+            self._dummies.add(request.lora_int_id)
+        return is_new
 
     def _count_reads(self, requests: set[LoRARequest]) -> None:
         """Count the folders that vLLM's manager is about to read inside the step."""

@@ -11,6 +11,7 @@ Invariant: a token whose adapter is not on the device raises; it never falls thr
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
 from perft.engine.host_cache import HostCache
 from perft.engine.layers import base_shape, wrapped_runners
-from perft.engine.moe_layer import StepState
+from perft.engine.moe_layer import LayerState, StepState
 from perft.engine.ordered_loading import Movers, OrderedLoading
 from perft.engine.perft_loader import PerftLoader
 from perft.engine.pool import RowPool
 from perft.engine.settings import EngineSettings
 from perft.engine.step_loader import StepLoader
-from perft.operator import TokenGroup, TorchOperator
-from perft.operator.base import BatchPlan
+from perft.engine.tensor_parallel import TILE_TOKENS, Share
+from perft.operator import Batch, Step, TokenGroup, choose_operator
 
 logger = init_logger(__name__)
 
@@ -72,15 +73,23 @@ class AdapterManager:
         self.runners = wrapped_runners(model)
         self.base = base_shape(self.runners, vllm_config)
         rows = self._settings.rows(self.base, self._device)
-        self.pool = RowPool(rows, self.base.hidden_size, self.base.dtype, self._device)
+        shape = self.base
+        self.pool = RowPool(rows, shape.hidden_size, shape.dtype, self._device, shape.num_layers)
         self.host_cache = HostCache(self.pool, self.base, self._settings.limits)
-        self.step = StepState(self.pool.tensor_RD, TorchOperator())
+        self._operator = choose_operator(self.pool.tensor_RD, self.pool.tables, self._settings.operator_backend)
+        self._share = Share.of(list(self.runners.values()))
+        if not self._share.counts:
+            self.expert_counts = ExpertCounts(0)
+        self.step = StepState()
         self.step_loader = StepLoader(self.pool, self.base, self._settings.limits)
         loader = PerftLoader(self.host_cache, self.pool, self._movers)
         self.ordered_loading = OrderedLoading(self.step, self._movers, loader)
-        for runner in self.runners.values():
-            runner.perft = self.step
-        logger.info("PERFT: %d MoE layers carry the operator, row pool of %d rows", len(self.runners), rows)
+        for layer, runner in self.runners.items():
+            runner.attach(LayerState(self.step, layer, shape.hidden_size, shape.num_experts))
+        logger.info(
+            "PERFT: %d MoE layers carry the operator (%s), row pool of %d rows",
+            len(self.runners), type(self._operator).__name__, self.pool.total,
+        )  # fmt: skip
         return model
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
@@ -88,12 +97,12 @@ class AdapterManager:
 
         Raises KeyError if an adapter is not on the device, or what `add_adapter` raises.
         """
-        self.step.plan = None
+        self.step.step = None
         for request in requests:
             if not self._is_warm_up(request):
                 self.add_adapter(request)
         if mapping is not None:
-            self.step.plan = self._plan(mapping.index_mapping)
+            self.step.step = self._plan(mapping.index_mapping)
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Register a request's adapter, and load it here and now if no order did. True if it was not registered.
@@ -131,14 +140,14 @@ class AdapterManager:
         Rows that a step loaded are freed with the last id of the same content; those that an order brought are freed
         by order.
         """
-        self.step.plan = None
+        self.step.step = None
         digest = self._digests.pop(adapter_id, None)
         if digest is not None and digest not in self._digests.values() and not self.host_cache.holds(digest):
             self.host_cache.evict(digest)
         return digest is not None
 
     def remove_all_adapters(self) -> None:
-        self.step.plan = None
+        self.step.step = None
         self._warm_up_ids.clear()
         for adapter_id in list(self._digests):
             self.remove_adapter(adapter_id)
@@ -166,19 +175,30 @@ class AdapterManager:
     def supports_tower_connector_lora(self) -> bool:
         return False
 
-    def _plan(self, token_ids: Sequence[int]) -> BatchPlan | None:
+    def _plan(self, token_ids: Sequence[int]) -> Step | None:
         """Group the step's tokens by adapter; None if all are the base's. Raises KeyError for an absent adapter."""
-        ids_T = np.asarray(token_ids)
+        ids_T = np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
+        if not ids_T.any():
+            return None
+        order_T = np.argsort(ids_T, kind="stable")
+        edges = [0, *(np.flatnonzero(np.diff(ids_T[order_T])) + 1).tolist(), len(order_T)]
         groups: list[TokenGroup] = []
-        for adapter_id in np.unique(ids_T).tolist():
+        tokens: list[np.ndarray] = []
+        planned = tiles = 0
+        for start, stop in pairwise(edges):
+            adapter_id = int(ids_T[order_T[start]])
             if not self._is_planned(adapter_id):
                 continue
             adapter = self.pool.get(self._digests.get(adapter_id, ""))
             if adapter is None:
                 raise KeyError(f"adapter {adapter_id} has tokens in this step and no rows on the device")
-            tokens_n = torch.from_numpy(np.flatnonzero(ids_T == adapter_id)).to(self._device, non_blocking=True)
-            groups.append(TokenGroup(adapter, tokens_n, adapter_id))
-        return BatchPlan(groups, self.expert_counts.watch()) if groups else None
+            own = self._share.of_tokens(order_T[start:stop], tiles)
+            tiles += -(-(stop - start) // TILE_TOKENS)
+            groups.append(TokenGroup(adapter, planned, planned + len(own), adapter_id))
+            tokens.append(own)
+            planned += len(own)
+        tokens_n = torch.from_numpy(np.concatenate([*tokens, order_T[:0]]))
+        return self._operator.plan(Batch(tokens_n, groups, len(ids_T), self.expert_counts.watch()))
 
     def _is_registered(self, adapter_id: int) -> bool:
         """Whether an id is known and its content is on the device: an eviction by order leaves the id behind."""

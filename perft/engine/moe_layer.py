@@ -1,7 +1,8 @@
-"""Owns THE MoE LAYER: vLLM's MoE runner, plus the PERFT delta of the adapters in the step.
+"""Owns THE MoE LAYER: vLLM's MoE runner and routed experts, plus the PERFT delta of the adapters in the step.
 
-Invariant: without a plan for this layer `forward` IS the base's forward; with one, the rows of tokens without an
-adapter are exactly the base's.
+The delta is computed and added inside vLLM's opaque MoE op, where the base's experts run: Dynamo traces nothing of
+ours, and the base's own top-k is at hand. Invariant: in a step without adapters the layer IS the base's; with them,
+the rows of tokens without an adapter are exactly the base's.
 """
 
 from dataclasses import dataclass
@@ -11,57 +12,121 @@ import torch
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from perft.engine.base_router import VllmBaseRouter
-from perft.operator import Operator
-from perft.operator.base import BatchPlan
+from perft.operator import Delta, Step
+from perft.routing import weights_by_expert
 
 
 @dataclass
 class StepState:
-    """State that all MoE layers of a worker share. pool_RD: the row pool. plan: the step's (None: the base only)."""
+    """What all MoE layers of a worker share: the planned step (None: the base only)."""
 
-    pool_RD: torch.Tensor
-    operator: Operator
-    plan: BatchPlan | None = None
+    step: Step | None = None
+
+
+class LayerState:
+    """One MoE layer's part: its place in the model, and what its router said in this step."""
+
+    def __init__(self, shared: StepState, layer: int, hidden_size: int, num_experts: int) -> None:
+        self.shared, self.layer, self.hidden_size, self.num_experts = shared, layer, hidden_size, num_experts
+        self.logits_TN: torch.Tensor | None = None
+
+    def start(self, x_TD: torch.Tensor, top: tuple[torch.Tensor, torch.Tensor] | None) -> Delta | None:
+        """Begin the delta of this layer's input; `top` are the base's weights and experts, None if it hides them."""
+        step = self.shared.step
+        if step is None:
+            return None
+        logits_TN, self.logits_TN = self.logits_TN, None
+        return step.start(self.layer, self._unpadded(x_TD), LayerRouting(logits_TN, top, self.num_experts))
+
+    def add(self, delta: Delta | None, output_TD: Any) -> Any:
+        """The experts' output with the delta added; both may be padded on the right."""
+        if delta is not None:
+            delta(self._unpadded(output_TD))
+        return output_TD
+
+    def _unpadded(self, tensor_TD: torch.Tensor) -> torch.Tensor:
+        return tensor_TD if tensor_TD.shape[1] == self.hidden_size else tensor_TD[:, : self.hidden_size]
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """The base router of one MoE layer for the tokens of one step (see `perft.routing.BaseRouter`)."""
+
+    logits_TN: torch.Tensor | None
+    top_TJ: tuple[torch.Tensor, torch.Tensor] | None
+    num_experts: int
+
+    def logits(self) -> torch.Tensor:
+        assert self.logits_TN is not None, "the runner's _apply_quant_method has not run"
+        return self.logits_TN[:, : self.num_experts]
+
+    def top(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.top_TJ is not None, "PERFT-E is refused where the kernel hides the base's top-k"
+        return self.top_TJ
+
+    def weights(self) -> torch.Tensor:
+        return weights_by_expert(*self.top(), self.num_experts)
 
 
 class PerftMoERunner(MoERunner):
-    """MoERunner that adds the PERFT delta. `perft` is None until a manager attaches its state."""
+    """MoERunner that keeps its router's logits for the layer. `perft` is None until a manager attaches its state."""
 
-    perft: StepState | None = None
+    perft: LayerState | None = None
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        router_logits: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        shared_experts_input: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The block's output [T, D], reduced over ranks, plus the delta of each planned token.
+    def attach(self, state: LayerState) -> None:
+        """Have this layer add the delta of every planned step."""
+        self.perft = self.routed_experts.perft = state
 
-        hidden_states: [T, D]. router_logits: [T, N], or the hidden states if the runner owns the gate.
+    def _select_forward(self) -> Any:
+        """Where the model is compiled: the opaque op on every platform (vLLM's CPU would trace through it)."""
+        from vllm.config import CompilationMode, get_current_vllm_config
 
-        The delta is computed first, because the expert kernels may overwrite `hidden_states`, and added last, after
-        the reduction, so that every rank adds all of it once.
-        """
-        state = self.perft
-        plan = None if state is None or state.plan is None else state.plan.at(self.layer_id)
-        if state is None or plan is None:
-            base_TD: torch.Tensor = super().forward(hidden_states, router_logits, input_ids, shared_experts_input)
-            return base_TD
-        x_TD = hidden_states if shared_experts_input is None else shared_experts_input
-        base = VllmBaseRouter(self, hidden_states, router_logits, input_ids)
-        delta_nD = state.operator.delta(state.pool_RD, plan, x_TD, base)
-        output_TD: torch.Tensor = super().forward(hidden_states, router_logits, input_ids, shared_experts_input)
-        return output_TD.index_add_(0, plan.tokens_n, delta_nD)
+        if get_current_vllm_config().compilation_config.mode in (None, CompilationMode.NONE):
+            return super()._select_forward()
+        ops = torch.ops.vllm
+        return ops.moe_forward if self._shared_experts is None else ops.moe_forward_shared
+
+    def _apply_quant_method(
+        self, hidden_states: torch.Tensor, router_logits: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """vLLM's own; hidden_states [T, D], router_logits [T, N] as the base's router gave them."""
+        if self.perft is not None and self.perft.shared.step is not None:
+            self.perft.logits_TN = router_logits
+        return super()._apply_quant_method(hidden_states, router_logits, *args, **kwargs)
 
 
 class PerftRoutedExperts(RoutedExperts):
-    """RoutedExperts that picks its kernels as if LoRA were off: PERFT never changes the inside of a base expert."""
+    """RoutedExperts that adds the delta to its output, before that is scaled or reduced over ranks.
+
+    It picks its kernels as if LoRA were off: PERFT never changes the inside of a base expert.
+    """
+
+    perft: LayerState | None = None
 
     def __init__(self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any) -> None:
         moe_config.is_lora_enabled = False
         super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
+
+    def forward_modular(
+        self, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The experts' output [T, D] for x [T, D] and the base's weights and experts [T, J], plus the delta.
+
+        The delta is begun first, because the kernels may overwrite `x`.
+        """
+        state = self.perft
+        if state is None or state.shared.step is None:
+            return super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs)
+        delta = state.start(x, (topk_weights, topk_ids))
+        return state.add(delta, super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs))
+
+    def forward_monolithic(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The same where the kernel routes by itself."""
+        state = self.perft
+        if state is None or state.shared.step is None:
+            return super().forward_monolithic(x, *args, **kwargs)
+        delta = state.start(x, None)
+        return state.add(delta, super().forward_monolithic(x, *args, **kwargs))
 
 
 def install_moe_runner() -> None:

@@ -82,7 +82,7 @@ class OrderedLoading:
         return self._movers[move].outcome(adapter.key)
 
     def evict(self, key: str) -> None:
-        self._step.plan = None
+        self._step.step = None
         for loader in self._loaders.values():
             loader.evict(key)
 

@@ -34,8 +34,10 @@ def register() -> None:
 
     from perft.engine.make_manager import install_manager
     from perft.engine.moe_layer import install_moe_runner
+    from perft.engine.nan_counts import install_nan_counts
     from perft.engine.parent import end_engines_with_parents
 
     end_engines_with_parents()
     install_moe_runner()
     install_manager()
+    install_nan_counts()

@@ -1,8 +1,8 @@
 """Owns the row pool: one [R, D] tensor that holds every resident adapter's rows, of all layers and ranks alike.
 
-Invariant: every row is either free or belongs to exactly one adapter (`check_integrity`). An adapter is charged the
-rows it really has; they form one run where there is room for one, else several, so fragmentation wastes no row.
-One thread may fill rows while a step reads others on another thread: a lock guards what is free.
+Invariant: every page of rows is either free or belongs to exactly one adapter (`check_integrity`). An adapter takes
+the pages that its rows fill, wherever they are free: nothing is ever moved, and at most PAGE_ROWS - 1 rows of an
+adapter are unused. One thread may fill rows while a step reads others on another thread: a lock guards what is free.
 """
 
 import threading
@@ -13,7 +13,12 @@ import torch
 
 from perft.config import AdapterConfig
 from perft.operator.base import LayerRows, PlacedAdapter, Rows
+from perft.operator.free_runs import FreeRuns, runs_of
+from perft.operator.tables import PAGE_ROWS, SlotTables, pool_rows
 from perft.reference import LayerWeights
+
+STAGING_BYTES = 32 * 2**20
+"""Page-locked memory through which rows go to a GPU."""
 
 
 class PoolFullError(RuntimeError):
@@ -28,14 +33,21 @@ class PoolFullError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackedAdapter:
-    """An adapter made ready on the host: per layer one [rows, D] block of router, down and up rows, in that order."""
+    """An adapter made ready on the host: its rows [rows, D], layer after layer, each router, down and up rows."""
 
     config: AdapterConfig
-    blocks: dict[int, torch.Tensor]
+    layers: tuple[int, ...]
+    rows_RD: torch.Tensor
 
     @property
     def rows(self) -> int:
-        return sum(block.shape[0] for block in self.blocks.values())
+        """Rows that it takes in a pool: whole pages."""
+        return pool_rows(self.rows_RD.shape[0])
+
+    def block(self, layer: int) -> torch.Tensor:
+        """The rows of one layer."""
+        start = self.layers.index(layer) * self.config.rows_per_layer()
+        return self.rows_RD[start : start + self.config.rows_per_layer()]
 
     def overflow_violations(self) -> list[str]:
         """Each tensor with values that are not finite in the dtype it is served in.
@@ -45,40 +57,51 @@ class PackedAdapter:
         router_rows, half = self.config.router_rows, self.config.num_experts * self.config.bottleneck
         parts = {"router": router_rows, "down_proj": half, "up_proj": half}
         found: list[str] = []
-        for layer, block in self.blocks.items():
-            for name, rows in zip(parts, torch.split(block, list(parts.values())), strict=True):
+        for layer in self.layers:
+            for name, rows in zip(parts, torch.split(self.block(layer), list(parts.values())), strict=True):
                 if rows.numel() and not all(torch.isfinite(end) for end in torch.aminmax(rows)):
                     found.append(
-                        f"layers.{layer}.{name}: found values that overflow {block.dtype}, the dtype of the served "
+                        f"layers.{layer}.{name}: found values that overflow {rows.dtype}, the dtype of the served "
                         "model: serve it in a wider one (--dtype), or upload an adapter with smaller values"
                     )
         return found
 
-    def pinned(self) -> "PackedAdapter":
-        """The same in page-locked memory, from which a device copies without the CPU."""
-        return PackedAdapter(self.config, {layer: block.pin_memory() for layer, block in self.blocks.items()})
 
+def pack(config: AdapterConfig, layers: dict[int, LayerWeights], output_scale: float = 1.0) -> PackedAdapter:
+    """Lay out an adapter's tensors as rows of width D; up_proj [M, D, B] becomes M * B rows, `scale` folded in.
 
-def pack(config: AdapterConfig, layers: dict[int, LayerWeights]) -> PackedAdapter:
-    """Lay out an adapter's tensors as rows of width D; up_proj [M, D, B] becomes M * B rows, `scale` folded in."""
-    blocks: dict[int, torch.Tensor] = {}
-    for layer, weights in layers.items():
-        parts = [] if weights.router is None else [weights.router]
-        parts += [weights.down_proj.flatten(0, 1), (weights.up_proj * config.scale).transpose(1, 2).flatten(0, 1)]
-        blocks[layer] = torch.cat(parts).contiguous()
-    return PackedAdapter(config, blocks)
+    output_scale: what the model multiplies the experts' output by once the delta is in it. PERFT-E's delta belongs to
+    the experts and is multiplied with them; that of the other variants is divided by it beforehand.
+    """
+    scale = config.scale if config.variant == "E" else config.scale / output_scale
+    parts: list[torch.Tensor] = []
+    for weights in layers.values():
+        parts += [] if weights.router is None else [weights.router]
+        parts += [weights.down_proj.flatten(0, 1), (weights.up_proj * scale).transpose(1, 2).flatten(0, 1)]
+    return PackedAdapter(config, tuple(layers), torch.cat(parts))
 
 
 class RowPool:
-    """The pool's tensor and who has which rows, by digest."""
+    """The pool's tensor and who has which pages, by digest.
 
-    def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.tensor_RD = torch.empty(rows, hidden_size, dtype=dtype, device=device)
+    rows: rounded down to whole pages. layers: decoder layers of the model, for the tables.
+    """
+
+    def __init__(self, rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device, layers: int) -> None:
+        pages = rows // PAGE_ROWS
+        self.tensor_RD = torch.empty(pages * PAGE_ROWS, hidden_size, dtype=dtype, device=device)
+        self.tables = SlotTables(pages, layers, device)
         self._lock = threading.RLock()
         self._copying = threading.Lock()
-        self._writes = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._free: list[range] = [range(rows)]
-        self._taken: dict[str, list[range]] = {}
+        self._writes: torch.cuda.Stream | None = None
+        self._staging: torch.Tensor | None = None
+        if device.type == "cuda":
+            self._writes = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            staging_rows = max(PAGE_ROWS, STAGING_BYTES // (hidden_size * dtype.itemsize))
+            self._staging = torch.empty(staging_rows, hidden_size, dtype=dtype, pin_memory=True)
+        self._free_pages, self._free_slots = FreeRuns(pages), FreeRuns(pages)
+        self._free_entries = FreeRuns(self.tables.page_index.numel())
+        self._taken: dict[str, Taken] = {}
         self._placed: dict[str, PlacedAdapter] = {}
 
     @property
@@ -89,7 +112,7 @@ class RowPool:
     def used(self) -> int:
         """Rows that are taken, those of a copy under way included."""
         with self._lock:
-            return self.total - sum(map(len, self._free))
+            return self.total - PAGE_ROWS * len(self._free_pages)
 
     def digests(self) -> list[str]:
         """Every adapter that is whole in the pool."""
@@ -108,28 +131,26 @@ class RowPool:
             return self._put(digest, adapter)
 
     def _put(self, digest: str, adapter: PackedAdapter) -> PlacedAdapter:
-        assert all(block.shape[1] == self.tensor_RD.shape[1] for block in adapter.blocks.values())
+        assert adapter.rows_RD.shape[1] == self.tensor_RD.shape[1]
         with self._lock:
             if digest in self._placed:
                 return self._placed[digest]
             free = self.total - self.used
             if adapter.rows > free:
                 raise PoolFullError(adapter.rows, free, self.total)
-            runs = {layer: self._take(block.shape[0]) for layer, block in adapter.blocks.items()}
-        taken = [run for parts in runs.values() for run in parts]
+            taken = self._take(adapter.rows // PAGE_ROWS)
         try:
-            with torch.cuda.stream(self._writes):
-                layers = {layer: self._place(adapter.config, adapter.blocks[layer], runs[layer]) for layer in runs}
-            if self._writes is not None:
-                self._writes.synchronize()
+            self._copy(adapter.rows_RD, taken.pages)
         except BaseException:
             with self._lock:
                 self._give_back(taken)
             raise
+        placed = PlacedAdapter(adapter.config, _layer_rows(adapter, taken.pages, self.tensor_RD.device), taken.slot)
         with self._lock:
+            self.tables.write(taken.slot, adapter.config, adapter.layers, taken.entry, taken.pages)
             self._taken[digest] = taken
-            self._placed[digest] = PlacedAdapter(adapter.config, layers)
-        return self._placed[digest]
+            self._placed[digest] = placed
+        return placed
 
     def remove(self, digest: str) -> None:
         """Free an adapter's rows; a later write waits for the steps that still read them.
@@ -143,52 +164,79 @@ class RowPool:
             self._give_back(self._taken.pop(digest))
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless free and taken rows make up the pool, each once."""
-        runs = sorted([*self._free, *(run for taken in self._taken.values() for run in taken)], key=lambda r: r.start)
-        edges = [0, *(run.stop for run in runs)]
-        assert [run.start for run in runs] == edges[:-1] and edges[-1] == self.total, runs
+        """Raises AssertionError unless free and taken pages, slots and index entries make up the whole, each once."""
+        taken = self._taken.values()
+        entries = [entry for t in taken for entry in range(t.entry, t.entry + len(t.pages))]
+        for free, used, total in (
+            (self._free_pages, [page for t in taken for page in t.pages], self.total // PAGE_ROWS),
+            (self._free_slots, [t.slot for t in taken], self.total // PAGE_ROWS),
+            (self._free_entries, entries, self.tables.page_index.numel()),
+        ):
+            numbers = sorted([*used, *(number for run in free for number in run)])
+            assert numbers == list(range(total)), (free, used)
         assert self._taken.keys() == self._placed.keys()
+        for digest, t in self._taken.items():
+            assert self._placed[digest].slot == t.slot
 
-    def _take(self, count: int) -> list[range]:
-        """`count` free rows: the smallest run that holds them all, else the largest runs until they do."""
-        fitting = [run for run in self._free if len(run) >= count]
-        chosen = [min(fitting, key=len)] if fitting else sorted(self._free, key=len, reverse=True)
-        taken: list[range] = []
-        for run in chosen:
-            part = run[: count - sum(map(len, taken))]
-            if part:
-                self._free.remove(run)
-                if len(part) < len(run):
-                    self._free.append(run[len(part) :])
-                taken.append(part)
-        return taken
+    def _take(self, pages: int) -> "Taken":
+        """Pages, a slot and entries of the page index; there are always enough of the two if there are of pages."""
+        entry, slot = self._free_entries.take_first(pages), self._free_slots.take_first(1)
+        return Taken(tuple(self._free_pages.take(pages)), slot, entry)
 
-    def _give_back(self, runs: Sequence[range]) -> None:
-        """Free rows; runs that touch become one."""
-        merged: list[range] = []
-        for run in sorted([*self._free, *runs], key=lambda run: run.start):
-            if merged and merged[-1].stop == run.start:
-                merged[-1] = range(merged[-1].start, run.stop)
-            else:
-                merged.append(run)
-        self._free = merged
+    def _give_back(self, taken: "Taken") -> None:
+        self._free_pages.give(sorted(taken.pages))
+        self._free_slots.give([taken.slot])
+        self._free_entries.give(range(taken.entry, taken.entry + len(taken.pages)))
 
-    def _place(self, config: AdapterConfig, block: torch.Tensor, runs: Sequence[range]) -> LayerRows:
-        """Copy one layer's block into `runs` and say where its parts are."""
+    def _copy(self, rows_RD: torch.Tensor, pages: Sequence[int]) -> None:
+        """Copy rows into pages, run by run; to a GPU through page-locked memory, beside the steps."""
         start = 0
-        for run in runs:
-            self.tensor_RD[run.start : run.stop].copy_(block[start : start + len(run)], non_blocking=True)
-            start += len(run)
-        router_rows, half = config.router_rows, config.num_experts * config.bottleneck
-        return LayerRows(
-            router=self._rows(runs, 0, router_rows) if router_rows else None,
-            down=self._rows(runs, router_rows, router_rows + half),
-            up=self._rows(runs, router_rows + half, router_rows + 2 * half),
-        )
+        for run in runs_of(pages):
+            part = rows_RD[start : start + len(run) * PAGE_ROWS]
+            target = self.tensor_RD[run.start * PAGE_ROWS : run.start * PAGE_ROWS + part.shape[0]]
+            start += part.shape[0]
+            if self._staging is None:
+                target.copy_(part)
+                continue
+            with torch.cuda.stream(self._writes):
+                for first in range(0, len(part), len(self._staging)):
+                    staged = self._staging[: len(part) - first]
+                    staged.copy_(part[first : first + len(staged)])
+                    target[first : first + len(staged)].copy_(staged, non_blocking=True)
+                    assert self._writes is not None
+                    self._writes.synchronize()
 
-    def _rows(self, runs: Sequence[range], start: int, stop: int) -> Rows:
-        """The pool's rows of entries start..stop of a block that lies in `runs`."""
-        if len(runs) == 1:
-            return slice(runs[0].start + start, runs[0].start + stop)
-        index = [row for run in runs for row in run][start:stop]
-        return torch.tensor(index, dtype=torch.int64, device=self.tensor_RD.device)
+
+@dataclass(frozen=True)
+class Taken:
+    """What one adapter has: its pages in order, its slot, the first of its entries in the page index."""
+
+    pages: tuple[int, ...]
+    slot: int
+    entry: int
+
+
+def _layer_rows(adapter: PackedAdapter, pages: Sequence[int], device: torch.device) -> dict[int, LayerRows]:
+    """Where each part of each layer lies in the pool."""
+    page_P = torch.tensor(pages, dtype=torch.int64)
+    row_R = (page_P[:, None] * PAGE_ROWS + torch.arange(PAGE_ROWS)).flatten()
+    config = adapter.config
+    router_rows, half, per_layer = config.router_rows, config.num_experts * config.bottleneck, config.rows_per_layer()
+
+    def rows(start: int, count: int) -> Rows:
+        part = row_R[start : start + count]
+        first = int(part[0])
+        return slice(first, first + count) if _is_run(part) else part.to(device)
+
+    return {
+        layer: LayerRows(
+            router=rows(i * per_layer, router_rows) if router_rows else None,
+            down=rows(i * per_layer + router_rows, half),
+            up=rows(i * per_layer + router_rows + half, half),
+        )
+        for i, layer in enumerate(adapter.layers)
+    }
+
+
+def _is_run(rows: torch.Tensor) -> bool:
+    return bool((rows.diff() == 1).all())

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+SUPPORTED_VLLM = "0.32.0"
+"""The version that runs: every process checks its seams at start, and the tests run on it."""
+BY_NAME = "0.33.0"
+"""A version whose seams were read off its wheel (`seam_wheel.py`): the names hold, nothing of it has run."""
+BOTH = (SUPPORTED_VLLM, BY_NAME)
+
 
 class SeamError(RuntimeError):
     """This vLLM differs from the one PERFT was tested on; its base model could answer an adapter's request."""
@@ -19,7 +25,8 @@ class Seam:
     """One name in vLLM that we subclass, replace, call or read.
 
     use: what we do with it. parameters: the leading parameters we rely on, in order, without self (None: not
-    checked). sets: attributes that it assigns and that we read.
+    checked). sets: attributes that it assigns and that we read. checked: the versions of vLLM in which it was found to
+    hold. elsewhere: (version, module) where it lies in another module.
     """
 
     module: str
@@ -27,13 +34,16 @@ class Seam:
     use: str
     parameters: tuple[str, ...] | None = None
     sets: tuple[str, ...] = ()
+    checked: tuple[str, ...]
+    elsewhere: tuple[tuple[str, str], ...] = ()
 
     def problem(self) -> str | None:
         """How this vLLM differs from what we rely on; None if it does not."""
         try:
             target: Any = import_module(self.module)
             for part in self.name.split("."):
-                target = getattr(target, part)
+                fields = getattr(target, "__dataclass_fields__", {})
+                target = fields[part] if part in fields else getattr(target, part)
         except (ImportError, AttributeError) as error:
             return f"{self.module}.{self.name} does not exist ({error})"
         if absent := [name for name in self.sets if name not in _attributes_set(target)]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from adapters.format.files import Limits
+from perft.back_ends import BackEnd
 from perft.base_model import BaseShape
 from perft.memory import memory_bytes
 
@@ -18,12 +19,13 @@ DEFAULT_POOL_FRACTION = 0.05
 class EngineSettings:
     """pool_rows: rows of the pool (None: DEFAULT_POOL_FRACTION of the device's memory). allow_other_base: take
     adapters whose base_fingerprint differs. max_weights_bytes: largest weights file. expert_sampling: every n-th step
-    counts how its tokens used the experts (0: none)."""
+    counts how its tokens used the experts (0: none). operator_backend: what computes the delta."""
 
     pool_rows: int | None = None
     allow_other_base: bool = False
     max_weights_bytes: int = Limits.max_weights_bytes
     expert_sampling: int = 0
+    operator_backend: BackEnd = "auto"
 
     @classmethod
     def of(cls, vllm_config: Any) -> "EngineSettings":

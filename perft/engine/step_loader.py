@@ -32,7 +32,9 @@ class StepLoader:
                 f"found digest {checked.digest}, expected {expected}: the files in {folder} were changed"
             )
         if self._pool.get(checked.digest) is None:
-            self._pool.put(checked.digest, pack(checked.config, checked.layer_weights(self._base)))
+            self._pool.put(
+                checked.digest, pack(checked.config, checked.layer_weights(self._base), self._base.output_scale)
+            )
         return checked.digest
 
     def count(self, folder: Path) -> None:

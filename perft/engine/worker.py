@@ -12,11 +12,15 @@ from perft.engine.manager import AdapterManager
 from perft.engine.moe_layer import PerftMoERunner
 from perft.engine.ordered_loading import Move
 
+NULL_BLOCK = 0
+"""The cache block that vLLM keeps for padding: it holds nothing of a request."""
+
 
 class PerftWorkerExtension:
     """Mixed into vLLM's worker. Every method's name begins with `perft_`."""
 
     model_runner: Any
+    _perft_can_zero = False
 
     def perft_status(self) -> dict[str, Any]:
         """How many MoE layers carry the operator on this rank, the base's shape, the row pool and the LoRA slots.
@@ -28,7 +32,8 @@ class PerftWorkerExtension:
         if not isinstance(manager, AdapterManager):
             return {"moe_layers": 0, "problem": f"the worker's adapter manager is {type(manager).__name__}"}
         self._prepare_zeroing()
-        carrying = [r for r in manager.runners.values() if isinstance(r, PerftMoERunner) and r.perft is manager.step]
+        states = [runner.perft for runner in manager.runners.values() if isinstance(runner, PerftMoERunner)]
+        carrying = [state for state in states if state is not None and state.shared is manager.step]
         base = manager.base
         return {
             "moe_layers": len(carrying),
@@ -89,17 +94,26 @@ class PerftWorkerExtension:
         return {"step_load_bytes": manager.step_loader.bytes_read, "expert_tokens": manager.expert_counts.read()}
 
     def _prepare_zeroing(self) -> None:
-        """Let an accelerator's model runner zero cache blocks when the scheduler asks for it.
+        """Let an accelerator's model runner zero cache blocks when the scheduler asks for it, from the first time on.
 
-        vLLM prepares this for some models only; the CPU's runner needs no preparation.
+        vLLM prepares this for some models only, and does not compile the kernel for all of those: the first poisoned
+        request would stop everybody's step for that long. The CPU's runner needs no preparation.
         """
         runner = self.model_runner
-        has_zeroer = getattr(runner, "_kv_block_zeroer", None) or getattr(runner, "kv_block_zeroer", None)
-        if runner.device.type != "cpu" and not has_zeroer:
+        if self._perft_can_zero or runner.device.type == "cpu":
+            return
+        if _zeroer_of(runner) is None:
             runner._init_kv_zero_meta()
+        _zeroer_of(runner).zero_block_ids([NULL_BLOCK])
+        self._perft_can_zero = True
 
     @property
     def _manager(self) -> AdapterManager:
         manager = self.model_runner.lora_manager
         assert isinstance(manager, AdapterManager)
         return manager
+
+
+def _zeroer_of(runner: Any) -> Any:
+    """What zeroes cache blocks in vLLM's V1 or V2 model runner; None before it is prepared."""
+    return getattr(runner, "_kv_block_zeroer", None) or getattr(runner, "kv_block_zeroer", None)

@@ -7,7 +7,7 @@ into its up rows). The variants differ only in which (token, segment, weight) tr
 router picked, E those of the base's top-k, D and S all of the adapter's with weight 1, a token without an adapter none.
 """
 
-from perft.operator.base import LayerPlan, LayerRows, Operator, PlacedAdapter, TokenGroup
-from perft.operator.torch_backend import TorchOperator
+from perft.operator.base import Batch, Delta, LayerRows, Operator, PlacedAdapter, Step, TokenGroup
+from perft.operator.choose import choose_operator
 
-__all__ = ["LayerPlan", "LayerRows", "Operator", "PlacedAdapter", "TokenGroup", "TorchOperator"]
+__all__ = ["Batch", "Delta", "LayerRows", "Operator", "PlacedAdapter", "Step", "TokenGroup", "choose_operator"]

@@ -1,11 +1,11 @@
-"""Owns the operands of the operator: where adapters lie in the pool, which tokens are whose.
+"""Owns the interface between the engine and a back end of the operator: one batch, planned once per step.
 
-Invariant: a plan is made once per engine step and read by every layer; a layer changes nothing in it.
+The engine calls `Operator.plan` once per step, and in each MoE layer `Step.start` before the base's experts run (they
+may overwrite their input), then the `Delta` it returned on their output, before that is reduced over ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -28,18 +28,20 @@ class LayerRows:
 
 @dataclass(frozen=True)
 class PlacedAdapter:
-    """An adapter that is in the pool: its configuration and its rows, by decoder layer."""
+    """An adapter that is in the pool: its configuration, its rows by decoder layer, its slot in the pool's tables."""
 
     config: AdapterConfig
     layers: Mapping[int, LayerRows]
+    slot: int
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """The tokens of one step (int64 [n], positions in the batch) that belong to one adapter, known by `id`."""
+    """The tokens of one step that belong to one adapter, known by `id`: entries start..stop of `Batch.tokens_n`."""
 
     adapter: PlacedAdapter
-    tokens_n: torch.Tensor
+    start: int
+    stop: int
     id: int = 0
 
 
@@ -48,97 +50,43 @@ Watch = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
-class Span:
-    """Entries start..end of `Layout.tokens_n`, and the index of the group they belong to."""
+class Batch:
+    """The tokens of one step that have an adapter.
 
-    group: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class AlikeGroups:
-    """Neighbouring groups whose deltas are computed alike: one back end call does what they share for all of them."""
-
-    config: AdapterConfig
-    spans: Sequence[Span]
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.spans[0].start, self.spans[-1].end)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """In which order a layer's tokens are worked on: token `tokens_n[i]` belongs to the span that holds i."""
-
-    tokens_n: torch.Tensor
-    alike: Sequence[AlikeGroups]
-
-    @property
-    def needs_base_weights(self) -> bool:
-        return any(groups.config.variant == "E" for groups in self.alike)
-
-    @property
-    def slots(self) -> int:
-        """How many of the base's largest probabilities `base_slot` adapters use (0: there are none)."""
-        return max((g.config.top_k or 0 for g in self.alike if g.config.gate_weight == "base_slot"), default=0)
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one layer has to add: its layout, and where each group's rows lie at this layer.
-
-    `ids` are the groups' adapters, for `watch` (None: this step is not watched).
+    tokens_n: int64 [n] on the host, positions in the step, group after group. groups: no token is in two of them.
+    size: tokens of the step, those of the base and padding included. watch: None if the step is not watched.
     """
 
-    layout: Layout
-    rows: Mapping[int, LayerRows]
-    ids: Sequence[int] = ()
+    tokens_n: torch.Tensor
+    groups: Sequence[TokenGroup]
+    size: int
     watch: Watch | None = None
 
     @property
-    def tokens_n(self) -> torch.Tensor:
-        return self.layout.tokens_n
+    def layers(self) -> frozenset[int]:
+        """The decoder layers that any adapter of the batch touches."""
+        return frozenset().union(*(group.adapter.layers for group in self.groups))
 
 
-class BatchPlan:
-    """The groups of one engine step (no token in two of them). A layout is made once per distinct set of groups."""
+Delta = Callable[[torch.Tensor], None]
+"""Adds the delta of a layer to the block's output [T, D], in place; the rows of all other tokens stay as they are."""
 
-    def __init__(self, groups: Sequence[TokenGroup], watch: Watch | None = None) -> None:
-        self._groups = sorted(groups, key=lambda group: repr(group.adapter.config.arithmetic))
-        self._ids = [group.id for group in self._groups]
-        self._watch = watch
-        self._layouts: dict[tuple[int, ...], Layout] = {}
 
-    def at(self, layer: int) -> LayerPlan | None:
-        """The plan of one decoder layer, None where no adapter of the step touches it."""
-        rows = {i: group.adapter.layers[layer] for i, group in enumerate(self._groups) if layer in group.adapter.layers}
-        if not rows:
-            return None
-        present = tuple(rows)
-        if present not in self._layouts:
-            self._layouts[present] = self._lay_out(present)
-        return LayerPlan(self._layouts[present], rows, self._ids, self._watch)
+class Step(Protocol):
+    """One planned step."""
 
-    def _lay_out(self, present: tuple[int, ...]) -> Layout:
-        spans: list[Span] = []
-        for i in present:
-            start = spans[-1].end if spans else 0
-            spans.append(Span(i, start, start + self._groups[i].tokens_n.numel()))
-        runs = groupby(spans, key=lambda span: self._groups[span.group].adapter.config.arithmetic)
-        alike = [list(run) for _, run in runs]
-        tokens_n = torch.cat([self._groups[i].tokens_n for i in present])
-        return Layout(tokens_n, [AlikeGroups(self._groups[run[0].group].adapter.config, run) for run in alike])
+    def start(self, layer: int, x_TD: torch.Tensor, base: BaseRouter) -> Delta | None:
+        """Begin the delta of one decoder layer; None where no adapter of the step touches it.
+
+        x_TD: the input of the MoE block, in the pool's dtype; not read once this has returned. base: asked only for
+        what an adapter of the step needs.
+        """
+        ...
 
 
 class Operator(Protocol):
     """One back end."""
 
-    def delta(self, pool_RD: torch.Tensor, plan: LayerPlan, x_TD: torch.Tensor, base: BaseRouter) -> torch.Tensor:
-        """The delta of every planned token, [n, D] in x's dtype, in the order of `plan.tokens_n`.
-
-        pool_RD: the row pool, in x's dtype. x_TD: the input of the MoE block; may have more rows than the plan
-        speaks of. base: asked only if a group needs it.
-        """
+    def plan(self, batch: Batch) -> Step:
+        """Prepare a step. It ends the step before it."""
         ...

@@ -149,5 +149,11 @@ def prepare_arguments(args: Namespace) -> None:
     args.structured_outputs_config.backend = STRUCTURED_BACKEND  # with "auto" the first request would choose for all
     args.disable_uvicorn_access_log = True  # ours has the request ID, the adapter and the tokens
     args.enable_request_id_headers = False  # middleware/access_control sets them
-    engine = EngineSettings(chosen.pool_rows, chosen.allow_other_base, chosen.max_adapter_bytes, chosen.expert_sampling)
+    engine = EngineSettings(
+        pool_rows=chosen.pool_rows,
+        allow_other_base=chosen.allow_other_base,
+        max_weights_bytes=chosen.max_adapter_bytes,
+        expert_sampling=chosen.expert_sampling,
+        operator_backend=chosen.operator_backend,
+    )
     args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: engine.__dict__}

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from adapters.format.files import Limits
+from perft.back_ends import BackEnd
 from server.auth.keys import KeyRing, key_problem, labelled_keys
 from server.settings.connections import ConnectionSettings
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
@@ -103,6 +104,11 @@ class Settings(ConnectionSettings):
         ge=1,
         description="rows of the device pool, which holds adapters",
         json_schema_extra=_shown("5 % of the device's memory"),
+    )
+    operator_backend: BackEnd = Field(
+        "auto",
+        description="what computes the adapters' part of a step: `numba` (CPU), `triton` (GPU) or `torch`, slower and "
+        "always there; `auto` picks by device",
     )
     host_cache_bytes: int | None = Field(
         None,

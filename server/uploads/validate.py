@@ -18,6 +18,7 @@ from adapters.ref import Kind
 from adapters.store import BaseRecord, VersionRecord
 from perft.base_model import BaseShape, fit_violations
 from perft.config import AdapterConfig
+from perft.operator.tables import adapter_rows
 from server.residency.state import Need
 
 
@@ -107,7 +108,7 @@ class UploadValidator:
 
     def need(self, config: AdapterConfig) -> Need:
         """What a PERFT adapter needs: its rows in every layer it adapts, and as many on the host."""
-        rows = config.rows_per_layer() * len(config.layer_indices(self.base.moe_layers))
+        rows = adapter_rows(config, self.base.moe_layers)
         return Need(rows, 0, rows * self.base.hidden_size * self.base.dtype.itemsize)
 
     def _other_base(self, version: VersionRecord) -> list[str]:

@@ -26,30 +26,34 @@ STEPS = 24
 @contextmanager
 def every_block(check: Any) -> Iterator[list[int]]:
     """Call `check(runner, base output, our output)` for every MoE block that runs; yields how often it did."""
-    ours, calls = PerftMoERunner.forward, [0]
+    vllms, calls = MoERunner.forward, [0]
 
     def both(self: PerftMoERunner, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        base = MoERunner.forward(self, hidden_states.clone(), *args, **kwargs).clone()
-        output = ours(self, hidden_states, *args, **kwargs)
+        ours, self.routed_experts.perft = self.routed_experts.perft, None
+        base = vllms(self, hidden_states.clone(), *args, **kwargs).clone()
+        self.routed_experts.perft = ours
+        output: torch.Tensor = vllms(self, hidden_states, *args, **kwargs)
         check(self, base, output)
         calls[0] += 1
         return output
 
-    PerftMoERunner.forward = both  # type: ignore[method-assign]
+    MoERunner.forward = both  # type: ignore[method-assign]
     try:
         yield calls
     finally:
-        PerftMoERunner.forward = ours  # type: ignore[method-assign]
+        MoERunner.forward = vllms  # type: ignore[method-assign]
 
 
 def test_base_tokens_of_a_mixed_batch_are_the_base_blocks_own(engine: TinyEngine) -> None:
     changed = [0]
 
     def check(runner: PerftMoERunner, base_TD: torch.Tensor, output_TD: torch.Tensor) -> None:
-        plan = runner.perft.plan.at(runner.layer_id) if runner.perft and runner.perft.plan else None
+        step: Any = runner.perft.shared.step if runner.perft else None
         planned = torch.zeros(base_TD.shape[0], dtype=torch.bool)
-        if plan is not None:
-            planned[plan.tokens_n] = True
+        for group in step._batch.groups if step else ():
+            if runner.layer_id in group.adapter.layers:
+                planned[step._batch.tokens_n[group.start : group.stop]] = True
+        if planned.any():
             changed[0] += int((output_TD[planned] != base_TD[planned]).any(dim=-1).sum())
         assert torch.equal(output_TD[~planned], base_TD[~planned])
 
@@ -61,7 +65,7 @@ def test_base_tokens_of_a_mixed_batch_are_the_base_blocks_own(engine: TinyEngine
 
 def test_a_fresh_adapter_is_the_base(engine: TinyEngine, tmp_path: Path) -> None:
     def check(runner: PerftMoERunner, base_TD: torch.Tensor, output_TD: torch.Tensor) -> None:
-        assert runner.perft is not None and runner.perft.plan is not None
+        assert runner.perft is not None and runner.perft.shared.step is not None
         assert torch.equal(output_TD, base_TD)
 
     for number, variant in enumerate("REDS"):

@@ -18,15 +18,19 @@ IDS = count(5000)
 
 @pytest.fixture
 def enormous(engine: TinyEngine, tmp_path: Path) -> LoRARequest:
+    return write_enormous_adapter(engine, tmp_path)
+
+
+def write_enormous_adapter(engine: TinyEngine, folder: Path) -> LoRARequest:
     """An adapter that FORMAT allows: every value finite, scale times the largest too."""
     manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
     values = {"base_model_name_or_path": "x", "variant": "S", "expert_type": "lora", "bottleneck": 1, "alpha": 65536.0}
     config = AdapterConfig.model_validate({**values, "num_experts": 1})
     shapes = config.tensor_shapes(config.layer_indices(manager.base.moe_layers), manager.base.hidden_size)
-    tmp_path.joinpath("adapter_config.json").write_text(config.file_json())
-    save_file({n: torch.full(s, ENORMOUS) for n, s in shapes.items()}, tmp_path / "adapter_model.safetensors")
+    folder.joinpath("adapter_config.json").write_text(config.file_json())
+    save_file({n: torch.full(s, ENORMOUS) for n, s in shapes.items()}, folder / "adapter_model.safetensors")
     number = next(IDS)
-    return LoRARequest(f"enormous@{number}", number, str(tmp_path))
+    return LoRARequest(f"enormous@{number}", number, str(folder))
 
 
 def cached_values(engine: TinyEngine) -> list[torch.Tensor]:

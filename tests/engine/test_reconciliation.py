@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.format.folder import read_folder
 from adapters.ref import AdapterRef
+from perft.operator.tables import adapter_rows
 from server.engine.vllm import VllmEngine
 from server.residency.reconciliation import Reconciler
 from server.residency.scheduler import ResidencyScheduler
@@ -57,7 +58,7 @@ def adapter_in(engine: TinyEngine, folder: Path, seed: int) -> tuple[AdapterRef,
     """A random adapter under an id of its own."""
     manager, number = manager_of(engine), next(IDS)
     checked = read_folder(write_adapter(folder, manager.base, seed), manager.base)
-    rows = checked.config.rows_per_layer() * len(checked.config.layer_indices(manager.base.moe_layers))
+    rows = adapter_rows(checked.config, manager.base.moe_layers)
     return AdapterRef(f"held@{number}", number, "PERFT", checked.digest, folder), Need(rows, 0, 1)
 
 

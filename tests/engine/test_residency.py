@@ -13,6 +13,7 @@ from perft.engine.host_cache import OtherContentsError
 from perft.engine.manager import WARM_UP_PATH, AdapterIdentityError
 from perft.engine.moe_layer import PerftMoERunner
 from perft.engine.pool import PoolFullError
+from perft.operator.tables import PAGE_ROWS
 from tests.engine.engines import TinyEngine, prompts
 from tests.synthetic import RANDOM_R, write_adapter
 
@@ -34,7 +35,8 @@ def test_sixty_four_adapters_take_their_real_rows_and_nothing_of_the_base(engine
         bottleneck = 1 + number % 3
         folder = write_adapter(tmp_path / str(number), manager.base, number, {**RANDOM_R, "bottleneck": bottleneck})
         engine.llm.llm_engine.add_lora(LoRARequest(f"many-{number}@1", number, str(folder)))
-        expected += len(manager.base.moe_layers) * (4 + 2 * 4 * bottleneck)
+        rows = len(manager.base.moe_layers) * (4 + 2 * 4 * bottleneck)
+        expected += rows + -rows % PAGE_ROWS
     assert manager.pool.used - used == expected
     manager.pool.check_integrity()
     row_bytes = manager.base.hidden_size * manager.base.dtype.itemsize
@@ -53,10 +55,11 @@ def test_two_names_with_one_content_share_their_rows(engine: TinyEngine, tmp_pat
     used = manager.pool.used
     for number in (1100, 1101):
         engine.llm.llm_engine.add_lora(LoRARequest(f"twin-{number}@1", number, str(folder)))
-    per_layer = 4 + 2 * 4 * 16
-    assert manager.pool.used - used == per_layer * len(manager.base.moe_layers)
+    rows = (4 + 2 * 4 * 16) * len(manager.base.moe_layers)
+    rows += -rows % PAGE_ROWS
+    assert manager.pool.used - used == rows
     engine.llm.llm_engine.remove_lora(1100)
-    assert manager.pool.used - used == per_layer * len(manager.base.moe_layers)
+    assert manager.pool.used - used == rows
     engine.llm.llm_engine.remove_lora(1101)
     assert manager.pool.used == used
 
@@ -115,10 +118,9 @@ def test_a_warm_up_id_that_was_left_behind_hides_no_adapter(engine: TinyEngine, 
     manager.add_dummy_lora(LoRARequest("warmup_1", 1301, WARM_UP_PATH), 8)
     request = LoRARequest("real@1", 1301, str(write_adapter(tmp_path / "real", manager.base, 3)))
     manager.set_active_adapters({request}, LoRAMapping((1301, 0), (1301, 0)))
-    plan = manager.step.plan.at(0)
-    assert plan is not None and plan.tokens_n.tolist() == [0]
+    assert manager.step.step._batch.tokens_n.tolist() == [0]
     manager.remove_adapter(1301)
-    assert manager.step.plan is None, "no plan outlives an adapter"
+    assert manager.step.step is None, "no plan outlives an adapter"
 
 
 def test_a_token_of_an_absent_adapter_never_falls_through_to_the_base(engine: TinyEngine) -> None:

@@ -17,6 +17,7 @@ from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.ref import AdapterRef
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
+from perft.operator.tables import adapter_rows
 from server.engine.protocol import AdapterLoadError, EngineCounters, EngineStatus, LoadedTier, RankInventory
 
 BASE = BaseShape(
@@ -182,4 +183,4 @@ def rows_of(adapter: AdapterRef) -> int:
     if adapter.kind == "LORA":
         return 0
     config = AdapterConfig.model_validate_json((adapter.folder / CONFIG_FILE).read_bytes())
-    return config.rows_per_layer() * len(config.layer_indices(BASE.moe_layers))
+    return adapter_rows(config, BASE.moe_layers)

@@ -25,7 +25,6 @@ from perft.engine.moe_layer import StepState
 from perft.engine.ordered_loading import Move, Movers, OrderedLoading
 from perft.engine.perft_loader import PerftLoader
 from perft.engine.pool import RowPool, pack
-from perft.operator import TorchOperator
 from tests.store_contents import BASE
 
 WAIT_S = 500.0
@@ -115,8 +114,8 @@ def test_what_was_undone_is_not_told_to_be_done(undo: str) -> None:
     """The server's question for a move's end failed; it gives up the rows, or the host's copy."""
     calls: list[str] = []
     cache: Any = SimpleNamespace(evict=calls.append, drop=calls.append)
-    pool, movers = RowPool(4, 8, torch.float32, torch.device("cpu")), Movers()
-    loading = OrderedLoading(StepState(pool.tensor_RD, TorchOperator()), movers, PerftLoader(cache, pool, movers))
+    pool, movers = RowPool(16, 8, torch.float32, torch.device("cpu"), 1), Movers()
+    loading = OrderedLoading(StepState(), movers, PerftLoader(cache, pool, movers))
     order = AdapterRef("a@1", 1, "PERFT", "d", Path("/a"))
     move: Move = "place" if undo == "evict" else "prepare"
     movers[move]._jobs[order.key] = lost = Future()
@@ -129,7 +128,7 @@ def test_what_was_undone_is_not_told_to_be_done(undo: str) -> None:
 def tiers(monkeypatch: pytest.MonkeyPatch) -> HostCache:
     """HostCache whose reading takes no time: a folder's name is its digest."""
     monkeypatch.setattr(HostCache, "_packed", lambda self, digest, folder: SimpleNamespace(rows=0))
-    return HostCache(RowPool(4, 8, torch.float32, torch.device("cpu")), BASE, Limits())
+    return HostCache(RowPool(16, 8, torch.float32, torch.device("cpu"), 1), BASE, Limits())
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ SERVED = replace(BASE, num_layers=2, moe_layers=(0, 1))
 
 
 def cache(base: BaseShape = SERVED, limits: Limits | None = None) -> HostCache:
-    pool = RowPool(64, base.hidden_size, base.dtype, torch.device("cpu"))
+    pool = RowPool(64, base.hidden_size, base.dtype, torch.device("cpu"), base.num_layers)
     return HostCache(pool, base, limits or Limits())
 
 
@@ -202,8 +201,8 @@ def test_what_is_read_is_what_was_checked(tmp_path: Path) -> None:
     tiers.read(digest, folder)
     expected = pack(CONFIG, read_folder(folder, SERVED).layer_weights(SERVED))
     assert tiers._host[digest].config == CONFIG
-    for layer, block in expected.blocks.items():
-        assert torch.equal(tiers._host[digest].blocks[layer], block)
+    assert tiers._host[digest].layers == expected.layers
+    assert torch.equal(tiers._host[digest].rows_RD, expected.rows_RD)
     tiers.place(digest)
     assert tiers.holds(digest) and tiers.digest_of(str(folder)) == digest
 

@@ -3,12 +3,14 @@
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -18,7 +20,8 @@ from perft.engine.pool import PackedAdapter, PoolFullError, RowPool, pack
 from perft.engine.settings import DEFAULT_POOL_FRACTION, EngineSettings
 from perft.memory import memory_bytes
 from perft.operator import PlacedAdapter
-from perft.operator.base import LayerRows
+from perft.operator.free_runs import FreeRuns, runs_of
+from perft.operator.tables import PAGE_ROWS, Meta, index_entries, pool_rows
 from perft.reference import LayerWeights
 
 D = 3
@@ -38,8 +41,9 @@ SIZES: tuple[Size, ...] = (
     ("E", 4, 2, 2),
     ("S", 1, 8, 1),
     ("D", 3, 3, 2),
+    ("R", 5, 4, 2),
 )
-TOTAL = 64
+TOTAL = 10 * PAGE_ROWS
 
 
 def config_of(size: Size) -> AdapterConfig:
@@ -69,9 +73,10 @@ def packed(number: int) -> PackedAdapter:
 
 
 def rows_of(number: int) -> int:
-    """The rows of digest `number` by docs/format.md's shapes: M B down, M B up and M router, at every layer."""
+    """The rows of digest `number` by docs/format.md's shapes (M B down, M B up, M router a layer), in pages."""
     variant, experts, bottleneck, layers = SIZES[number]
-    return layers * (2 * experts * bottleneck + (experts if variant == "R" else 0))
+    own = layers * (2 * experts * bottleneck + (experts if variant == "R" else 0))
+    return (own + PAGE_ROWS - 1) // PAGE_ROWS * PAGE_ROWS
 
 
 def assert_contents(pool: RowPool, placed: PlacedAdapter, number: int) -> None:
@@ -87,6 +92,19 @@ def assert_contents(pool: RowPool, placed: PlacedAdapter, number: int) -> None:
         assert (rows.router is None) == (weights.router is None)
         if rows.router is not None and weights.router is not None:
             assert torch.equal(pool.tensor_RD[rows.router], weights.router)
+        first = int(pool.tables.layer_offset[layer, placed.slot])
+        by_table = torch.stack([row_by_table(pool, placed.slot, first + i) for i in range(config.rows_per_layer())])
+        parts = [*([] if weights.router is None else [weights.router]), weights.down_proj.flatten(0, 1)]
+        assert torch.equal(by_table, torch.cat([*parts, weights.up_proj.transpose(1, 2).flatten(0, 1)]))
+    absent = set(range(LAYERS[-1] + 1)) - set(expected)
+    assert all(pool.tables.layer_offset[layer, placed.slot] == -1 for layer in absent)
+
+
+def row_by_table(pool: RowPool, slot: int, row: int) -> torch.Tensor:
+    """A slot's logical row, found as a kernel finds it."""
+    index = int(pool.tables.meta[slot, Meta.INDEX])
+    page = int(pool.tables.page_index[index + row // PAGE_ROWS])
+    return pool.tensor_RD[page * PAGE_ROWS + row % PAGE_ROWS]
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -94,7 +112,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = RowPool(TOTAL, D, torch.float32, CPU)
+        self.pool = RowPool(TOTAL, D, torch.float32, CPU, LAYERS[-1] + 1)
         self.pool.tensor_RD.fill_(torch.nan)
         self.present: dict[int, PlacedAdapter] = {}
 
@@ -145,16 +163,17 @@ TestPool = PoolMachine.TestCase
 
 
 @pytest.mark.parametrize("number", range(len(SIZES)))
-def test_an_adapter_costs_exactly_its_rows(number: int) -> None:
+def test_an_adapter_costs_the_pages_that_its_rows_fill(number: int) -> None:
     adapter, config = packed(number), config_of(SIZES[number])
-    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool = RowPool(TOTAL, D, torch.float32, CPU, LAYERS[-1] + 1)
     pool.put("a", adapter)
-    assert pool.used == adapter.rows == rows_of(number) == config.rows_per_layer() * len(config.layers or ())
+    assert pool.used == adapter.rows == rows_of(number)
+    assert pool_rows(config.rows_per_layer() * len(config.layers or ())) == rows_of(number)
 
 
 @pytest.mark.parametrize("number", range(len(SIZES)))
 def test_a_pool_of_exactly_its_rows_is_enough(number: int) -> None:
-    pool = RowPool(rows_of(number), D, torch.float32, CPU)
+    pool = RowPool(rows_of(number), D, torch.float32, CPU, LAYERS[-1] + 1)
     assert_contents(pool, pool.put("a", packed(number)), number)
     assert pool.used == pool.total
     with pytest.raises(PoolFullError):
@@ -165,16 +184,17 @@ def test_a_pool_of_exactly_its_rows_is_enough(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(len(SIZES)))
 def test_one_row_less_is_too_few(number: int) -> None:
-    pool = RowPool(rows_of(number) - 1, D, torch.float32, CPU)
+    pool = RowPool(rows_of(number) - 1, D, torch.float32, CPU, LAYERS[-1] + 1)
     pool.tensor_RD.fill_(7)
-    with pytest.raises(PoolFullError, match=rf"takes {rows_of(number)} rows, the pool has {rows_of(number) - 1} free"):
+    whole = rows_of(number) - PAGE_ROWS
+    with pytest.raises(PoolFullError, match=rf"takes {rows_of(number)} rows, the pool has {whole} free of {whole}"):
         pool.put("a", packed(number))
     assert pool.used == 0 and pool.get("a") is None and (pool.tensor_RD == 7).all()
     pool.check_integrity()
 
 
 def test_the_same_digest_twice_costs_nothing() -> None:
-    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool = RowPool(TOTAL, D, torch.float32, CPU, LAYERS[-1] + 1)
     placed = pool.put("a", packed(5))
     used = pool.used
     assert pool.put("a", packed(5)) is placed and pool.used == used
@@ -183,14 +203,14 @@ def test_the_same_digest_twice_costs_nothing() -> None:
 
 
 def test_the_same_digest_is_found_even_in_a_full_pool() -> None:
-    pool = RowPool(rows_of(5), D, torch.float32, CPU)
+    pool = RowPool(rows_of(5), D, torch.float32, CPU, LAYERS[-1] + 1)
     assert pool.put("a", packed(5)) is pool.put("a", packed(5))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)])
 def test_freed_rows_are_one_run_again(order: Sequence[int]) -> None:
     """However they left, the whole pool is free for one adapter in one run."""
-    pool = RowPool(4 * rows_of(4), D, torch.float32, CPU)
+    pool = RowPool(4 * rows_of(4), D, torch.float32, CPU, LAYERS[-1] + 1)
     for name in range(4):
         pool.put(str(name), packed(4))
     assert pool.used == pool.total
@@ -202,20 +222,19 @@ def test_freed_rows_are_one_run_again(order: Sequence[int]) -> None:
     assert pool.used == pool.total
 
 
-def test_a_fragmented_pool_takes_all_its_free_rows() -> None:
-    """Holes of two rows: whatever fits by number fits, scattered, and its neighbours stay as they are."""
-    pool = RowPool(2 * rows_of(5), D, torch.float32, CPU)
+def test_a_fragmented_pool_takes_all_its_free_pages() -> None:
+    """Holes of one page: whatever fits by number fits, scattered, and its neighbours stay where they are."""
+    pool = RowPool(2 * rows_of(5), D, torch.float32, CPU, LAYERS[-1] + 1)
     pool.tensor_RD.fill_(torch.nan)
-    fillers = [str(i) for i in range(rows_of(5))]
+    fillers = [str(i) for i in range(pool.total // PAGE_ROWS)]
     for name in fillers:
         pool.put(name, packed(0))
     for name in fillers[::2]:
         pool.remove(name)
     placed = pool.put("a", packed(5))
     assert pool.used == pool.total
-    assert all(
-        isinstance(rows.down, torch.Tensor) and rows.down.dtype == torch.int64 for rows in placed.layers.values()
-    )
+    assert len(runs_of(pool._taken["a"].pages)) == len(fillers) // 2 > 1
+    assert any(isinstance(part, torch.Tensor) for rows in placed.layers.values() for part in (rows.down, rows.up))
     assert_contents(pool, placed, 5)
     for name in fillers[1::2]:
         filler = pool.get(name)
@@ -225,7 +244,7 @@ def test_a_fragmented_pool_takes_all_its_free_rows() -> None:
 
 
 def test_contents_are_cast_to_the_dtype_of_the_pool() -> None:
-    pool = RowPool(TOTAL, D, torch.bfloat16, CPU)
+    pool = RowPool(TOTAL, D, torch.bfloat16, CPU, LAYERS[-1] + 1)
     adapter = packed(5)
     placed = pool.put("a", adapter)
     for layer, weights in tensors_of(adapter.config, 5).items():
@@ -233,15 +252,19 @@ def test_contents_are_cast_to_the_dtype_of_the_pool() -> None:
         assert torch.equal(pool.tensor_RD[placed.layers[layer].down], down_MBD.flatten(0, 1))
 
 
-@pytest.mark.parametrize("fault", ["lost", "twice", "unknown"])
+@pytest.mark.parametrize("fault", ["lost", "twice", "slot", "entry", "unknown"])
 def test_check_integrity_notices(fault: str) -> None:
-    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool = RowPool(TOTAL, D, torch.float32, CPU, LAYERS[-1] + 1)
     pool.put("a", packed(3))
     match fault:
         case "lost":
-            pool._free.clear()
+            pool._free_pages._runs.clear()
         case "twice":
-            pool._free.append(range(0, 2))
+            pool._free_pages.give([0])
+        case "slot":
+            pool._placed["a"] = replace(pool._placed["a"], slot=1)
+        case "entry":
+            pool._free_entries.take_first(1)
         case _:
             del pool._placed["a"]
     with pytest.raises(AssertionError):
@@ -249,21 +272,19 @@ def test_check_integrity_notices(fault: str) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("copied", range(3))
 def test_a_copy_that_breaks_off_gives_its_rows_back(
-    error: type[BaseException], copied: int, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = RowPool(TOTAL, D, torch.float32, CPU)
+    pool = RowPool(TOTAL, D, torch.float32, CPU, LAYERS[-1] + 1)
     pool.put("there", packed(0))
-    place, layers = pool._place, iter(LAYERS)
+    copy = pool._copy
 
-    def break_off(*given: Any) -> LayerRows:
-        if next(layers) == LAYERS[copied]:
-            raise error("no more")
-        return place(*given)
+    def break_off(rows_RD: torch.Tensor, pages: Sequence[int]) -> None:
+        copy(rows_RD[:PAGE_ROWS], pages[:1])
+        raise error("no more")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pool, "_place", break_off)
+        broken.setattr(pool, "_copy", break_off)
         with pytest.raises(error, match="no more"):
             pool.put("a", packed(5))
     pool.check_integrity()
@@ -272,16 +293,16 @@ def test_a_copy_that_breaks_off_gives_its_rows_back(
 
 
 def test_two_copies_of_one_adapter_at_once_take_its_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = RowPool(4 * rows_of(5), D, torch.float32, CPU)
-    place, copying, goes_on, blocks = pool._place, threading.Event(), threading.Event(), list[Any]()
+    pool = RowPool(4 * rows_of(5), D, torch.float32, CPU, LAYERS[-1] + 1)
+    copy, copying, goes_on, copies = pool._copy, threading.Event(), threading.Event(), list[Any]()
 
-    def slow(*given: Any) -> LayerRows:
-        blocks.append(given)
+    def slow(*given: Any) -> None:
+        copies.append(given)
         copying.set()
         assert goes_on.wait(300)
-        return place(*given)
+        copy(*given)
 
-    monkeypatch.setattr(pool, "_place", slow)
+    monkeypatch.setattr(pool, "_copy", slow)
     threads = [threading.Thread(target=pool.put, args=("a", packed(5))) for _ in range(2)]
     threads[0].start()
     assert copying.wait(300)
@@ -291,7 +312,7 @@ def test_two_copies_of_one_adapter_at_once_take_its_rows_once(monkeypatch: pytes
     for thread in threads:
         thread.join(300)
     pool.check_integrity()
-    assert len(blocks) == len(packed(5).blocks) and pool.used == rows_of(5)
+    assert len(copies) == 1 and pool.used == rows_of(5)
     pool.remove("a")
     assert pool.used == 0
 
@@ -326,8 +347,42 @@ def test_the_default_size_follows_the_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_adapter_of_another_width_leaves_the_pool_whole() -> None:
     """A failure half-way through a copy must not lose rows."""
-    pool = RowPool(TOTAL, D + 1, torch.float32, CPU)
+    pool = RowPool(TOTAL, D + 1, torch.float32, CPU, LAYERS[-1] + 1)
     with pytest.raises((RuntimeError, ValueError, AssertionError)):
         pool.put("a", packed(5))
     pool.check_integrity()
     assert pool.used == 0 and pool.get("a") is None
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40), st.integers(0, 10**6)), max_size=200))
+def test_a_run_of_index_entries_is_always_free_while_pages_are(changes: list[tuple[bool, int, int]]) -> None:
+    """Whatever comes and goes, first-fit over `index_entries` finds a run for all pages that are free."""
+    pages = 64
+    free, held = FreeRuns(index_entries(pages)), list[tuple[int, int]]()
+    for comes, count, choice in changes:
+        if comes and sum(n for _, n in held) + count <= pages:
+            held.append((free.take_first(count), count))
+        elif held:
+            start, length = held.pop(choice % len(held))
+            free.give(range(start, start + length))
+    taken = sorted(number for start, count in held for number in range(start, start + count))
+    assert len(taken) == len(set(taken)) and len(free) == index_entries(pages) - len(taken)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.integers(0, 10**6)), max_size=60))
+def test_free_runs_are_a_set_of_numbers(changes: list[tuple[bool, int, int]]) -> None:
+    free, expected, held = FreeRuns(40), set(range(40)), list[list[int]]()
+    for takes, count, choice in changes:
+        if takes and count <= len(expected):
+            held.append(free.take(count))
+            assert len(held[-1]) == count and set(held[-1]) <= expected
+            expected -= set(held[-1])
+        elif held:
+            back = held.pop(choice % len(held))
+            free.give(sorted(back))
+            expected |= set(back)
+        runs = list(free)
+        assert {number for run in runs for number in run} == expected and len(free) == len(expected)
+        assert all(a.stop < b.start for a, b in pairwise(runs)), "runs that touch are one"

@@ -1,0 +1,1 @@
+"""What the benchmarks share: interleaved rounds, reports, engines, workloads, HTTP traffic."""

@@ -1,0 +1,1 @@
+"""Benchmarks of a running server, from a client's side."""
