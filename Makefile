@@ -1,5 +1,5 @@
 # `make serve` runs the demo on the CPU, `make test` every test that needs nothing but Python, `make integration` those
-# with Prometheus and the JavaScript client. Each sets up all it needs in .venv (and .integration).
+# with Prometheus and the JavaScript client. Each sets up all it needs in .venv (.triton, .integration).
 
 # 3.11 is the tested one. A name that does not answer (a pyenv shim without its version) is passed over.
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
@@ -7,6 +7,7 @@ PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 pytho
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
+TRITON := .triton
 
 # OpenMP threads that wait asleep: with the default they spin, and a busy machine crawls.
 export OMP_WAIT_POLICY := PASSIVE
@@ -19,8 +20,16 @@ serve:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
 	@env -u OMP_WAIT_POLICY $(BIN)/python -m server.demo --port $(PORT)
 
-test: check
+test: check $(TRITON)/ready
+	@PYTHONPATH=$(CURDIR)/$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 	@$(BIN)/python -m pytest tests
+
+$(TRITON)/ready: requirements/triton.txt | check
+	@echo "perft: installing requirements/triton.txt into $(TRITON) (0.2 GB to download)"
+	@rm -rf $(TRITON)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --target $(TRITON) -r $< \
+	  || { echo "perft: requirements/triton.txt could not be installed" >&2; exit 1; }
+	@touch $@
 
 check:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
@@ -37,9 +46,14 @@ soak:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
 	@$(BIN)/python benchmarks/soak.py
 
+# About 40 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
+BENCHMARKS := one_process.adapters over_http.streams one_process.neighbour one_process.plugin one_process.peers \
+  one_process.growth over_http.registered one_process.profile_step over_http.vllm_bench
+
 bench:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
-	@env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/throughput.py
+	@for name in $(BENCHMARKS); do env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@$(BIN)/python -m benchmarks.targets
 
 train:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
@@ -49,4 +63,4 @@ lock:
 	@$(BIN)/python requirements/lock.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TRITON) build *.egg-info

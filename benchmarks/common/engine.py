@@ -6,7 +6,7 @@ Invariant: a timed step gives each request of the segment exactly one token; any
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,20 +139,29 @@ class BenchEngine:
         del self.llm
         cleanup_dist_env_and_memory()
 
-    def decode(self, adapters: Sequence[int | None], steps: int, prompt_tokens: int = PROMPT_TOKENS) -> Segment:
+    def decode(
+        self,
+        adapters: Sequence[int | None],
+        steps: int,
+        prompt_tokens: int = PROMPT_TOKENS,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> Segment:
         """Start one request for each entry of `adapters` (None: the base) at once, time `steps` decode steps, abort
-        them all."""
+        them all. `before` and `after` are called around the timed steps."""
         engine = self.llm.llm_engine
         ids, began, first = self._begin(adapters, prompt_tokens, SETTLING_STEPS + steps + len(adapters) + 8)
         for _ in range(SETTLING_STEPS):
             engine.step()
         took: list[float] = []
+        before()
         for _ in range(steps):
             start = time.perf_counter()
             outputs = engine.step()
             took.append(time.perf_counter() - start)
             if len(outputs) != len(ids):
                 raise RuntimeError(f"found {len(outputs)} tokens in a decode step, expected {len(ids)}")
+        after()
         engine.abort_request(ids)
         while engine.has_unfinished_requests():
             engine.step()

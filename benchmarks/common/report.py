@@ -148,8 +148,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def newest(question: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The newest result of a question; None if there is none."""
-    paths = sorted(folder.glob(f"{question}_cpu_*.json"))
-    found: dict[str, Any] | None = json.loads(paths[-1].read_text()) if paths else None
-    return found
+def newest(question: str, comparison: str | None = None, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The newest result of a question, or the newest that has a comparison; None if there is none."""
+    for path in sorted(folder.glob(f"{question}_cpu_*.json"), reverse=True):
+        found: dict[str, Any] = json.loads(path.read_text())
+        if comparison is None or comparison in found["comparisons"]:
+            return found
+    return None

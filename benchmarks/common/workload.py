@@ -82,11 +82,10 @@ def zipf(requests: int, adapters: int) -> list[int]:
     """The n-th adapter gets 1/n as many requests as the first, each at least one, as far as whole requests allow."""
     total = sum(1 / rank for rank in range(1, adapters + 1))
     wanted = [requests / rank / total for rank in range(1, adapters + 1)]
-    given = [max(1, int(share)) for share in wanted]
-    while sum(given) < requests:
-        lacking = max(range(adapters), key=lambda number: wanted[number] - given[number])
-        given[lacking] += 1
-    return [number for number, share in enumerate(given) for _ in range(share)][:requests]
+    given = [1] * adapters
+    for _ in range(requests - adapters):
+        given[max(range(adapters), key=lambda number: wanted[number] - given[number])] += 1
+    return [number for number, share in enumerate(given) for _ in range(share)]
 
 
 def one_hot(requests: int, adapters: int) -> list[int]:

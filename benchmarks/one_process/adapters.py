@@ -1,6 +1,6 @@
 """What adapters cost in one process: decode and prefill apart, by how many, of which kind, how popular.
 
-    python -m benchmarks.one_process.adapters [--rounds 12] [--steps 24] [--only QUESTION ...]
+    python -m benchmarks.one_process.adapters [--rounds 10] [--steps 24] [--only QUESTION ...]
 
 One engine, stepped by hand. A segment is one batch decoded for some steps; in every round each configuration of a
 question has one segment, in shuffled order, and its ratio is to the base's segment of that round. One factor changes at
@@ -169,7 +169,7 @@ def tell_prefill(report: Report, found: dict[str, list[float]], tokens: int) -> 
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=12)
+    made = parser(__doc__, rounds=10)
     made.add_argument("--steps", type=int, default=24, help="timed decode steps of a segment")
     made.add_argument("--only", nargs="*", default=[], help=f"questions out of {[q.name for q in QUESTIONS]}, prefill")
     options = made.parse_args()

@@ -1,6 +1,6 @@
 """What a busy neighbour costs: a process that computes without end, beside the engine.
 
-    python -m benchmarks.one_process.neighbour [--rounds 12] [--steps 24]
+    python -m benchmarks.one_process.neighbour [--rounds 10] [--steps 24]
 
 One engine, 32 requests, of the base and over 8 adapters, alone and beside the neighbour; the four take turns. Asked:
 do adapters lose more than the base does? The neighbour is not pinned: the system moves it between the cores.
@@ -74,7 +74,7 @@ def tell(report: Report, found: dict[str, list[Segment]]) -> None:
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=12)
+    made = parser(__doc__, rounds=10)
     made.add_argument("--steps", type=int, default=24, help="timed decode steps of a segment")
     options = made.parse_args()
     base = base_of(options)

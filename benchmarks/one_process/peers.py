@@ -1,6 +1,6 @@
 """Other ways to serve several adapters, on the same work, beside ours.
 
-    python -m benchmarks.one_process.peers [--rounds 8] [--only lora hf processes] [--lora-rank RANK]
+    python -m benchmarks.one_process.peers [--rounds 6] [--only lora hf processes] [--lora-rank RANK]
 
 lora       vLLM's own LoRA on q and v, in our engine (`--lora-target-modules qkv_proj`), at the rank whose activated
            parameters equal those of R, M 4, K 2, bottleneck 16 (docs/method.md). vLLM pads ranks to its slot size.
@@ -12,6 +12,7 @@ processes  one engine for each adapter, two of them on two cores, one thread eac
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common.engine import BenchEngine, Segment
 from benchmarks.common.hugging_face import HuggingFacePeer
@@ -26,13 +27,21 @@ REQUESTS, ADAPTERS = 32, 8
 OURS = "PERFT"
 
 
-def compare_lora(report: Report, base: Path, folder: Path, rank: int, rounds: int, steps: int, seed: int) -> None:
-    """PERFT and vLLM's LoRA in one engine: decode steps of the same batch."""
+def lora_options(rank: int) -> dict[str, Any]:
+    """What an engine needs to serve PEFT LoRA on q and v beside PERFT."""
+    return {
+        "lora_target_modules": ["qkv_proj"],
+        "max_lora_rank": slot_rank(rank),
+        "max_loras": ADAPTERS,
+        "max_cpu_loras": 4 * ADAPTERS,
+    }
+
+
+def compare_lora(
+    report: Report, engine: BenchEngine, base: Path, folder: Path, rank: int, rounds: int, steps: int, seed: int
+) -> None:
+    """PERFT and vLLM's LoRA in one engine, started with `lora_options`: decode steps of the same batch."""
     shape = shape_of(base)
-    engine = BenchEngine.start(
-        base, ADAPTERS * rows_of(shape, routed()), lora_target_modules=["qkv_proj"], max_lora_rank=slot_rank(rank),
-        max_loras=ADAPTERS, max_cpu_loras=4 * ADAPTERS,
-    )  # fmt: skip
     own = engine.load(write(folder / "perft", shape, ADAPTERS, routed()))
     lora = engine.load([write_lora(folder / "lora" / str(n), base, shape, rank, n) for n in range(ADAPTERS)])
     label = f"vLLM LoRA, rank {rank}"
@@ -61,35 +70,33 @@ def compare_lora(report: Report, base: Path, folder: Path, rank: int, rounds: in
     title = f"{REQUESTS} requests over {ADAPTERS} adapters, {parameters:,} activated parameters a token"
     report.table(title, ("served as", "decode tok/s", "/ base", "PERFT / vLLM LoRA, decode"), rows)
     report.raw["lora"] = {name: [each.as_json() for each in segments] for name, segments in found.items()}
-    engine.close()
     report.raw["lora rank"] = {"rank": rank, "slot": slot_rank(rank), "activated parameters of PERFT": parameters}
 
 
-def compare_others(
-    report: Report, base: Path, folder: Path, parts: list[str], rounds: int, steps: int, tokens: int, seed: int
+def compare_hugging_face(
+    report: Report,
+    engine: BenchEngine,
+    base: Path,
+    folders: list[Path],
+    own: list[int],
+    rounds: int,
+    tokens: int,
+    seed: int,
 ) -> None:
-    """Hugging Face, and one process for each adapter, against one engine of ours."""
-    shape = shape_of(base)
-    folders = write(folder / "perft", shape, ADAPTERS, routed())
-    engine = BenchEngine.start(base, ADAPTERS * rows_of(shape, routed()))
-    own = engine.load(folders)
-    if "hf" in parts:
-        batch = [None if n is None else own[n] for n in assigned(REQUESTS, ADAPTERS)]
-        peer = HuggingFacePeer(base, folders)
-        peer.generate(ADAPTERS, 2)
-        engine.generate(batch, 2)
-        names = (OURS, "Hugging Face")
-        work = {OURS: lambda: engine.generate(batch, tokens), names[1]: lambda: peer.generate(REQUESTS, tokens)}
-        seconds = measured(names, rounds, lambda name: work[name](), seed, "s")
-        ratio = report.compare("PERFT / Hugging Face", ratios(seconds, names[1], inverted=True)[OURS])
-        speed = {name: spread([REQUESTS * tokens / value for value in values]) for name, values in seconds.items()}
-        rows = [[name, speed[name].shown(1), ratio.shown(2) if name == OURS else "1"] for name in names]
-        title = f"{REQUESTS} requests of {tokens} tokens over {ADAPTERS} adapters, prefill included"
-        report.table(title, ("served as", "tok/s", "PERFT / Hugging Face"), rows)
-        report.raw["hf_s"] = seconds
-        del peer
-    if "processes" in parts:
-        compare_processes(report, base, engine, folders[:2], own[:2], rounds, steps, seed)
+    """Whole answers, prefill included: `own` are the numbers of the adapters in `folders`."""
+    batch = [None if n is None else own[n] for n in assigned(REQUESTS, len(own))]
+    peer = HuggingFacePeer(base, folders)
+    peer.generate(len(own), 2)
+    engine.generate(batch, 2)
+    names = (OURS, "Hugging Face")
+    work = {OURS: lambda: engine.generate(batch, tokens), names[1]: lambda: peer.generate(REQUESTS, tokens)}
+    seconds = measured(names, rounds, lambda name: work[name](), seed, "s")
+    ratio = report.compare("PERFT / Hugging Face", ratios(seconds, names[1], inverted=True)[OURS])
+    speed = {name: spread([REQUESTS * tokens / value for value in values]) for name, values in seconds.items()}
+    rows = [[name, speed[name].shown(1), ratio.shown(2) if name == OURS else "1"] for name in names]
+    title = f"{REQUESTS} requests of {tokens} tokens over {len(own)} adapters, prefill included"
+    report.table(title, ("served as", "tok/s", "PERFT / Hugging Face"), rows)
+    report.raw["hf_s"] = seconds
 
 
 def compare_processes(
@@ -128,7 +135,7 @@ def compare_processes(
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=8)
+    made = parser(__doc__, rounds=6)
     made.add_argument("--steps", type=int, default=24, help="timed decode steps of a segment")
     made.add_argument("--tokens", type=int, default=24, help="of each request, against Hugging Face")
     made.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
@@ -138,11 +145,21 @@ def main() -> None:
     rounds, steps, tokens = (1, 2, 4) if options.quick else (options.rounds, options.steps, options.tokens)
     rank = options.lora_rank or equal_rank(base, shape_of(base), routed())
     report = Report("peers", options)
+    shape, seed = shape_of(base), options.seed
+    pool_rows = ADAPTERS * rows_of(shape, routed())
     with tempfile.TemporaryDirectory() as name:
         if "lora" in options.only:
-            compare_lora(report, base, Path(name) / "lora", rank, rounds, steps, options.seed)
+            engine = BenchEngine.start(base, pool_rows, **lora_options(rank))
+            compare_lora(report, engine, base, Path(name) / "lora", rank, rounds, steps, seed)
+            engine.close()
         if {"hf", "processes"} & set(options.only):
-            compare_others(report, base, Path(name) / "others", options.only, rounds, steps, tokens, options.seed)
+            folders = write(Path(name) / "perft", shape, ADAPTERS, routed())
+            engine = BenchEngine.start(base, pool_rows)
+            own = engine.load(folders)
+            if "hf" in options.only:
+                compare_hugging_face(report, engine, base, folders, own, rounds, tokens, seed)
+            if "processes" in options.only:
+                compare_processes(report, base, engine, folders[:2], own[:2], rounds, steps, seed)
     report.write()
 
 

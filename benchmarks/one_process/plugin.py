@@ -1,6 +1,6 @@
 """What the plugin costs requests of the base: an engine with it against one in whose process it is absent.
 
-    python -m benchmarks.one_process.plugin [--starts 3] [--rounds 8] [--steps 24]
+    python -m benchmarks.one_process.plugin [--starts 3] [--rounds 6] [--steps 24]
 
 Two engines in processes of their own, both alive, asked in turns: one set up as `perft serve` does, one plain vLLM with
 VLLM_PLUGINS empty. A start can land well or badly in memory, so both are started several times, in alternating order;
@@ -8,9 +8,10 @@ the interval is over all rounds of all starts, and the median of each start is s
 """
 
 import statistics
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.common.engine import Segment
 from benchmarks.common.remote import RemoteEngine, remote_engine
@@ -29,20 +30,22 @@ def start(stack: ExitStack, base: Path, side: str) -> RemoteEngine:
     return stack.enter_context(remote_engine(base, None, environment={"VLLM_PLUGINS": ""}))
 
 
-def measure(base: Path, starts: int, rounds: int, steps: int, seed: int) -> list[dict[int, dict[str, list[Segment]]]]:
-    """For each start: requests -> side -> one segment for each round."""
-    found: list[dict[int, dict[str, list[Segment]]]] = []
-    for number in range(starts):
-        with ExitStack() as stack:
-            order = (ON, ABSENT) if number % 2 == 0 else (ABSENT, ON)
-            engines = {side: start(stack, base, side) for side in order}
-            found.append({requests: {side: [] for side in engines} for requests in REQUESTS})
-            for requests in REQUESTS:
-                for engine in engines.values():
-                    engine.decode([None] * requests, 4)  # warm up
-                for _, side in interleaved(list(engines), rounds, seed + number):
-                    found[-1][requests][side].append(engines[side].decode([None] * requests, steps))
-                print(f"start {number + 1}/{starts}, {requests} requests: {_medians(found[-1][requests])}", flush=True)
+class Decoder(Protocol):
+    """What is asked of either engine."""
+
+    def decode(self, adapters: Sequence[int | None], steps: int) -> Segment: ...
+
+
+def measure(engines: Mapping[str, Decoder], rounds: int, steps: int, seed: int) -> dict[int, dict[str, list[Segment]]]:
+    """One start of both sides: requests -> side -> one segment for each round."""
+    found: dict[int, dict[str, list[Segment]]] = {}
+    for requests in REQUESTS:
+        found[requests] = {side: [] for side in engines}
+        for engine in engines.values():
+            engine.decode([None] * requests, 4)  # warm up
+        for _, side in interleaved(list(engines), rounds, seed):
+            found[requests][side].append(engines[side].decode([None] * requests, steps))
+        print(f"{_batch(requests)}: {_medians(found[requests])}", flush=True)
     return found
 
 
@@ -53,7 +56,7 @@ def tell(report: Report, found: list[dict[int, dict[str, list[Segment]]]]) -> No
         for one in found:
             step_ms = {side: [each.step_ms for each in segments] for side, segments in one[requests].items()}
             by_start.append(ratios(step_ms, ABSENT, inverted=True)[ON])
-        ratio = report.compare(f"{requests} requests, {ON} / {ABSENT}", [value for own in by_start for value in own])
+        ratio = report.compare(f"{_batch(requests)}, {ON} / {ABSENT}", [value for own in by_start for value in own])
         step = spread([each.step_ms for one in found for each in one[requests][ABSENT]])
         starts = ", ".join(f"{statistics.median(own):.3f}" for own in by_start)
         rows.append([str(requests), step.shown(1), ratio.shown(3), ratio.interval(), starts])
@@ -65,26 +68,38 @@ def tell(report: Report, found: list[dict[int, dict[str, list[Segment]]]]) -> No
     report.raw["starts"] = [_as_json(one) for one in found]
 
 
+def _batch(requests: int) -> str:
+    return "1 request" if requests == 1 else f"{requests} requests"
+
+
 def _medians(segments: dict[str, list[Segment]]) -> str:
     return ", ".join(f"{side} {statistics.median(e.step_ms for e in own):.1f} ms" for side, own in segments.items())
 
 
 def _as_json(one: dict[int, dict[str, list[Segment]]]) -> dict[str, Any]:
     return {
-        f"{requests} requests": {side: [each.as_json() for each in own] for side, own in by_side.items()}
+        _batch(requests): {side: [each.as_json() for each in own] for side, own in by_side.items()}
         for requests, by_side in one.items()
     }
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=8)
+    made = parser(__doc__, rounds=6)
     made.add_argument("--starts", type=int, default=3)
     made.add_argument("--steps", type=int, default=24, help="timed decode steps of a segment")
     options = made.parse_args()
     base = base_of(options)
     starts, rounds, steps = (1, 1, 2) if options.quick else (options.starts, options.rounds, options.steps)
     report = Report("plugin", options)
-    tell(report, measure(base, starts, rounds, steps, options.seed))
+    found: list[dict[int, dict[str, list[Segment]]]] = []
+    for number in range(starts):
+        with ExitStack() as stack:
+            order = (ON, ABSENT) if number % 2 == 0 else (ABSENT, ON)
+            print(f"start {number + 1}/{starts}", flush=True)
+            found.append(
+                measure({side: start(stack, base, side) for side in order}, rounds, steps, options.seed + number)
+            )
+    tell(report, found)
     report.write()
 
 

@@ -1,6 +1,6 @@
 """What many registered adapters cost over HTTP: 1,000 names, and a pool for 200 of them.
 
-    python -m benchmarks.over_http.registered [--rounds 4] [--registered 1000] [--resident 200]
+    python -m benchmarks.over_http.registered [--rounds 3] [--registered 1000] [--resident 200]
 
 Two servers are alive, asked in turns: one with a pool for all adapters, one with a pool for 200. Adapters: R, M 4, K 2,
 bottleneck 4, all layers, so that 1,000 of them fit into one machine's memory. 32 requests at a time, one after the
@@ -72,7 +72,7 @@ def tell(report: Report, title: str, found: dict[str, list[Run]], base: str) -> 
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=4)
+    made = parser(__doc__, rounds=3)
     made.add_argument("--registered", type=int, default=1000)
     made.add_argument("--resident", type=int, default=200)
     made.add_argument("--requests", type=int, default=128, help="of a round")

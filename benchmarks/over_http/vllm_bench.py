@@ -35,16 +35,20 @@ main(parser.parse_args(sys.argv[1:]))
 """What `vllm bench serve` does."""
 
 
-def bench(client: Client, base: Path, names: list[str], prompts: int, tokens: int, folder: Path) -> dict[str, Any]:
-    """One run of vLLM's generator; the figures that it saves. Raises RuntimeError, with its output, if it fails."""
+def bench_arguments(url: str, base: Path, names: list[str], prompts: int, tokens: int, folder: Path) -> list[str]:
+    """The flags of `vllm bench serve`; its figures go to result.json in `folder`."""
     arguments = [
-        "--backend", "openai", "--base-url", client.url, "--endpoint", "/v1/completions", "--model", BASE_NAME,
+        "--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions", "--model", BASE_NAME,
         "--tokenizer", str(base), "--dataset-name", "random", "--random-input-len", "32", "--random-output-len",
         str(tokens), "--num-prompts", str(prompts), "--max-concurrency", "32", "--ignore-eos", "--disable-tqdm",
         "--save-result", "--result-dir", str(folder), "--result-filename", "result.json", "--seed", "0",
     ]  # fmt: skip
-    if names:
-        arguments += ["--lora-modules", *names]
+    return [*arguments, "--lora-modules", *names] if names else arguments
+
+
+def bench(client: Client, base: Path, names: list[str], prompts: int, tokens: int, folder: Path) -> dict[str, Any]:
+    """One run of vLLM's generator; the figures that it saves. Raises RuntimeError, with its output, if it fails."""
+    arguments = bench_arguments(client.url, base, names, prompts, tokens, folder)
     done = subprocess.run(
         [sys.executable, "-c", BENCH, *arguments], capture_output=True, text=True, check=False, timeout=LIMIT_S
     )

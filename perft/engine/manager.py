@@ -21,6 +21,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
+from perft.config import AdapterConfig
 from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
 from perft.engine.host_cache import HostCache
@@ -33,9 +34,16 @@ from perft.engine.settings import EngineSettings
 from perft.engine.step_loader import StepLoader
 from perft.engine.tensor_parallel import TILE_TOKENS, Share
 from perft.operator import Batch, Step, TokenGroup, choose_operator
+from perft.operator.tables import adapter_rows
 
 logger = init_logger(__name__)
 
+
+EXAMPLE = AdapterConfig(
+    base_model_name_or_path="", variant="R", expert_type="lora", bottleneck=16, alpha=16.0, num_experts=8, top_k=2,
+    renormalize=True,
+)  # fmt: skip
+"""The adapter whose size the log tells."""
 
 WARM_UP_PATH = "/not/a/real/path"
 """The path vLLM gives the LoRA requests of its warm-up runs."""
@@ -86,10 +94,7 @@ class AdapterManager:
         self.ordered_loading = OrderedLoading(self.step, self._movers, loader)
         for layer, runner in self.runners.items():
             runner.attach(LayerState(self.step, layer, shape.hidden_size, shape.num_experts))
-        logger.info(
-            "PERFT: %d MoE layers carry the operator (%s), row pool of %d rows",
-            len(self.runners), type(self._operator).__name__, self.pool.total,
-        )  # fmt: skip
+        logger.info("PERFT: %s", self._summary())
         return model
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
@@ -174,6 +179,17 @@ class AdapterManager:
 
     def supports_tower_connector_lora(self) -> bool:
         return False
+
+    def _summary(self) -> str:
+        """What the operator runs on, and what an adapter costs, for the log."""
+        row_bytes = self.pool.tensor_RD.shape[1] * self.pool.tensor_RD.element_size()
+        example = adapter_rows(EXAMPLE, self.base.moe_layers)
+        return (
+            f"{len(self.runners)} MoE layers carry the operator ({type(self._operator).__name__}); a pool of "
+            f"{self.pool.total} rows takes {self.pool.total * row_bytes / 1e6:.0f} MB and holds "
+            f"{self.pool.total // example} adapters of variant R with {EXAMPLE.num_experts} experts of bottleneck "
+            f"{EXAMPLE.bottleneck} in every layer, {example} rows or {example * row_bytes / 1e6:.1f} MB each"
+        )
 
     def _plan(self, token_ids: Sequence[int]) -> Step | None:
         """Group the step's tokens by adapter; None if all are the base's. Raises KeyError for an absent adapter."""

@@ -1,7 +1,7 @@
 """Owns the interface between the engine and a back end of the operator: one batch, planned once per step.
 
-The engine calls `Operator.plan` once per step, and in each MoE layer `Step.start` before the base's experts run (they
-may overwrite their input), then the `Delta` it returned on their output, before that is reduced over ranks.
+The engine calls `Operator.plan` once per step, and in each MoE layer `Step.start` before the base's experts run, then
+the `Delta` it returned on their output, before that is reduced over ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +78,8 @@ class Step(Protocol):
     def start(self, layer: int, x_TD: torch.Tensor, base: BaseRouter) -> Delta | None:
         """Begin the delta of one decoder layer; None where no adapter of the step touches it.
 
-        x_TD: the input of the MoE block, in the pool's dtype; not read once this has returned. base: asked only for
-        what an adapter of the step needs.
+        x_TD: the input of the MoE block, in the pool's dtype, as it is until the delta was added. base: asked only for
+        what an adapter of the step needs, until then.
         """
         ...
 

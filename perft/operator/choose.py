@@ -28,7 +28,7 @@ def choose_operator(pool_RD: torch.Tensor, tables: SlotTables, asked: BackEnd = 
     if chosen == "numba":
         if device != "cpu":
             raise BackEndError(f"operator back end: found 'numba', which is for CPUs, and the model is on {device}")
-        from perft.operator.numba_backend import make_numba_operator
+        from perft.operator.cpu.backend import make_numba_operator
 
         return make_numba_operator(pool_RD, tables)
     raise BackEndError(f"operator back end: found {asked!r}, expected one of {BACK_ENDS}")

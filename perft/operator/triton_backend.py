@@ -58,8 +58,8 @@ class TritonOperator:
     """See `perft.operator.base.Operator`.
 
     pool_RD, tables: the row pool. max_tokens, max_groups: tokens and adapters of a step. width: the largest M * B of an
-    adapter; max_experts: the largest M of an adapter of variant R. base_experts: N. base_top_k: J; 0 if the base's top-k
-    is not to be had, then no adapter of variant E may be planned, as none with `base_slot` without `has_logits`.
+    adapter; max_experts: the largest M of an adapter of variant R. base_experts: N. base_top_k: J; 0 if the base does
+    not give its top-k: then no adapter of variant E may be planned, as none with `base_slot` without `has_logits`.
     counts: int32 [S, a column for every expert]; each layer of each step adds the tokens of each expert (R and E only).
     """
 
@@ -187,7 +187,8 @@ class TritonOperator:
         weights = [torch.zeros(1, self.base_top_k, dtype=t, device=device) for t in floats if self.base_top_k]
         numbers = (torch.int32, torch.int64) if self.base_top_k else ()
         ids = [torch.zeros(1, self.base_top_k, dtype=t, device=device) for t in numbers]
-        yield from itertools.product(logits or [None], weights or [None], ids or [None])
+        none: list[torch.Tensor | None] = [None]
+        yield from itertools.product(logits or none, weights or none, ids or none)
 
     def _check(self, batch: Batch) -> None:
         if batch.size > self.max_tokens or len(batch.groups) > self.max_groups:
@@ -202,7 +203,7 @@ class TritonOperator:
             ):
                 raise ValueError(
                     f"found an adapter of {config.num_experts} experts of bottleneck {config.bottleneck}, "
-                    f"expected at most {self.max_experts} experts and {self.width} columns"
+                    f"expected at most {self.max_experts} (variant R) and {self.width} columns of all experts"
                 )
             if config.variant == "E" and not self.base_top_k:
                 raise ValueError("found an adapter of variant E, expected none: the base's top-k is not given")
@@ -266,7 +267,7 @@ class StepTable:
         is_cuda = device.type == "cuda"
         self._buffer = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._staging = [torch.empty(shape, dtype=torch.int32, pin_memory=is_cuda) for _ in range(STAGING_SLOTS)]
-        self._copied = [torch.cuda.Event() for _ in range(STAGING_SLOTS)] if is_cuda else []
+        self._copied = [_event() for _ in range(STAGING_SLOTS)] if is_cuda else []
         self._next = 0
         self.parts = self._split(self._buffer)
 
@@ -293,7 +294,11 @@ class StepTable:
 
     def _split(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
         perm, tiles = buffer[: self._tokens], buffer[-3 * self._tiles :]
-        return (perm, *tiles.split(self._tiles))
+        return (perm, *torch.split(tiles, self._tiles))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 def _multiple(number: int, of: int) -> int:

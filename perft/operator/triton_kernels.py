@@ -317,7 +317,8 @@ def _own_weights(logits_nX, experts, top_k, flags, EXPERTS: tl.constexpr):
         weights_nX = tl.where(is_best_nX, q_nX, weights_nX)
         left_nX = tl.where(is_best_nX, float("-inf"), left_nX)
     if (flags & RENORMALIZE) != 0:
-        weights_nX = weights_nX / tl.sum(weights_nX, axis=1)[:, None]
+        total_n = tl.sum(weights_nX, axis=1)  # may be NaN, which must not select the experts that have weight 0
+        weights_nX = tl.where(weights_nX != 0, weights_nX / total_n[:, None], 0.0)
     return weights_nX
 
 

@@ -8,8 +8,10 @@ from vllm.entrypoints.launchers.utils.constants import (
     H11_MAX_HEADER_COUNT_DEFAULT,
     H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT,
 )
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from perft.engine.compatibility import SPECULATIVE_METHOD
 from perft.engine.settings import SETTINGS_KEY, EngineSettings
 from server.auth.origin import bind_problem
 from server.errors import StartError
@@ -92,7 +94,7 @@ def argument_problems(args: Namespace) -> list[str]:
         "--enable-elastic-ep": args.enable_elastic_ep,
         "--enable-dbo": args.enable_dbo,
         "--ubatch-size": args.ubatch_size > 0,
-        "--speculative-config": args.speculative_config is not None,
+        "--kv-sharing-fast-prefill": args.kv_sharing_fast_prefill,
         "--kv-transfer-config": args.kv_transfer_config is not None,
         "--kv-offloading-size": args.kv_offloading_size is not None,
         "--enable-sleep-mode": args.enable_sleep_mode,
@@ -105,6 +107,12 @@ def argument_problems(args: Namespace) -> list[str]:
         problems.append("--h11-max-incomplete-event-size: no effect on this server; use --max-header-bytes")
     if args.h11_max_header_count != H11_MAX_HEADER_COUNT_DEFAULT:
         problems.append("--h11-max-header-count: no effect on this server; use --max-headers")
+    speculative = args.speculative_config
+    if speculative is not None and speculative.get("method") != SPECULATIVE_METHOD:
+        problems.append(
+            f"--speculative-config: found method {speculative.get('method')!r}, expected {SPECULATIVE_METHOD!r}, the "
+            "one that is tested with PERFT"
+        )
     if args.lora_modules:
         problems.append("--lora-modules: not supported; use --adapter NAME=PATH")
     if args.default_mm_loras:
@@ -124,7 +132,7 @@ def argument_problems(args: Namespace) -> list[str]:
 
 
 def prepare_arguments(args: Namespace) -> None:
-    """Set what PERFT needs of vLLM: LoRA support, eager mode, our worker extension and scheduler.
+    """Set what PERFT needs of vLLM: LoRA support, our worker extension and scheduler.
 
     Raises StartError naming every flag that is rejected.
     """
@@ -143,7 +151,8 @@ def prepare_arguments(args: Namespace) -> None:
     if args.max_loras is None:  # adapters in one step: a slot costs PERFT nothing, vLLM's LoRA memory
         args.max_loras = LORA_SLOTS if args.lora_target_modules else DEFAULT_MAX_LORAS
         args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
-    args.enforce_eager = True
+    if current_platform.is_cpu():
+        args.enforce_eager = True  # vLLM compiles no model with LoRA there, but would give up its own CPU kernels
     args.worker_extension_cls = WORKER_EXTENSION
     args.scheduler_cls = SCHEDULER
     args.structured_outputs_config.backend = STRUCTURED_BACKEND  # with "auto" the first request would choose for all

@@ -14,6 +14,8 @@ from perft.engine.compatibility import (
 )
 from perft.engine.settings import EngineSettings
 
+NGRAM = Config(method="ngram")
+
 
 def config(**changes: object) -> Config:
     """A configuration in which everything is as PERFT needs it, but for `changes`."""
@@ -23,16 +25,33 @@ def config(**changes: object) -> Config:
         "use_ubatching": False,
     }  # fmt: skip
     compilation = {"mode": CompilationMode.NONE, "cudagraph_mode": CUDAGraphMode.NONE}
-    rest = {"speculative_config": None, "kv_transfer_config": None, "additional_config": {}}
+    rest = {
+        "speculative_config": None, "kv_transfer_config": None, "additional_config": {}, "use_v2_model_runner": False,
+    }  # fmt: skip
     return Config(
+        cache_config=Config(kv_sharing_fast_prefill=changes.get("kv_sharing_fast_prefill", False)),
         parallel_config=Config(**{k: changes.get(k, v) for k, v in parallel.items()}),
         compilation_config=Config(**{k: changes.get(k, v) for k, v in compilation.items()}),
         **{k: changes.get(k, v) for k, v in rest.items()},
     )
 
 
-def test_what_perft_needs_passes() -> None:
-    check_supported(config())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"speculative_config": NGRAM},
+        {"mode": CompilationMode.VLLM_COMPILE, "cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE},
+    ],
+)
+def test_a_mode_that_is_served_passes(changes: dict[str, object]) -> None:
+    check_supported(config(**changes))
+
+
+def test_every_mode_that_is_on_is_named_at_once() -> None:
+    with pytest.raises(UnsupportedModeError) as refused:
+        check_supported(config(enable_eplb=True, use_ubatching=True, speculative_config=Config(method="medusa")))
+    assert all(flag in str(refused.value) for flag in ("--enable-eplb", "--enable-dbo", "--speculative-config"))
 
 
 @pytest.mark.parametrize(
@@ -46,10 +65,12 @@ def test_what_perft_needs_passes() -> None:
         ({"decode_context_parallel_size": 2}, "context parallel"),
         ({"prefill_context_parallel_size": 2}, "context parallel"),
         ({"use_ubatching": True}, "--ubatch-size"),
-        ({"speculative_config": object()}, "--speculative-config"),
+        ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
+        ({"speculative_config": Config(method="eagle3")}, r"--speculative-config\) with method 'eagle3'"),
+        ({"speculative_config": Config(method="draft_model")}, r"--speculative-config\) with method 'draft_model'"),
+        ({"speculative_config": Config(method="ngram_gpu")}, r"--speculative-config\) with method 'ngram_gpu'"),
+        ({"speculative_config": NGRAM, "use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
         ({"kv_transfer_config": object()}, "--kv-transfer-config"),
-        ({"mode": CompilationMode.VLLM_COMPILE}, "--enforce-eager"),
-        ({"cudagraph_mode": CUDAGraphMode.PIECEWISE}, "--enforce-eager"),
     ],
 )
 def test_an_untested_mode_is_named(changes: dict[str, object], named: str) -> None:

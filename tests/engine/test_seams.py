@@ -30,6 +30,7 @@ def test_the_installed_vllm_passes() -> None:
 
 def test_every_seam_and_every_text_stands_once() -> None:
     assert len({(seam.module, seam.name) for _, seam in SEAMS}) == len(SEAMS)
+    assert all(SUPPORTED_VLLM in seam.checked for _, seam in SEAMS)
     for texts in ([g.breaks for g in SEAM_GROUPS], [g.gone_when for g in SEAM_GROUPS], [s.use for _, s in SEAMS]):
         assert all(texts) and len(set(texts)) == len(texts)
 

@@ -1,4 +1,7 @@
-"""vLLM's own server with our package installed, and nothing of `perft serve`: it serves a PERFT adapter too."""
+"""vLLM's own server with our package installed, and nothing of `perft serve`: it serves a PERFT adapter too.
+
+It is started as anybody would, without a word about compilation or eager mode.
+"""
 
 import json
 import urllib.error
@@ -29,7 +32,7 @@ def server(model: Path) -> Iterator[ServerProcess]:
     port = free_port()
     arguments = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model), "--dtype", "float32"]
     arguments += ["--served-model-name", "tiny", "--skip-tokenizer-init", "--max-model-len", "128", "--port", str(port)]
-    arguments += ["--gpu-memory-utilization", "0.3", "--enforce-eager", "--host", "127.0.0.1"]
+    arguments += ["--gpu-memory-utilization", "0.3", "--host", "127.0.0.1"]
     arguments += ["--enable-lora", "--lora-modules", f"mine={model.parent / 'adapter'}"]
     running = launch(arguments, port, model.parent / "server.log")
     running.wait_until("/health")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
 
 from adapters.format.files import Limits
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
@@ -280,7 +281,9 @@ def test_bad_adapter_flags_are_refused(given: list[str], expected: str) -> None:
         ["--runner", "pooling"],
         ["--pool-rows", "0"],
         ["--additional-config", '{"perft": {}}'],
-        ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
+        ["--speculative-config", '{"method": "eagle3", "model": "/d", "num_speculative_tokens": 2}'],
+        ["--speculative-config", '{"model": "/d", "num_speculative_tokens": 2}'],
+        ["--kv-sharing-fast-prefill"],
         ["--headless"],
         ["--grpc"],
         ["--lora-modules", "a=/x"],
@@ -301,6 +304,21 @@ def test_what_perft_needs_of_vllm_is_filled_in_and_the_rest_is_left_alone() -> N
     assert args.enable_lora and args.enforce_eager and args.worker_extension_cls == WORKER_EXTENSION
     assert args.additional_config["perft"]["pool_rows"] == 7
     assert args.lora_target_modules is None, "only MoE layers are wrapped"
+
+
+@pytest.mark.parametrize("flags", [[], ["--enforce-eager"]])
+def test_on_a_gpu_the_callers_choice_of_eager_mode_stands(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    args = make_parser().parse_args(["/m", *flags])
+    prepare_arguments(args)
+    assert args.enforce_eager == bool(flags)
+
+
+def test_drafts_from_n_grams_are_served() -> None:
+    drafts = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}'
+    args = make_parser().parse_args(["/m", "--speculative-config", drafts])
+    prepare_arguments(args)
+    assert args.speculative_config["method"] == "ngram"
 
 
 def test_adapters_are_given_by_a_flag_that_repeats_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:

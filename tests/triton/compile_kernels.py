@@ -1,9 +1,10 @@
 """Compiles every kernel that `TritonOperator.warm_up` launches, for a GPU that need not be there; prints what it takes.
 
-    PYTHONPATH=.triton python -m tests.triton.compile_kernels 90 bfloat16 2048 64
+    PYTHONPATH=.triton python -m tests.triton.compile_kernels 90 bfloat16 2048 64 [all]
 
-Compute capability, dtype, hidden size, base experts. One JSON line a kernel: its name and tile, and its shared memory
-in bytes. Triton must not interpret (a process with TRITON_INTERPRET=1 has no kernels to compile).
+Compute capability, dtype, hidden size, base experts; `all`: for every type of what a base may give. One JSON line a
+kernel: its name and tile, and its shared memory in bytes. Triton must not interpret (a process with TRITON_INTERPRET=1
+has no kernels to compile).
 """
 
 import json
@@ -25,14 +26,15 @@ SYMBOLS = {
 OPTIONS = ("num_warps", "num_stages")
 
 
-def main(capability: int, dtype: torch.dtype, hidden_size: int, base_experts: int) -> None:
+def main(capability: int, dtype: torch.dtype, hidden_size: int, base_experts: int, every_type: bool) -> None:
     seen: set[str] = set()
 
     def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         options = {name: constants.pop(name) for name in OPTIONS}
         source = source_of(kernel, arguments, constants)
-        if source.hash() not in seen:
-            seen.add(source.hash())
+        known = source.hash() if every_type else f"{kernel.fn.__name__} {constants}"
+        if known not in seen:
+            seen.add(known)
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
             tile = constants.get("TILE", constants.get("TOKENS"))
             print(json.dumps({"kernel": kernel.fn.__name__, "tile": tile, "shared": compiled.metadata.shared}))
@@ -69,4 +71,4 @@ def source_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), "all" in sys.argv[5:])

@@ -179,9 +179,21 @@ def test_base_logits_that_are_not_finite_spoil_their_token(logits: list[float]) 
     assert not output_TD[1].isfinite().any() and output_TD[[0, 2]].isfinite().all()
 
 
+def test_base_experts_that_the_base_ruled_out_have_probability_0() -> None:
+    """Fewer possible base experts than K: the others' probability is 0, and none is taken twice."""
+    world = World(torch.float32)
+    given = {**VARIANTS[2], **EXPERT_TYPES[0], "num_experts": 5, "top_k": 3, "bottleneck": 4, "layers": (0,)}
+    names = world.add_all([config_of(0, **given)])
+    inputs = world.inputs(names * 7)
+    inputs.base.logits_TN[:, 1:] = -torch.inf
+    output_TD = inputs.output_TD.clone()
+    world.operator.plan(world.batch(names * 7)).start(0, inputs.x_TD, inputs.base)(output_TD)
+    world.check(names * 7, inputs, 0, output_TD)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_sum_is_rounded_once(dtype: torch.dtype) -> None:
-    """A delta of 1 + 2^-10 on an output of 256: added exactly, then rounded; rounded first it would give another sum."""
+    """A delta of just over 1, on an output whose neighbours lie 2 apart: rounded before the sum it is lost."""
     world = World(dtype)
     config = config_of(0, **VARIANTS[4], **EXPERT_TYPES[0] | {"alpha": 1.0}, bottleneck=1, num_experts=2, layers=(0,))
     ulp = torch.finfo(dtype).eps  # of numbers from 1 to 2
@@ -191,7 +203,7 @@ def test_the_sum_is_rounded_once(dtype: torch.dtype) -> None:
     world.add("exact", Adapter(config, {0: LayerWeights(None, down.to(dtype), up.to(dtype))}))
     inputs = world.inputs(["exact"])
     inputs.x_TD[0] = 1
-    before = 2 / ulp + 2 / ulp * ulp  # numbers from 2 / ulp on lie 2 apart: delta 1 alone is a tie, broken to even
+    before = 2 / ulp  # numbers from here on lie 2 apart: a delta of 1 alone is a tie, broken to even
     output_TD = torch.full_like(inputs.output_TD, before)
     expected = (torch.tensor(before, dtype=torch.float64) + 1 + ulp / 4).to(dtype)
     rounded_first = (torch.tensor(before, dtype=torch.float64) + torch.tensor(1 + ulp / 4, dtype=dtype)).to(dtype)
@@ -255,7 +267,10 @@ def test_tokens_of_each_expert_are_counted(tiles: str) -> None:
             inputs = world.inputs(owner)
             step.start(layer, inputs.x_TD, inputs.base)
             for name in names[:4] if layer in (0, 2) else ():
-                adapter, tokens_n = world.adapters[name], torch.tensor([t for t, o in enumerate(owner) if o == name])
+                adapter, tokens_n = (
+                    world.adapters[name],
+                    torch.tensor([t for t, o in enumerate(owner) if o == name]).long(),
+                )
                 of_layer = Adapter(adapter.config, {0: adapter.layers[layer]})
                 used = selected(of_layer, inputs.x_TD[tokens_n].cpu(), inputs.base.routing(tokens_n)).sum(0)
                 expected_SM[world.placed(name).slot, : used.numel()] += used
@@ -270,7 +285,7 @@ def test_what_is_off_is_found() -> None:
     output_TD = inputs.output_TD.clone()
     world.operator.plan(world.batch(names * 4)).start(0, inputs.x_TD, inputs.base)(output_TD)
     world.check(names * 4, inputs, 0, output_TD)
-    with pytest.raises(AssertionError, match="error 1.0"):
+    with pytest.raises(AssertionError, match=r"error 1\.0"):
         world.check(names * 4, inputs, 0, output_TD * 1.01)
     with pytest.raises(AssertionError, match="a token without a delta has changed"):
         world.check([*names * 3, None], inputs, 0, output_TD)

@@ -88,6 +88,8 @@ class World:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.pool = RowPool(self.rows, self.hidden_size, self.dtype, DEVICE, len(ALL_LAYERS))
         self.pool.tensor_RD.fill_(torch.nan)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()  # the pool copies on a stream of its own
         self.adapters: dict[str, Adapter] = {}
         if self.holes:
             self.punch_holes()
@@ -149,7 +151,7 @@ class World:
     def inputs(self, owner: Sequence[str | None], ids: torch.dtype = torch.int32) -> "Inputs":
         """Random inputs for one step in which token t belongs to `owner[t]`."""
         tokens, generator = len(owner), self.generator
-        is_planned_T = torch.tensor([name is not None for name in owner])
+        is_planned_T = torch.tensor([name is not None for name in owner], dtype=torch.bool)
         x_TD = torch.randn(tokens, self.hidden_size, generator=generator)
         logits_TN = torch.randn(tokens, N, generator=generator) * 2
         weights_TJ, ids_TJ = torch.softmax(logits_TN, -1).topk(J, -1)

@@ -22,6 +22,7 @@ SERVER_MAY_USE = (
     "vllm.utils.argparse_utils.FlexibleArgumentParser",
     "vllm.lora.request.LoRARequest",
     "vllm.logger.configure_logging_from_args",
+    "vllm.platforms.current_platform",
     "vllm.exceptions",
     "vllm.sampling_params.SamplingParams",
 )
@@ -30,6 +31,7 @@ SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.plugin.is_switched_off",
     "perft.engine.settings.SETTINGS_KEY",
     "perft.engine.settings.EngineSettings",
+    "perft.engine.compatibility.SPECULATIVE_METHOD",
     "perft.engine.compatibility.environment_problems",
     "perft.engine.grammar_probe.install_validation",
     "perft.engine.grammar_probe.pack_setup",

@@ -13,10 +13,11 @@ import torch
 
 from perft.config import AdapterConfig
 from perft.engine.pool import RowPool, pack
-from perft.operator import Batch, LayerRows, Operator, PlacedAdapter, Step, TokenGroup, numba_backend
+from perft.operator import Batch, LayerRows, Operator, PlacedAdapter, Step, TokenGroup
 from perft.operator.base import Rows, Watch
+from perft.operator.cpu.backend import NumbaOperator
+from perft.operator.cpu.thread_choice import ThreadChoice
 from perft.operator.free_runs import runs_of
-from perft.operator.numba_backend import NumbaOperator
 from perft.operator.tables import PAGE_ROWS
 from perft.operator.torch_backend import TorchOperator
 from perft.reference import BaseRouting, LayerWeights, expert_weights, reference_delta
@@ -50,7 +51,8 @@ def operator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Each back end of the CPU; the last shares out every layer over threads."""
     if request.param == "torch":
         return lambda pool: TorchOperator(pool.tensor_RD)
-    monkeypatch.setattr(numba_backend, "PARALLEL_PRODUCTS", 0 if "threads" in request.param else 1 << 60)
+    monkeypatch.setattr(ThreadChoice, "together", lambda _self, _work: "threads" in request.param)
+    monkeypatch.setattr(ThreadChoice, "took", lambda *_: None)
     return lambda pool: NumbaOperator(pool.tensor_RD, pool.tables)
 
 
@@ -177,17 +179,15 @@ def batch_of(groups: Sequence[tuple[PlacedAdapter, torch.Tensor]], size: int, wa
 
 
 def delta_of(step: Step, layer: int, x_TD: torch.Tensor, base: Base, own: torch.Tensor | None = None) -> torch.Tensor:
-    """What a step adds to an output of zeros, [T, D]; `x_TD` is overwritten before it is added, as the base may do.
+    """What a step adds to an output of zeros, [T, D].
 
     own: the tokens that may be changed; the others' output is NaN, and must stay bit for bit.
     """
-    given = x_TD.clone()
     output_TD = torch.zeros_like(x_TD)
     others = torch.ones(len(x_TD), dtype=torch.bool)
     others[own if own is not None else slice(None)] = False
     output_TD[others] = torch.nan
-    delta = step.start(layer, given, base)
-    given.fill_(torch.nan)
+    delta = step.start(layer, x_TD, base)
     if delta is not None:
         delta(output_TD)
     assert output_TD[others].isnan().all()
@@ -392,7 +392,7 @@ def test_watching_shows_every_routed_experts_weight(operator_of: Make, gate: Map
     x_TD, routing = torch.randn(20, D, generator=generator), route(torch.randn(20, N, generator=generator))
     seen: dict[int, torch.Tensor] = {}
     batch = batch_of([(placed[0], torch.arange(20))], 20, lambda number, weights_nM: seen.update({number: weights_nM}))
-    operator_of(pool).plan(batch).start(0, x_TD, Base(routing))
+    delta_of(operator_of(pool).plan(batch), 0, x_TD, Base(routing))
     if gate["variant"] in ("D", "S"):
         assert not seen
         return

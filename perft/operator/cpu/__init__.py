@@ -1,0 +1,1 @@
+"""The CPU back end of the operator, compiled by Numba."""
