@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_the_profile_finds_every_part(engine: BenchEngine, report: Report, tmp_p
     profile_step.tell(report, {"numba": found})
 
 
-def test_streams_over_http(report: Report, tmp_path: Path) -> None:
+def test_streams_over_http(tmp_path: Path) -> None:
     """Against our server over the fake engine; the real one's start is tested elsewhere."""
     port = free_port()
     arguments = ["-m", "tests.server.fake_server", "--store", str(tmp_path / "store"), "--port", str(port)]
@@ -157,8 +158,8 @@ def test_streams_over_http(report: Report, tmp_path: Path) -> None:
         server.wait_until("/health")
         client = Client(server.url, "admin-has-a-key-of-some-length")
         requests = [Request(BASE_NAMES[0], [5, 6, 7], 4) for _ in range(3)]
-        found = streams.measure(client, {streams.BASE: requests, "8 adapters": requests}, 1, SEED)
-        assert {run.tokens - run.merged for runs in found.values() for run in runs} == {12}
+        for run in (client.together(requests), client.at_most(requests, 2)):
+            assert run.tokens - run.merged == 12 and len(run.first_token_ms) == 3
         assert client.metric("perft_device_rows_total") == 1000
         with pytest.raises(RuntimeError, match="404"):
             client.together([Request("nobody", [5], 1)])
@@ -174,7 +175,10 @@ def test_rates_count_only_while_all_requests_decode(report: Report) -> None:
     assert run.gaps_ms == [1000.0] * 6 and run.merged == 0
     with pytest.raises(ValueError, match="more tokens"):
         _ = Run(requests, [[1.0, 2.0], [3.0, 4.0]], 4.0, 0.1).decode_tokens_per_second
-    streams.tell(report, {"base": [run], "8 adapters": [run]})
+    server = Mock(Client, together=Mock(return_value=run))
+    found = streams.measure(server, {streams.BASE: requests, "8 adapters": requests}, 2, SEED)
+    assert {name: len(runs) for name, runs in found.items()} == {streams.BASE: 2, "8 adapters": 2}
+    streams.tell(report, found)
     registered.tell(
         report, "Zipf over 1000 registered adapters", {"all resident": [run], "pool for 200": [run]}, "all resident"
     )
