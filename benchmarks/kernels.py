@@ -25,8 +25,8 @@ import torch
 
 from perft.config import AdapterConfig
 from perft.operator.base import Batch, PlacedAdapter, TokenGroup
+from perft.operator.gpu.backend import TritonOperator
 from perft.operator.tables import PAGE_ROWS, SlotTables, pool_rows
-from perft.operator.triton_backend import TritonOperator
 
 LAYERS = 8
 """At least so many layers a measurement, and more until they read CACHE_BYTES."""

@@ -83,7 +83,7 @@ PARTS: dict[str, Part] = {
 
 
 def machine() -> dict[str, Any]:
-    from benchmarks.throughput import machine as described
+    from benchmarks.common.report import facts as described
 
     return described() | {"versions": {name: version(name) for name in VERSIONS}}
 

@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common.report import facts as machine
 from benchmarks.served import Client, adapters, calm, demo_base, percentile, serving, shape_of, write
-from benchmarks.throughput import machine
 from server.demo.__main__ import BASE_NAME
 
 PHASES = ("alone", "asked", "swapped")

@@ -15,7 +15,8 @@ class BaseShape:
     """The shape of a Mixture-of-Experts base model.
 
     embedded_problem: why PERFT-E cannot be served on it; None if it can. output_scale: what the model multiplies the
-    sum of its experts' outputs by, after they ran (routed_scaling_factor).
+    sum of its experts' outputs by, after they ran (routed_scaling_factor). max_columns, max_routed_experts: the largest
+    M * B, and M of variant R, that the operator serves here; None: any.
     """
 
     hidden_size: int
@@ -27,6 +28,8 @@ class BaseShape:
     fingerprint: str | None = None
     embedded_problem: str | None = None
     output_scale: float = 1.0
+    max_columns: int | None = None
+    max_routed_experts: int | None = None
 
 
 def base_fingerprint(router_weights: Iterable[torch.Tensor]) -> str:
@@ -67,6 +70,16 @@ def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: boo
         found.append(f"variant: found 'E', which is not served on this base: {base.embedded_problem}")
     if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > base.top_k:
         found.append(f"top_k: found {config.top_k}, 'base_slot' needs at most the base's top-k {base.top_k}")
+    columns = config.num_experts * config.bottleneck
+    if base.max_columns is not None and columns > base.max_columns:
+        found.append(
+            f"bottleneck: found {config.num_experts} experts of {config.bottleneck}, {columns} columns in all, "
+            f"expected at most {base.max_columns} on this device"
+        )
+    if config.is_routed and base.max_routed_experts is not None and config.num_experts > base.max_routed_experts:
+        found.append(
+            f"num_experts: found {config.num_experts}, expected at most {base.max_routed_experts} on this device"
+        )
     for layer in config.layers or ():
         if layer >= base.num_layers:
             found.append(f"layers: found {layer}, the base has layers 0 to {base.num_layers - 1}")

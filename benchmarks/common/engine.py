@@ -14,10 +14,11 @@ from typing import Any
 from benchmarks.common.workload import PROMPT_TOKENS, prompt
 from perft.base_model import BaseShape
 from server.demo.__main__ import ENVIRONMENT as DEMO_ENVIRONMENT
-from server.demo.__main__ import IN_ENGINE
+from server.engine.cpu import IN_ENGINE
 
 ENVIRONMENT = {
     **DEMO_ENVIRONMENT,
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "TORCHDYNAMO_DISABLE": "1",

@@ -15,6 +15,7 @@ from perft.base_model import BaseShape
 from perft.checkpoint import checkpoint_fingerprint
 from perft.engine.base_router import embedded_problem
 from perft.engine.moe_layer import PerftMoERunner, PerftRoutedExperts
+from perft.operator.base import Sizes
 
 logger = init_logger(__name__)
 
@@ -80,6 +81,19 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
         output_scale=output_scales.pop(),
     )
     return replace(shape, fingerprint=_fingerprint(vllm_config, shape))
+
+
+def step_sizes(base: BaseShape, vllm_config: VllmConfig) -> Sizes:
+    """How large an engine's steps get."""
+    captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    assert vllm_config.lora_config is not None
+    return Sizes(
+        max_tokens=max(vllm_config.scheduler_config.max_num_batched_tokens, captured),
+        max_groups=vllm_config.lora_config.max_loras,
+        captured_tokens=captured,
+        base_experts=base.num_experts,
+        base_top_k=0 if base.embedded_problem else base.top_k,
+    )
 
 
 def _fingerprint(vllm_config: VllmConfig, shape: BaseShape) -> str | None:

@@ -11,6 +11,7 @@ Invariant: a token whose adapter is not on the device raises; it never falls thr
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from perft.config import AdapterConfig
 from perft.engine.compatibility import check_supported
 from perft.engine.expert_counts import ExpertCounts
 from perft.engine.host_cache import HostCache
-from perft.engine.layers import base_shape, wrapped_runners
+from perft.engine.layers import base_shape, step_sizes, wrapped_runners
 from perft.engine.moe_layer import LayerState, StepState
 from perft.engine.ordered_loading import Movers, OrderedLoading
 from perft.engine.perft_loader import PerftLoader
@@ -83,8 +84,14 @@ class AdapterManager:
         rows = self._settings.rows(self.base, self._device)
         shape = self.base
         self.pool = RowPool(rows, shape.hidden_size, shape.dtype, self._device, shape.num_layers)
+        sizes, asked = step_sizes(shape, vllm_config), self._settings.operator_backend
+        self._operator = choose_operator(self.pool.tensor_RD, self.pool.tables, sizes, asked)
+        self.base = replace(
+            shape,
+            max_columns=self._operator.max_columns,
+            max_routed_experts=self._operator.max_routed_experts,
+        )
         self.host_cache = HostCache(self.pool, self.base, self._settings.limits)
-        self._operator = choose_operator(self.pool.tensor_RD, self.pool.tables, self._settings.operator_backend)
         self._share = Share.of(list(self.runners.values()))
         if not self._share.counts:
             self.expert_counts = ExpertCounts(0)
@@ -152,10 +159,9 @@ class AdapterManager:
         return digest is not None
 
     def remove_all_adapters(self) -> None:
+        """What vLLM calls after a warm-up run, also on a rank that idles beside others: real adapters stay."""
         self.step.step = None
         self._warm_up_ids.clear()
-        for adapter_id in list(self._digests):
-            self.remove_adapter(adapter_id)
 
     def list_adapters(self) -> set[int]:
         return set(self._digests) | self._warm_up_ids

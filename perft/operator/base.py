@@ -78,14 +78,37 @@ class Step(Protocol):
     def start(self, layer: int, x_TD: torch.Tensor, base: BaseRouter) -> Delta | None:
         """Begin the delta of one decoder layer; None where no adapter of the step touches it.
 
-        x_TD: the input of the MoE block, in the pool's dtype, as it is until the delta was added. base: asked only for
-        what an adapter of the step needs, until then.
+        x_TD: the input of the MoE block, in the pool's dtype, as it is until the delta was added. base: what an adapter
+        of the step needs is asked for, until then; on a GPU all of it, because a captured graph holds every launch.
         """
         ...
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a back end with buffers of its own makes them for.
+
+    max_tokens, max_groups: tokens and adapters of one step. captured_tokens: tokens of the largest step that runs as a
+    captured graph (0: none does). base_experts: N. base_top_k: J; 0 if the base hides its top-k (then no adapter of
+    variant E is served).
+    """
+
+    max_tokens: int
+    max_groups: int
+    captured_tokens: int
+    base_experts: int
+    base_top_k: int
+
+
 class Operator(Protocol):
-    """One back end."""
+    """One back end.
+
+    max_columns: the largest M * B of an adapter that it was made for, max_routed_experts: the largest M of one of
+    variant R. None: any.
+    """
+
+    max_columns: int | None
+    max_routed_experts: int | None
 
     def plan(self, batch: Batch) -> Step:
         """Prepare a step. It ends the step before it."""

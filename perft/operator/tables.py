@@ -55,8 +55,6 @@ class SlotTables:
             torch.zeros((pages, len(Meta) + 1), dtype=torch.int32),
         )
         self._is_copied = device.type != "cpu"
-        if self._is_copied and device.type == "cuda":
-            self._host = tuple(table.pin_memory() for table in self._host)  # type: ignore[assignment]
         on_device = tuple(table.to(device) for table in self._host) if self._is_copied else self._host
         self.page_index, self.layer_offset, self.meta = on_device
         self._changed: list[tuple[int, int, int]] = []
@@ -73,7 +71,11 @@ class SlotTables:
             self._changed.append((slot, index, len(pages)))
 
     def sync(self) -> None:
-        """Copy what `write` changed to the device, on the current stream. To be called between two steps."""
+        """Copy what `write` changed to the device, on the current stream. To be called between two steps.
+
+        From memory that is not page-locked: such a copy has read its source when it returns, and a few hundred bytes,
+        only after an adapter came, cost nothing.
+        """
         while self._changed:
             slot, index, pages = self._changed.pop()
             part = slice(index, index + pages)

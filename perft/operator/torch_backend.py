@@ -61,6 +61,9 @@ class Layout:
 class TorchOperator:
     """See `perft.operator.base.Operator`. pool_RD: the row pool."""
 
+    max_columns: int | None = None
+    max_routed_experts: int | None = None
+
     def __init__(self, pool_RD: torch.Tensor) -> None:
         self._pool_RD = pool_RD
 

@@ -14,6 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from perft.engine.compatibility import SPECULATIVE_METHOD
 from perft.engine.settings import SETTINGS_KEY, EngineSettings
 from server.auth.origin import bind_problem
+from server.engine.cpu import use_cpu_defaults
 from server.errors import StartError
 from server.settings import sources
 
@@ -50,7 +51,7 @@ def make_parser() -> FlexibleArgumentParser:
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
     group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
     sources.add_flags(group)
-    parser.set_defaults(host=DEFAULT_HOST, max_loras=None)
+    parser.set_defaults(host=DEFAULT_HOST, max_loras=None, gpu_memory_utilization=None)
     return parser
 
 
@@ -152,7 +153,9 @@ def prepare_arguments(args: Namespace) -> None:
         args.max_loras = LORA_SLOTS if args.lora_target_modules else DEFAULT_MAX_LORAS
         args.max_loras = min(args.max_loras, args.max_cpu_loras or args.max_loras)
     if current_platform.is_cpu():
-        args.enforce_eager = True  # vLLM compiles no model with LoRA there, but would give up its own CPU kernels
+        use_cpu_defaults(args)
+    elif args.gpu_memory_utilization is None:
+        args.gpu_memory_utilization = AsyncEngineArgs.gpu_memory_utilization
     args.worker_extension_cls = WORKER_EXTENSION
     args.scheduler_cls = SCHEDULER
     args.structured_outputs_config.backend = STRUCTURED_BACKEND  # with "auto" the first request would choose for all

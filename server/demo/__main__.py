@@ -12,19 +12,14 @@ from server.demo.errors import DemoError
 
 ADAPTERS = Path(__file__).parent / "adapters"
 BASE_NAME = "demo-base"
-# Every core computes, the KV cache takes 1 GiB, and only what a newcomer must read is printed.
+# The KV cache takes 1 GiB, and only what a newcomer must read is printed.
 ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TORCH_LOGS": "-torch._library.triton",
     "PYTHONWARNINGS": "ignore",
 }
-
-IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""Runs the worker in the engine's process. With vLLM's default for CPUs the engine busy-waits for the worker, on a core
-that should compute."""
 
 
 def main() -> None:
@@ -58,8 +53,7 @@ def serve_arguments(base: Path, port: int) -> list[str]:
 def base_arguments(base: Path, port: int) -> list[str]:
     """The same, without the adapters."""
     arguments = ["serve", str(base), "--served-model-name", BASE_NAME, "--port", str(port)]
-    arguments += ["--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.5"]
-    return [*arguments, "--distributed-executor-backend", IN_ENGINE]
+    return [*arguments, "--dtype", "float32", "--max-model-len", "2048"]
 
 
 def make_admin_key(port: int) -> None:

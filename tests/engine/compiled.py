@@ -11,14 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-GRAPHS: list[str] = []
-
-
-def keep(graph: Any, _inputs: Any) -> Any:
-    """The compile back end: run the graph as it was traced."""
-    GRAPHS.append(graph.code)
-    return graph.forward
-
 
 def compile_with_lora() -> None:
     """Undo vLLM's rule for CPUs."""
@@ -46,9 +38,10 @@ def main(kind: str, folder: str, with_perft: str, output: str) -> None:
     os.environ["VLLM_PLUGINS"] = "perft" if with_perft == "yes" else ""
     from tests import tiny
     from tests.engine import engines
+    from tests.engine.graph_keeper import GRAPHS
 
     compile_with_lora()
-    backend = {"compilation_config": {"mode": 2, "backend": "tests.engine.compiled.keep"}, "enforce_eager": False}
+    backend = {"compilation_config": {"mode": 2, "backend": "tests.engine.graph_keeper.keep"}, "enforce_eager": False}
     if with_perft == "yes":
         engine = engines.start(kind, Path(folder), **backend)
         requests = [
@@ -64,9 +57,7 @@ def main(kind: str, folder: str, with_perft: str, output: str) -> None:
             llm = engines.LLM(**engines.settings(Path(folder) / kind) | backend)
         llm.generate([{"prompt_token_ids": p} for p in engines.prompts(2)], engines.greedy(4), use_tqdm=False)
         answers = 2
-    import tests.engine.compiled as kept
-
-    Path(output).write_text(json.dumps({"graphs": kept.GRAPHS, "answers": answers}))
+    Path(output).write_text(json.dumps({"graphs": GRAPHS, "answers": answers}))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_an_adapters_delta_is_the_references(quantised: TinyEngine, case: int) -
     adapter = tiny.attach_random(quantised.reference, quantised.cases[case], seed=100 + case)
     adapter.detach_from_model()
     layers = dict(adapter.by_layer())
-    seen: set[int] = set()
+    seen: dict[int, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
 
     def check(
         layer: Any, x_TD: torch.Tensor, routing: BaseRouting, base_TD: torch.Tensor, output_TD: torch.Tensor
@@ -88,14 +88,15 @@ def test_an_adapters_delta_is_the_references(quantised: TinyEngine, case: int) -
         assert layer.w13_weight.dtype == layer.w2_weight.dtype == torch.int8 and x_TD.dtype == torch.bfloat16
         served = [None if w is None else w.bfloat16() for w in vars(layers[number].weights()).values()]
         expected_TD = reference_delta(adapter.config, LayerWeights(*served), x_TD, routing)
-        bound = 4 * BFLOAT16 * (base_TD.abs().max() + expected_TD.abs().max())
-        assert expected_TD.abs().max() > 8 * bound, "too small to be told from rounding"
-        torch.testing.assert_close(output_TD.float() - base_TD.float(), expected_TD, rtol=0.0, atol=float(bound))
-        seen.add(number)
+        seen.setdefault(number, []).append((base_TD.float(), output_TD.float(), expected_TD))
 
     with every_layer(check):
         quantised.generate([(prompt, case) for prompt in prompts(3, seed=50)], tokens=4)
-    assert seen == layers.keys()
+    assert seen.keys() == layers.keys()
+    for base_TD, output_TD, expected_TD in (step for steps in seen.values() for step in steps):
+        bound = 4 * BFLOAT16 * float(base_TD.abs().max() + expected_TD.abs().max())
+        assert expected_TD.abs().max() > 8 * bound, "too small to be told from rounding"
+        torch.testing.assert_close(output_TD - base_TD, expected_TD, rtol=0.0, atol=bound)
 
 
 def test_base_tokens_beside_adapters_are_the_quantised_bases_own(quantised: TinyEngine) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
-from server.demo.__main__ import IN_ENGINE
+from server.engine.cpu import IN_ENGINE
 from tests import tiny
 from tests.server.processes import LIMIT_S, ServerProcess, free_port, launch, wait_until
 from tests.synthetic import RANDOM_R, write_adapter

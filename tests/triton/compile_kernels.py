@@ -16,9 +16,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from perft.operator import triton_backend
+from perft.operator.gpu import backend as triton_backend
+from perft.operator.gpu.backend import TritonOperator
 from perft.operator.tables import SlotTables
-from perft.operator.triton_backend import TritonOperator
 
 SYMBOLS = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",

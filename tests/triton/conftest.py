@@ -22,7 +22,7 @@ if IS_INTERPRETED and not IS_INSTALLED:
         "found no triton, expected it in .triton: `make test` installs it (requirements/triton.txt)"
     )
 if IS_INTERPRETED:
-    from perft.operator import triton_backend
+    from perft.operator.gpu import backend as triton_backend
     from tests.triton import interpreter
 
     interpreter.mend()

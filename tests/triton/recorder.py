@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from perft.operator import triton_backend
+from perft.operator.gpu import backend as triton_backend
 
 
 @dataclass

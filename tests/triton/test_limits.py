@@ -15,10 +15,10 @@ SOME = {**EXPERT_TYPES[0], "bottleneck": 4}
 @pytest.mark.parametrize(
     ("options", "given", "said"),
     [
-        ({"width": 24}, {**VARIANTS[4], "num_experts": 9}, "9 experts of bottleneck 4, .* and 32 columns"),
-        ({"max_experts": 3}, {**VARIANTS[0], "num_experts": 4}, "4 experts of .* at most 3 .variant R."),
-        ({"base_top_k": 0}, VARIANTS[3], "variant E, expected none: the base's top-k is not given"),
-        ({"has_logits": False}, VARIANTS[2], "base_slot, expected none: the base's logits are not given"),
+        ({"width": 24}, {**VARIANTS[4], "num_experts": 9}, "9 experts of bottleneck 4, expected at most 32 columns"),
+        ({"max_experts": 3}, {**VARIANTS[0], "num_experts": 4}, "4 experts, expected at most 3 of variant R"),
+        ({"base_top_k": 0}, VARIANTS[3], "variant E, .* this base does not give its top-k"),
+        ({"has_logits": False}, VARIANTS[2], "base_slot, .* this base does not give its logits"),
     ],
     ids=["columns", "experts", "embedded", "base_slot"],
 )  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from perft.operator import triton_backend
 from perft.operator.base import Rows
+from perft.operator.gpu import backend as triton_backend
 from tests.triton.test_reference import GATES, selected
 from tests.triton.worlds import EXPERT_TYPES, VARIANTS, World, config_of
 

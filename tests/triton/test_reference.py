@@ -87,8 +87,9 @@ def test_a_hidden_size_of_several_blocks(tiles: str, hidden_size: int) -> None:
 def test_many_experts_and_many_columns(tiles: str, given: dict[str, Any]) -> None:
     world = World(torch.float32, rows=16384, options=TILES[tiles] | {"max_experts": 300})
     wide = config_of(1, **given, **EXPERT_TYPES[1], layers=(0,))
-    names = world.add_all([wide, *any_configs(2)])
-    world.run([names[i % 3] for i in range(20)])
+    embedded = config_of(0, **VARIANTS[3], **EXPERT_TYPES[0], bottleneck=3, layers=(0,))
+    names = world.add_all([wide, embedded, *any_configs(2)])
+    world.run([*names, *names[:2] * 20])  # with so many columns a tile is routed 16 tokens at a time
 
 
 @pytest.mark.parametrize("gate", VARIANTS[:3], ids=["renormalized", "plain", "base_slot"])

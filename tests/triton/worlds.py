@@ -13,7 +13,7 @@ import torch
 from perft.config import AdapterConfig
 from perft.engine.pool import RowPool, pack
 from perft.operator.base import Batch, PlacedAdapter, Rows, TokenGroup
-from perft.operator.triton_backend import TritonOperator
+from perft.operator.gpu.backend import TritonOperator
 from perft.reference import BaseRouting, LayerWeights, reference_delta
 from tests.triton.device import DEVICE
 

@@ -42,6 +42,9 @@ THREADING = ["omp", "workqueue", "tbb"]
 class NumbaOperator:
     """See `perft.operator.base.Operator`. pool_RD: the row pool; tables: its tables. Both on the CPU."""
 
+    max_columns: int | None = None
+    max_routed_experts: int | None = None
+
     def __init__(self, pool_RD: torch.Tensor, tables: SlotTables) -> None:
         self.pool_RD, self.tables = pool_RD, tables
         self.add_delta = ADD_DELTA[NUMBERS[pool_RD.dtype]]

@@ -321,7 +321,8 @@ class Plan(IntEnum):
 
 
 PLAN_ENTRIES = len(Plan)
-AT = namedtuple("AT", list(Plan.__members__))(*map(int, Plan))  # Numba takes no members of an enumeration as index
+# Numba takes no enumeration as an index.
+AT: Any = namedtuple("AT", list(Plan.__members__))(*map(int, Plan))  # type: ignore[arg-type]
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,3 +1,5 @@
+# A kernel's arguments are Triton's own types while it is compiled, which no annotation can say.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The three kernels of the Triton back end: route, shrink, expand. One launch of each makes the delta of one layer.
 
 A tile is up to TILE tokens of one slot; position p = tile_start + i, i < tile_len, holds token t = perm_T[p]. A program

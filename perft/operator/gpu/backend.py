@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from perft.operator import triton_kernels as kernels
-from perft.operator.base import Batch, Delta
+from perft.config import AdapterConfig
+from perft.operator.base import Batch, Delta, Sizes
+from perft.operator.gpu import kernels
 from perft.operator.tables import SlotTables
 from perft.routing import BaseRouter
 
 SMALLEST_BLOCK = 16
 """The smallest side of a block that tensor cores multiply."""
 MAX_EXPERTS = 1024
-ROUTE_CELLS = 2048
+ROUTE_CELLS = 4096
 """Logits that one program of `route` holds at once: tokens x experts."""
 SHRINK_PROGRAMS = 1024
 """Programs of `shrink` that fill a device: with few tiles, more of them share one."""
@@ -34,19 +35,25 @@ STAGING_SLOTS = 4
 
 @dataclass(frozen=True)
 class Tiling:
-    """Block sizes for tiles of `tile` tokens: `*_c` columns of M * B, `*_d` columns of D at a time."""
+    """Block sizes for tiles of `tile` tokens: `*_c` columns of M * B, `*_d` columns of D (of two bytes) at a time."""
 
     tile: int
     shrink_c: int
     shrink_d: int
     expand_c: int
     expand_d: int
-    warps: int
-    stages: int
+    route_warps: int
+    warps: int = 4
+    stages: int = 3
 
 
-DECODE = Tiling(tile=16, shrink_c=16, shrink_d=256, expand_c=64, expand_d=128, warps=4, stages=3)
-PREFILL = Tiling(tile=64, shrink_c=32, shrink_d=64, expand_c=32, expand_d=128, warps=4, stages=3)
+DECODE = Tiling(tile=16, shrink_c=16, shrink_d=256, expand_c=64, expand_d=128, route_warps=4)
+PREFILL = Tiling(tile=64, shrink_c=32, shrink_d=128, expand_c=64, expand_d=128, route_warps=8)
+
+DECODE_TOKENS = 512
+"""The largest step whose tiles are small."""
+MAX_COLUMNS, MAX_ROUTED_EXPERTS = 4096, 256
+"""The largest M * B of an adapter, and the largest M of one of variant R, that an engine's buffers are made for."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -75,7 +82,7 @@ class TritonOperator:
         base_experts: int,
         base_top_k: int,
         has_logits: bool = True,
-        decode_tokens: int = 512,
+        decode_tokens: int = DECODE_TOKENS,
         counts: torch.Tensor | None = None,
     ) -> None:
         assert pool_RD.is_contiguous() and max(max_experts, base_experts) <= MAX_EXPERTS
@@ -83,6 +90,8 @@ class TritonOperator:
         self.max_tokens, self.max_groups, self.decode_tokens = max_tokens, max_groups, decode_tokens
         self.max_experts, self.has_logits = max_experts, has_logits
         self.base_experts, self.base_top_k = base_experts, base_top_k
+        self.max_columns: int | None = width
+        self.max_routed_experts: int | None = max_experts
         self.width = _multiple(width, SMALLEST_BLOCK)
         self.experts = _power_of_two(max(max_experts, base_experts))
         device = pool_RD.device
@@ -102,6 +111,19 @@ class TritonOperator:
         self.tables.sync()
         self.step_table.write(batch, self.tiling(batch.size).tile)
         return TritonStep(self, batch.size)
+
+    def problem(self, config: AdapterConfig) -> str | None:
+        """Why the buffers were not made for an adapter; None if they were. For those who accept adapters."""
+        experts, bottleneck = config.num_experts, config.bottleneck
+        if experts * bottleneck > self.width:
+            return f"found {experts} experts of bottleneck {bottleneck}, expected at most {self.width} columns in all"
+        if config.is_routed and experts > self.max_experts:
+            return f"found {experts} experts, expected at most {self.max_experts} of variant R"
+        if config.variant == "E" and not self.base_top_k:
+            return "found variant E, expected another: this base does not give its top-k"
+        if config.gate_weight == "base_slot" and not self.has_logits:
+            return "found gate_weight base_slot, expected adapter: this base does not give its logits"
+        return None
 
     def tiling(self, tokens: int) -> Tiling:
         """The block sizes of a step of `tokens` tokens."""
@@ -127,7 +149,7 @@ class TritonOperator:
         self, tiling: Tiling, tiles: int, layer: int, x_TD: torch.Tensor,
         logits_TN: torch.Tensor | None, weights_TJ: torch.Tensor | None, ids_TJ: torch.Tensor | None,
     ) -> None:  # fmt: skip
-        """See `triton_kernels.route`."""
+        """See `kernels.route`."""
         own_experts = _power_of_two(self.max_experts)
         launch(
             kernels.route, (tiles,), *self._common(),
@@ -141,32 +163,33 @@ class TritonOperator:
             EXPERTS=self.experts,
             TOKENS=min(tiling.tile, max(SMALLEST_BLOCK, ROUTE_CELLS // self.experts)),
             OWN_EXPERTS=own_experts,
-            BLOCK_D=max(SMALLEST_BLOCK, min(128, 4 * ROUTE_CELLS // own_experts)),
+            BLOCK_D=max(SMALLEST_BLOCK, min(self._block_d(128), 2 * ROUTE_CELLS // own_experts)),
             BASE_EXPERTS=_power_of_two(self.base_experts),
             BASE_TOP_K=self.base_top_k,
             HAS_LOGITS=logits_TN is not None,
             COUNT=self.counts is not None,
-            num_warps=tiling.warps, num_stages=tiling.stages,
+            num_warps=tiling.route_warps, num_stages=tiling.stages,
         )  # fmt: skip
 
     def launch_shrink(self, tiling: Tiling, tiles: int, layer: int, x_TD: torch.Tensor) -> None:
-        """See `triton_kernels.shrink`."""
+        """See `kernels.shrink`."""
         blocks = -(-self.width // tiling.shrink_c)
         launch(
             kernels.shrink, (tiles, min(blocks, max(4, SHRINK_PROGRAMS // tiles))), *self._common(),
             x_TD, self.weights_PX, self.hits_NX, self.hit_counts_N, self.a_PW,
             layer, *self._sizes(), self.width,
-            TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.shrink_c, BLOCK_D=tiling.shrink_d,
+            TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.shrink_c, BLOCK_D=self._block_d(tiling.shrink_d),
             num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
 
     def launch_expand(self, tiling: Tiling, tiles: int, layer: int, output_TD: torch.Tensor) -> None:
-        """See `triton_kernels.expand`."""
+        """See `kernels.expand`."""
+        block_d = self._block_d(tiling.expand_d)
         launch(
-            kernels.expand, (tiles, -(-self.pool_RD.shape[1] // tiling.expand_d)), *self._common(),
+            kernels.expand, (tiles, -(-self.pool_RD.shape[1] // block_d)), *self._common(),
             output_TD, self.hits_NX, self.hit_counts_N, self.a_PW,
             layer, *self._sizes(), self.width,
-            TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.expand_c, BLOCK_D=tiling.expand_d,
+            TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.expand_c, BLOCK_D=block_d,
             num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
 
@@ -190,25 +213,20 @@ class TritonOperator:
         none: list[torch.Tensor | None] = [None]
         yield from itertools.product(logits or none, weights or none, ids or none)
 
+    def _block_d(self, columns: int) -> int:
+        """Columns of D at a time, of as many bytes as `columns` of two bytes each."""
+        return columns * 2 // self.pool_RD.itemsize
+
     def _check(self, batch: Batch) -> None:
         if batch.size > self.max_tokens or len(batch.groups) > self.max_groups:
             raise ValueError(
                 f"found a step of {batch.size} tokens and {len(batch.groups)} adapters, "
                 f"expected at most {self.max_tokens} and {self.max_groups}"
             )
-        for config in (group.adapter.config for group in batch.groups):
-            if (
-                config.num_experts > (self.max_experts if config.is_routed else self.width)
-                or config.num_experts * config.bottleneck > self.width
-            ):
-                raise ValueError(
-                    f"found an adapter of {config.num_experts} experts of bottleneck {config.bottleneck}, "
-                    f"expected at most {self.max_experts} (variant R) and {self.width} columns of all experts"
-                )
-            if config.variant == "E" and not self.base_top_k:
-                raise ValueError("found an adapter of variant E, expected none: the base's top-k is not given")
-            if config.gate_weight == "base_slot" and not self.has_logits:
-                raise ValueError("found an adapter with base_slot, expected none: the base's logits are not given")
+        for group in batch.groups:
+            problem = self.problem(group.adapter.config)
+            if problem is not None:
+                raise ValueError(problem)
 
 
 @dataclass(frozen=True)
@@ -308,3 +326,20 @@ def _multiple(number: int, of: int) -> int:
 def _power_of_two(number: int) -> int:
     """The smallest power of two that is a side of a block and not below `number`."""
     return max(SMALLEST_BLOCK, 1 << (number - 1).bit_length())
+
+
+def make_triton_operator(pool_RD: torch.Tensor, tables: SlotTables, sizes: Sizes) -> TritonOperator:
+    """The back end for an engine's steps, with every kernel compiled."""
+    operator = TritonOperator(
+        pool_RD,
+        tables,
+        max_tokens=sizes.max_tokens,
+        max_groups=sizes.max_groups,
+        width=MAX_COLUMNS,
+        max_experts=MAX_ROUTED_EXPERTS,
+        base_experts=sizes.base_experts,
+        base_top_k=sizes.base_top_k,
+        decode_tokens=max(DECODE_TOKENS, sizes.captured_tokens),  # a step and the graph it is padded to: alike
+    )
+    operator.warm_up()
+    return operator

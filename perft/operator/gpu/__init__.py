@@ -1,0 +1,1 @@
+"""The GPU back end of the operator, compiled by Triton."""
