@@ -24,37 +24,25 @@ class StepState:
 
 
 class LayerState:
-    """One MoE layer's part: its place in the model, and what its router said in this step."""
+    """One MoE layer's part: its place in the model, and what its router said in this step (a `BaseRouter`)."""
 
     def __init__(self, shared: StepState, layer: int, hidden_size: int, num_experts: int) -> None:
         self.shared, self.layer, self.hidden_size, self.num_experts = shared, layer, hidden_size, num_experts
         self.logits_TN: torch.Tensor | None = None
+        self.top_TJ: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def start(self, x_TD: torch.Tensor, top: tuple[torch.Tensor, torch.Tensor] | None) -> Delta | None:
-        """Begin the delta of this layer's input; `top` are the base's weights and experts, None if it hides them."""
+    def start(self, x_TD: torch.Tensor, top_TJ: tuple[torch.Tensor, torch.Tensor] | None) -> Delta | None:
+        """Begin the delta of this layer's input; `top_TJ` are the base's weights and experts, None if it hides them."""
         step = self.shared.step
-        if step is None:
-            return None
-        logits_TN, self.logits_TN = self.logits_TN, None
-        return step.start(self.layer, self._unpadded(x_TD), LayerRouting(logits_TN, top, self.num_experts))
+        self.top_TJ = top_TJ
+        return None if step is None else step.start(self.layer, self._unpadded(x_TD), self)
 
     def add(self, delta: Delta | None, output_TD: Any) -> Any:
         """The experts' output with the delta added; both may be padded on the right."""
         if delta is not None:
             delta(self._unpadded(output_TD))
+        self.logits_TN = self.top_TJ = None
         return output_TD
-
-    def _unpadded(self, tensor_TD: torch.Tensor) -> torch.Tensor:
-        return tensor_TD if tensor_TD.shape[1] == self.hidden_size else tensor_TD[:, : self.hidden_size]
-
-
-@dataclass(frozen=True)
-class LayerRouting:
-    """The base router of one MoE layer for the tokens of one step (see `perft.routing.BaseRouter`)."""
-
-    logits_TN: torch.Tensor | None
-    top_TJ: tuple[torch.Tensor, torch.Tensor] | None
-    num_experts: int
 
     def logits(self) -> torch.Tensor:
         assert self.logits_TN is not None, "the runner's _apply_quant_method has not run"
@@ -66,6 +54,9 @@ class LayerRouting:
 
     def weights(self) -> torch.Tensor:
         return weights_by_expert(*self.top(), self.num_experts)
+
+    def _unpadded(self, tensor_TD: torch.Tensor) -> torch.Tensor:
+        return tensor_TD if tensor_TD.shape[1] == self.hidden_size else tensor_TD[:, : self.hidden_size]
 
 
 class PerftMoERunner(MoERunner):

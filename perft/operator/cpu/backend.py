@@ -50,6 +50,7 @@ class NumbaOperator:
         self.add_delta = ADD_DELTA[NUMBERS[pool_RD.dtype]]
         self._most_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         self._threads = 0
+        self._step: NumbaStep | None = None
         self.thread_choice = ThreadChoice()
         self._scratch = Scratch(1, 1, 1)
         if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
@@ -65,7 +66,10 @@ class NumbaOperator:
         logger.info("PERFT: CPU kernel (Numba) %s %s in %.1f s", done, stats.cache_path, seconds)
 
     def plan(self, batch: Batch) -> "NumbaStep":
-        return NumbaStep(self, batch)
+        if self._step is not None:
+            self._step.report(self.thread_choice)
+        self._step = NumbaStep(self, batch)
+        return self._step
 
     def scratch(self, tokens: int, top_k: int, width: int) -> "Scratch":
         """Memory for one layer, kept for the next."""
@@ -98,7 +102,7 @@ class NumbaStep:
     """See `perft.operator.base.Step`."""
 
     def __init__(self, operator: NumbaOperator, batch: Batch) -> None:
-        self._operator, self._batch = operator, batch
+        self._operator, self._batch, self._add_delta = operator, batch, operator.add_delta
         self._layers = batch.layers
         configs = [group.adapter.config for group in batch.groups]
         self._is_embedded = any(config.variant == "E" for config in configs)
@@ -112,6 +116,8 @@ class NumbaStep:
         self._plan: np.ndarray | None = None
         self._plan_address = 0
         self._work = 0
+        self._together = False
+        self._layers_done, self._seconds = 0, 0.0
 
     def start(self, layer: int, x_TD: torch.Tensor, base: BaseRouter) -> Delta | None:
         """See `Step`. All of the work is done by the `Delta`, in one go."""
@@ -130,18 +136,24 @@ class NumbaStep:
         if self._plan is None:
             self._plan = self._describe(base_top_k)
             self._plan_address = self._plan.ctypes.data
-        operator, choice, work = self._operator, self._operator.thread_choice, self._work
-        x_TD, contiguous_TD = x_TD.contiguous(), output_TD.contiguous()
-        together = work > 0 and choice.together(work)
-        operator.use_threads(together)
+            self._together = self._work > 0 and self._operator.thread_choice.together(self._work)
+            self._operator.use_threads(self._together)
+        if not x_TD.is_contiguous():
+            x_TD = x_TD.contiguous()
+        contiguous_TD = output_TD if output_TD.is_contiguous() else output_TD.contiguous()
         started = time.perf_counter()
-        operator.add_delta(self._plan_address, layer, x_TD.data_ptr(), weight, chosen, slots, contiguous_TD.data_ptr())
-        if work:
-            choice.took(work, together, time.perf_counter() - started)
+        self._add_delta(self._plan_address, layer, x_TD.data_ptr(), weight, chosen, slots, contiguous_TD.data_ptr())
+        self._seconds += time.perf_counter() - started
+        self._layers_done += 1
         if contiguous_TD is not output_TD:
             output_TD.copy_(contiguous_TD)
         if self._batch.watch is not None:
             self._show(self._batch.watch, layer, base_top_k)
+
+    def report(self, choice: ThreadChoice) -> None:
+        """Tell how long a layer of this step took."""
+        if self._work and self._layers_done:
+            choice.took(self._work, self._together, self._seconds / self._layers_done)
 
     def _describe(self, base_top_k: int) -> np.ndarray:
         """The plan's array. base_top_k: known only once a layer has run."""
