@@ -12,6 +12,8 @@ import httpx
 import torch
 
 from perft.base_model import BaseShape, base_of_config
+from perft.config import AdapterConfig
+from perft.operator.tables import adapter_rows
 from server.demo.__main__ import ENVIRONMENT, base_arguments
 from server.demo.base.build import build, default_folder
 from tests.server.processes import ServerProcess, free_port, launch
@@ -36,7 +38,7 @@ def shape_of(base: Path) -> BaseShape:
 
 def rows_of(shape: BaseShape) -> int:
     """Rows that one adapter of SHAPE takes."""
-    return len(shape.moe_layers) * SHAPE["num_experts"] * (1 + 2 * SHAPE["bottleneck"])
+    return adapter_rows(AdapterConfig.model_validate(SHAPE), shape.moe_layers)
 
 
 def adapters(folder: Path, shape: BaseShape, count: int) -> list[Path]:

@@ -7,6 +7,7 @@ import torch
 
 from perft.base_model import BaseShape, base_of_config
 from perft.config import AdapterConfig
+from perft.operator.tables import adapter_rows
 from tests.synthetic import RANDOM_R, write_adapter
 
 PROMPT_TOKENS = 24
@@ -63,9 +64,8 @@ def write(folder: Path, base: BaseShape, count: int, values: dict[str, Any]) -> 
 
 
 def rows_of(base: BaseShape, values: dict[str, Any]) -> int:
-    """Rows of the pool that one adapter takes, whole pages of up to 64 rows assumed."""
-    config = AdapterConfig.model_validate(values)
-    return len(config.layer_indices(base.moe_layers)) * config.rows_per_layer() + 64
+    """Rows of the pool that one adapter takes."""
+    return adapter_rows(AdapterConfig.model_validate(values), base.moe_layers)
 
 
 def prompt(number: int, vocabulary: int, tokens: int = PROMPT_TOKENS) -> list[int]:

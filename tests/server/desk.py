@@ -16,6 +16,7 @@ from adapters.ref import AdapterRef
 from adapters.store import UNCHANGED, Keys, Store
 from adapters.store.durable import Disk
 from perft.base_model import BaseShape
+from perft.operator.tables import pool_rows
 from server.auth.keys import Caller
 from server.errors import AuditLogError
 from server.registry.registry import Registry
@@ -30,7 +31,7 @@ from tests.synthetic import RANDOM_R, write_adapter
 
 ADMIN = Caller("admin", True)
 ALICE, BOB = Caller("alice", False), Caller("bob", False)
-ROWS = 2 * (4 + 2 * 4 * 16)
+ROWS = pool_rows(2 * (4 + 2 * 4 * 16))
 """Rows that an adapter of RANDOM_R takes on the fakes' base."""
 SMALL = RANDOM_R | {"bottleneck": 4}
 PATIENCE_S = 20.0

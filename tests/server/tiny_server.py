@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
+from perft.operator.tables import pool_rows
 from server.engine.cpu import IN_ENGINE
 from tests import tiny
 from tests.server.processes import LIMIT_S, ServerProcess, free_port, launch, wait_until
@@ -24,7 +25,7 @@ from tests.synthetic import RANDOM_R, write_adapter
 BASE_NAME = "tiny"
 KEYS = {"alice": "alice-key-0123456789", "bob": "bob-key-0123456789", "admin": "admin-key-0123456789"}
 BASE = BaseShape(64, tiny.LAYERS, tuple(range(tiny.LAYERS)), num_experts=4, top_k=2, dtype=torch.float32)
-ROWS = tiny.LAYERS * (4 + 2 * 4 * 16)
+ROWS = pool_rows(tiny.LAYERS * (4 + 2 * 4 * 16))
 """Rows that one adapter of `synthetic.RANDOM_R` takes."""
 POOL_ADAPTERS = 8
 """How many of them the server's pool holds."""

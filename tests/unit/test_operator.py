@@ -15,7 +15,7 @@ from perft.config import AdapterConfig
 from perft.engine.pool import RowPool, pack
 from perft.operator import Batch, LayerRows, Operator, PlacedAdapter, Step, TokenGroup
 from perft.operator.base import Rows, Watch
-from perft.operator.cpu.backend import NumbaOperator
+from perft.operator.cpu.backend import ADD_DELTA, NumbaOperator
 from perft.operator.cpu.thread_choice import ThreadChoice
 from perft.operator.free_runs import runs_of
 from perft.operator.tables import PAGE_ROWS
@@ -403,3 +403,9 @@ def test_watching_shows_every_routed_experts_weight(operator_of: Make, gate: Map
     for t, weights in enumerate(expected):
         for m, found in enumerate(seen[1][t].tolist()):
             assert found == pytest.approx(weights.get(m, 0.0), abs=1e-6)
+
+
+def test_kept_kernels_are_told_apart() -> None:
+    """Numba keeps a kernel by its name, its code and what that names; all of ours have one name."""
+    keys = {kernel._cache._index_key((), kernel.targetctx.codegen()) for kernel in ADD_DELTA.values()}
+    assert len(keys) == len(ADD_DELTA) == 6

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numba
 import numpy as np
@@ -47,9 +48,7 @@ class NumbaOperator:
 
     def __init__(self, pool_RD: torch.Tensor, tables: SlotTables) -> None:
         self.pool_RD, self.tables = pool_RD, tables
-        self.add_delta = ADD_DELTA[NUMBERS[pool_RD.dtype]]
-        self._most_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        self._threads = 0
+        self.alone, self.together = (ADD_DELTA[NUMBERS[pool_RD.dtype], together] for together in (False, True))
         self._step: NumbaStep | None = None
         self.thread_choice = ThreadChoice()
         self._scratch = Scratch(1, 1, 1)
@@ -57,13 +56,15 @@ class NumbaOperator:
             numba.config.THREADING_LAYER_PRIORITY = THREADING
 
     def warm_up(self) -> None:
-        """Compile the kernel for the pool's dtype, or load it, and say so in the log."""
+        """Compile the kernels for the pool's dtype, or load them, and say so in the log."""
         started = time.monotonic()
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         row_D = torch.zeros(1, self.pool_RD.shape[1], dtype=self.pool_RD.dtype)
-        self.plan(Batch(torch.empty(0, dtype=torch.int64), [], 1)).add(0, row_D, None, row_D)
-        seconds, stats = time.monotonic() - started, self.add_delta.stats
+        for kernel in (self.alone, self.together):
+            NumbaStep(self, Batch(torch.empty(0, dtype=torch.int64), [], 1), kernel).add(0, row_D, None, row_D)
+        seconds, stats = time.monotonic() - started, self.together.stats
         done = "compiled and kept in" if stats.cache_misses else "loaded from"
-        logger.info("PERFT: CPU kernel (Numba) %s %s in %.1f s", done, stats.cache_path, seconds)
+        logger.info("PERFT: CPU kernels (Numba) %s %s in %.1f s", done, stats.cache_path, seconds)
 
     def plan(self, batch: Batch) -> "NumbaStep":
         if self._step is not None:
@@ -76,13 +77,6 @@ class NumbaOperator:
         if not self._scratch.holds(tokens, top_k, width):
             self._scratch = Scratch(tokens, top_k, width)
         return self._scratch
-
-    def use_threads(self, together: bool) -> None:
-        """Whether all threads work on the next layer, or one."""
-        threads = self._most_threads if together else 1
-        if threads != self._threads:
-            numba.set_num_threads(threads)
-            self._threads = threads
 
 
 class Scratch:
@@ -101,8 +95,8 @@ class Scratch:
 class NumbaStep:
     """See `perft.operator.base.Step`."""
 
-    def __init__(self, operator: NumbaOperator, batch: Batch) -> None:
-        self._operator, self._batch, self._add_delta = operator, batch, operator.add_delta
+    def __init__(self, operator: NumbaOperator, batch: Batch, kernel: Any = None) -> None:
+        self._operator, self._batch, self._kernel = operator, batch, kernel
         self._layers = batch.layers
         configs = [group.adapter.config for group in batch.groups]
         self._is_embedded = any(config.variant == "E" for config in configs)
@@ -137,12 +131,13 @@ class NumbaStep:
             self._plan = self._describe(base_top_k)
             self._plan_address = self._plan.ctypes.data
             self._together = self._work > 0 and self._operator.thread_choice.together(self._work)
-            self._operator.use_threads(self._together)
+            if self._kernel is None:
+                self._kernel = self._operator.together if self._together else self._operator.alone
         if not x_TD.is_contiguous():
             x_TD = x_TD.contiguous()
         contiguous_TD = output_TD if output_TD.is_contiguous() else output_TD.contiguous()
         started = time.perf_counter()
-        self._add_delta(self._plan_address, layer, x_TD.data_ptr(), weight, chosen, slots, contiguous_TD.data_ptr())
+        self._kernel(self._plan_address, layer, x_TD.data_ptr(), weight, chosen, slots, contiguous_TD.data_ptr())
         self._seconds += time.perf_counter() - started
         self._layers_done += 1
         if contiguous_TD is not output_TD:

@@ -333,15 +333,18 @@ def _pointer(_typing: Any, address: types.Integer) -> Any:
     return types.voidptr(address), code
 
 
-def _add_delta(dtype: Any) -> Any:
-    """`add_delta` for a pool of one dtype. It takes plain numbers: between two products of the base nothing of Python
-    is in the processor's caches, and to look at a dozen arrays takes longer than the work on a few tokens."""
+def _add_delta(dtype: Any, together: bool) -> Any:
+    """`add_delta` for a pool of one dtype, for all threads or for the calling one alone.
 
-    @njit(**COMPILED, parallel=True)  # type: ignore[untyped-decorator]
+    It takes plain numbers: between two products of the base nothing of Python is in the processor's caches, and to look
+    at a dozen arrays takes longer than the work on a few tokens.
+    """
+
+    @njit(**COMPILED, parallel=together)  # type: ignore[untyped-decorator]
     def add_delta(
         plan: int, layer: int, x: int, base_weight: int, base_chosen: int, base_slots: int, output: int
     ) -> None:
-        """Add the delta of one layer to its output; threads share out the tiles.
+        """Add the delta of one layer to its output, tile after tile.
 
         All but `layer` are addresses: of the plan's array, the layer's input and output [T, D], and, where a token
         needs them, the base's top-k (float32 and int32 [T, J]) and largest probabilities (float32 [T, K]).
@@ -361,14 +364,25 @@ def _add_delta(dtype: Any) -> Any:
         chosen_nK = carray(_pointer(p[AT.CHOSEN]), (p[AT.TOKEN_COUNT], p[AT.TOP_K]), np.int32)
         weight_nK = carray(_pointer(p[AT.WEIGHT]), (p[AT.TOKEN_COUNT], p[AT.TOP_K]), np.float32)
         a_nW = carray(_pointer(p[AT.ACTIVATIONS]), (p[AT.TOKEN_COUNT], p[AT.ACTIVATION_WIDTH]), np.float32)
-        for i in prange(p[AT.TILE_COUNT]):
-            _tile(
-                layer, tiles_L3[i], perm_n, page_index, layer_offset, meta, pool_RD, x_TD, base_weight_TJ,
-                base_chosen_TJ, slots_TK, chosen_nK, weight_nK, a_nW, output_TD,
-            )  # fmt: skip
+        if together:  # named here: Numba tells kept kernels apart by what they name, not by how they are compiled
+            for i in prange(p[AT.TILE_COUNT]):
+                _tile(
+                    layer, tiles_L3[i], perm_n, page_index, layer_offset, meta, pool_RD, x_TD, base_weight_TJ,
+                    base_chosen_TJ, slots_TK, chosen_nK, weight_nK, a_nW, output_TD,
+                )  # fmt: skip
+        else:
+            for i in range(p[AT.TILE_COUNT]):
+                _tile(
+                    layer, tiles_L3[i], perm_n, page_index, layer_offset, meta, pool_RD, x_TD, base_weight_TJ,
+                    base_chosen_TJ, slots_TK, chosen_nK, weight_nK, a_nW, output_TD,
+                )  # fmt: skip
 
     return add_delta
 
 
-ADD_DELTA = {dtype: _add_delta(np.dtype(dtype)) for dtype in ("float32", "uint16", "int16")}
-"""By the numbers that the pool holds (see above)."""
+ADD_DELTA = {
+    (dtype, together): _add_delta(np.dtype(dtype), together)
+    for dtype in ("float32", "uint16", "int16")
+    for together in (False, True)
+}
+"""By the numbers that the pool holds (see above), and whether threads share out the tiles."""
