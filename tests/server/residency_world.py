@@ -16,7 +16,7 @@ from server.residency.scheduler import ResidencyScheduler
 from server.residency.state import GRACE_S, Capacity, Need
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 
-UNIT = 4
+UNIT = 16
 """Rows of an adapter of size 1."""
 BYTES = 100
 """Host bytes of an adapter of size 1."""
@@ -28,7 +28,7 @@ def write_sizes(folder: Path) -> None:
     """A folder for each size, 1 to MAX_SIZE; the fake engine reads only the configuration."""
     for size in range(1, MAX_SIZE + 1):
         config = AdapterConfig(
-            base_model_name_or_path="x", variant="S", expert_type="parallel", bottleneck=size, num_experts=1
+            base_model_name_or_path="x", variant="S", expert_type="parallel", bottleneck=4 * size, num_experts=1
         )
         (folder / str(size)).mkdir()
         (folder / str(size) / CONFIG_FILE).write_text(config.file_json())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.ref import AdapterRef
+from perft.operator.tables import pool_rows
 from server.engine.protocol import AdapterLoadError, Engine
 from tests.server.fakes import BASE, FakeEngine, ready_status, rows_of
 from tests.synthetic import write_adapter
@@ -40,7 +41,7 @@ def breaks_a_rule(engine: FakeEngine, step: Coroutine[Any, Any, Any], rule: str)
 def test_an_adapter_goes_to_the_host_then_the_device_and_back(engine: FakeEngine, poet: AdapterRef) -> None:
     real: Engine = engine
     run(real.prepare(poet), real.place(poet))
-    assert asyncio.run(real.status()).rows_used == rows_of(poet) == 2 * (4 + 2 * 4 * 16)
+    assert asyncio.run(real.status()).rows_used == rows_of(poet) == pool_rows(2 * (4 + 2 * 4 * 16))
     run(real.evict(poet), real.drop(poet), real.forget(poet))
     assert engine.rows_used == 0 and not engine.on_host and not engine.broken_rules
     assert [operation for operation, _ in engine.calls] == ["prepare", "place", "evict", "drop", "forget"]
