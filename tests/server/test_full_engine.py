@@ -14,7 +14,7 @@ from server.residency.allocation import PATIENCE_S
 from server.residency.scheduler import ResidencyScheduler
 from server.residency.state import GRACE_S, Need
 from server.residency.waiting import TURN_S
-from tests.server.residency_world import Request, World, write_sizes
+from tests.server.residency_world import UNIT, Request, World, write_sizes
 from tests.server.virtual_time import run_virtually
 
 MOVES_S = 0.25
@@ -272,7 +272,7 @@ def test_an_event_costs_what_is_loaded_not_what_is_known(folder: Path) -> None:
         world = World(folder, units=8, host=16)
         scheduler: ResidencyScheduler = world.scheduler
         adapters = [world.add(f"a{number}") for number in range(20)]
-        need = Need(4, 0, 100)
+        need = Need(UNIT, 0, 100)
         for number in range(1000, 21_000):
             scheduler.add(AdapterRef(f"k{number}@1", number, "PERFT", f"k{number}", folder / "1"), need)
         known = CountingResidents(scheduler._residents)
@@ -284,7 +284,7 @@ def test_an_event_costs_what_is_loaded_not_what_is_known(folder: Path) -> None:
             await world.end(*world.requests)
         await scheduler.load(adapters[5])
         scheduler.unpin(adapters[0])
-        assert scheduler.rows_used <= 8 * 4 and world.events.evictions["device"] > 12
+        assert scheduler.rows_used <= 8 * UNIT and world.events.evictions["device"] > 12
         assert world.events.evictions["host"] > 0
         await scheduler.remove(adapters[7])
         return known.walks
