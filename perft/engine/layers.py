@@ -55,6 +55,8 @@ def layer_problem(runner: MoERunner) -> str | None:
     """Why the delta cannot be added to the output of this layer's experts; None if it can."""
     if runner.moe_config.is_sequence_parallel:
         return "sees a part of the step's tokens (sequence parallel)"
+    if runner.moe_config.hidden_dim != runner.moe_config.hidden_dim_unpadded:
+        return "pads its hidden states for the experts' kernel"
     if runner.moe_config.use_deferred_moe_finalize:
         return "leaves the sum over its experts to the layer after it"
     if runner.routed_input_transform is not None or runner.routed_output_transform is not None:

@@ -33,8 +33,9 @@ from perft.engine.perft_loader import PerftLoader
 from perft.engine.pool import RowPool
 from perft.engine.settings import EngineSettings
 from perft.engine.step_loader import StepLoader
-from perft.engine.tensor_parallel import TILE_TOKENS, Share
+from perft.engine.tensor_parallel import Share
 from perft.operator import Batch, Step, TokenGroup, choose_operator
+from perft.operator.base import TILE_TOKENS
 from perft.operator.tables import adapter_rows
 
 logger = init_logger(__name__)
@@ -100,7 +101,7 @@ class AdapterManager:
         loader = PerftLoader(self.host_cache, self.pool, self._movers)
         self.ordered_loading = OrderedLoading(self.step, self._movers, loader)
         for layer, runner in self.runners.items():
-            runner.attach(LayerState(self.step, layer, shape.hidden_size, shape.num_experts))
+            runner.attach(LayerState(self.step, layer, shape.num_experts))
         logger.info("PERFT: %s", self._summary())
         return model
 

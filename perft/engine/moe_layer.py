@@ -26,8 +26,8 @@ class StepState:
 class LayerState:
     """One MoE layer's part: its place in the model, and what its router said in this step (a `BaseRouter`)."""
 
-    def __init__(self, shared: StepState, layer: int, hidden_size: int, num_experts: int) -> None:
-        self.shared, self.layer, self.hidden_size, self.num_experts = shared, layer, hidden_size, num_experts
+    def __init__(self, shared: StepState, layer: int, num_experts: int) -> None:
+        self.shared, self.layer, self.num_experts = shared, layer, num_experts
         self.logits_TN: torch.Tensor | None = None
         self.top_TJ: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -35,12 +35,12 @@ class LayerState:
         """Begin the delta of this layer's input; `top_TJ` are the base's weights and experts, None if it hides them."""
         step = self.shared.step
         self.top_TJ = top_TJ
-        return None if step is None else step.start(self.layer, self._unpadded(x_TD), self)
+        return None if step is None else step.start(self.layer, x_TD, self)
 
     def add(self, delta: Delta | None, output_TD: Any) -> Any:
-        """The experts' output with the delta added; both may be padded on the right."""
+        """The experts' output with the delta added."""
         if delta is not None:
-            delta(self._unpadded(output_TD))
+            delta(output_TD)
         self.logits_TN = self.top_TJ = None
         return output_TD
 
@@ -54,9 +54,6 @@ class LayerState:
 
     def weights(self) -> torch.Tensor:
         return weights_by_expert(*self.top(), self.num_experts)
-
-    def _unpadded(self, tensor_TD: torch.Tensor) -> torch.Tensor:
-        return tensor_TD if tensor_TD.shape[1] == self.hidden_size else tensor_TD[:, : self.hidden_size]
 
 
 class PerftMoERunner(MoERunner):

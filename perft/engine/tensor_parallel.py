@@ -11,8 +11,7 @@ import numpy as np
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-TILE_TOKENS = 16
-"""Tokens that stay together: they share the rows they read."""
+from perft.operator.base import TILE_TOKENS
 
 
 @dataclass(frozen=True)

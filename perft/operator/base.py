@@ -45,6 +45,9 @@ class TokenGroup:
     id: int = 0
 
 
+TILE_TOKENS = 16
+"""Tokens of one adapter that are worked on together: they share the rows they read."""
+
 Watch = Callable[[int, torch.Tensor], None]
 """Shown every group's expert weights [n, M] (id, weights; 0: not selected) in the steps that are watched."""
 

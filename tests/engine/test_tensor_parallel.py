@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from perft.engine.tensor_parallel import TILE_TOKENS, Share
+from perft.engine.tensor_parallel import Share
+from perft.operator.base import TILE_TOKENS
 from tests.engine.engines import TinyEngine, prompts, start
 
 

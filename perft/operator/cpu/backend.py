@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from llvmlite.binding import ffi
 
-from perft.operator.base import Batch, Delta, Watch
+from perft.operator.base import TILE_TOKENS, Batch, Delta, Watch
 from perft.operator.cpu.kernel_cache import kernels_kept
 from perft.operator.cpu.thread_choice import ThreadChoice
 from perft.operator.tables import SlotTables
@@ -31,8 +31,6 @@ ffi.lib._fntab["__dict__"] = {}
 
 logger = logging.getLogger(__name__)
 
-TILE_TOKENS = 16
-"""Tokens of one tile: all of one adapter, worked on together by one thread."""
 NUMBERS = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "int16"}
 """What a dtype's numbers are to the kernel."""
 
@@ -133,6 +131,11 @@ class NumbaStep:
             self._together = self._work > 0 and self._operator.thread_choice.together(self._work)
             if self._kernel is None:
                 self._kernel = self._operator.together if self._together else self._operator.alone
+        pool_RD, size = self._operator.pool_RD, self._batch.size
+        if x_TD.dtype is not pool_RD.dtype or output_TD.dtype is not pool_RD.dtype or len(x_TD) < size:
+            raise ValueError(  # the kernel trusts addresses
+                f"found {len(x_TD)} tokens of {x_TD.dtype}, expected {size} of {pool_RD.dtype} at layer {layer}"
+            )
         if not x_TD.is_contiguous():
             x_TD = x_TD.contiguous()
         contiguous_TD = output_TD if output_TD.is_contiguous() else output_TD.contiguous()
