@@ -6,7 +6,8 @@ Invariant: a timed step gives each request of the segment exactly one token; any
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,21 @@ class BenchEngine:
         while engine.has_unfinished_requests():
             engine.step()
         return Segment([first[each] - began for each in ids], took)
+
+    @contextmanager
+    def requests(self, adapters: Sequence[int | None]) -> Iterator[None]:
+        """Requests that go on decoding with every `step`, aborted at the end."""
+        ids, _, _ = self._begin(adapters, PROMPT_TOKENS, 1000)
+        try:
+            yield
+        finally:
+            self.llm.llm_engine.abort_request(ids)
+            while self.llm.llm_engine.has_unfinished_requests():
+                self.step()
+
+    def step(self) -> None:
+        """One step of the engine."""
+        self.llm.llm_engine.step()
 
     def prefill(self, adapter: int | None, tokens: int) -> float:
         """Seconds from the start of one request with a prompt of `tokens` to its first token."""

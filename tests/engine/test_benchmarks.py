@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from adapters.format.folder import read_folder
 from benchmarks import page, targets
 from benchmarks.common import rounds, timers, workload
 from benchmarks.common.engine import ENVIRONMENT, BenchEngine, Segment
@@ -17,7 +18,7 @@ from benchmarks.common.peft_lora import activated_parameters, equal_rank, slot_r
 from benchmarks.common.remote import remote_engine
 from benchmarks.common.report import RESULTS, Report, newest
 from benchmarks.common.traffic import Client, Request, Run
-from benchmarks.one_process import adapters, growth, neighbour, peers, plugin, profile_step
+from benchmarks.one_process import adapters, growth, neighbour, peers, plugin, profile_step, swap
 from benchmarks.over_http import registered, streams, vllm_bench
 from perft.base_model import BaseShape
 from server.demo.base.build import default_folder
@@ -65,6 +66,18 @@ def test_every_configuration_of_adapters(engine: BenchEngine, report: Report, tm
     seconds = adapters.measure_prefill(engine, loaded["R"][0], 200, 1, SEED)
     adapters.tell_prefill(report, seconds, 1800)
     assert named_by_targets("adapters") <= report.comparisons.keys()
+
+
+def test_swap(engine: BenchEngine, report: Report, tmp_path: Path) -> None:
+    folder = workload.write(tmp_path, engine.base, 1, workload.routed())[0]
+    found = swap.measure(engine, {16: folder}, rounds=2)
+    assert {name: len(values) for name, values in found[16].seconds.items()} == {"prepare": 2, "place": 2, "evict": 2}
+    assert {name: len(values) for name, values in found[16].gaps.items()} == {"prepare": 2, "place": 2}
+    inventory = swap.loading_of(engine).inventory()
+    digest = read_folder(folder, engine.base).digest
+    assert digest not in inventory.host and digest not in inventory.device
+    swap.tell(report, found)
+    assert len(report.tables) == 1
 
 
 def test_growth(engine: BenchEngine, report: Report, tmp_path: Path) -> None:
