@@ -23,9 +23,8 @@ class InvalidAdapterError(ValueError):
     def __init__(self, source: str, violations: Sequence[str]) -> None:
         self.source, self.violations = source, tuple(violations)
         listed = "".join(f"\n  - {violation}" for violation in self.violations)
-        super().__init__(
-            f"{source} is not a valid PERFT adapter ({len(self.violations)} violations of the format):{listed}"
-        )
+        count = "1 violation" if len(self.violations) == 1 else f"{len(self.violations)} violations"
+        super().__init__(f"{source} is not a valid PERFT adapter ({count} of the format):{listed}")
 
 
 class StoreError(Exception):

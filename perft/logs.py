@@ -31,6 +31,14 @@ def escape_records() -> None:
         logging.setLogRecordFactory(_EscapingFactory(made))
 
 
+def log_as(library: str, name: str) -> None:
+    """Have what is logged under `name` written as what `library` logs, from its level on, and warnings in any case."""
+    theirs, ours = logging.getLogger(library), logging.getLogger(name)
+    if theirs.handlers and not ours.handlers:
+        ours.handlers = list(theirs.handlers)
+        ours.setLevel(min(theirs.getEffectiveLevel(), logging.WARNING))
+
+
 class _EscapingFactory:
     """Makes records as `made` does, and escapes them."""
 

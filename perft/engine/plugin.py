@@ -36,7 +36,9 @@ def register() -> None:
     from perft.engine.moe_layer import install_moe_runner
     from perft.engine.nan_counts import install_nan_counts
     from perft.engine.parent import end_engines_with_parents
+    from perft.logs import log_as
 
+    log_as("vllm", "perft")
     end_engines_with_parents()
     install_moe_runner()
     install_manager()

@@ -9,6 +9,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from perft.engine.plugin import KILL_SWITCH, is_switched_off
@@ -69,12 +70,35 @@ def serve(argv: list[str]) -> NoReturn:
     args.perft_run = Run()
     prepare_arguments(args)
     limit_sequences(args.perft_settings.max_sequences)
+    check_model(args.model)
+    check_store(args.perft_settings.adapter_store)
     folders = parse_named_folders(args.adapter or [], base_names(args))
     check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     run(args)
     raise SystemExit(0)
+
+
+def check_model(model: str) -> None:
+    """Raises StartError for a folder that does not exist: vLLM would take its path for the name of a repository."""
+    is_path = model.startswith(("/", "./", "../", "~"))
+    if is_path and not os.path.exists(model):
+        raise StartError(f"found nothing at {model}, expected the folder of a model")
+
+
+def check_store(folder: Path) -> None:
+    """Raises StartError for a store that another server has open, before a model is loaded."""
+    from adapters.errors import StoreError
+    from adapters.store.lock import FolderLock
+
+    lock = folder / "lock"
+    if not lock.exists():
+        return
+    try:
+        FolderLock(lock).release()
+    except (StoreError, OSError) as error:
+        raise StartError(f"--adapter-store: {error}") from error
 
 
 def may_name_model(argv: list[str]) -> bool:
@@ -228,4 +252,8 @@ def _explain(error: BaseException, ended: Run, args: Namespace) -> NoReturn:
         ) from error
     if isinstance(error, RuntimeError):
         raise StartFailedError(f"vLLM ended: {error} (the first ERROR above says why)") from error
+    if isinstance(error, Exception):
+        traceback.print_exception(error)
+        first_line = str(error).partition("\n")[0]
+        raise StartFailedError(f"vLLM ended: {type(error).__name__}: {first_line}") from error
     raise error

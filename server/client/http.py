@@ -258,7 +258,7 @@ def _no_connection(server: str, error: httpx.ConnectError) -> str:
         )
     if cause is not None:
         return f"found no TLS at {server} ({error}); use http:// for a server without a certificate"
-    return f"found no server at {server} ({error}); start one with `perft serve`, or set --server"
+    return f"found no server at {server} ({error}); start one with `perft serve`, or set --server or PERFT_SERVER"
 
 
 def _is_loopback(host: str) -> bool:

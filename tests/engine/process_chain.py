@@ -3,6 +3,7 @@ before, prints their process ids in order and sleeps. All are told to end with t
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ def start(names: list[str], method: str, does: str, say: Connection) -> None:
 
 def main() -> None:
     method, does, *names = sys.argv[1:]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     if does == "inherit":
         end_engines_with_parents()
     listen, say = multiprocessing.Pipe(duplex=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perft.logs import escape_records, one_line
+from perft.logs import escape_records, log_as, one_line
 
 FORGED = "x\nINFO 01-01 00:00:00 forged"
 ODD = [
@@ -85,3 +85,16 @@ def test_it_is_installed_once(stream: io.StringIO) -> None:
     installed = logging.getLogRecordFactory()
     escape_records()
     assert logging.getLogRecordFactory() is installed
+
+
+@pytest.mark.parametrize("level, shown", [(logging.INFO, ["note", "warning"]), (logging.ERROR, ["warning"])])
+def test_what_is_ours_is_logged_as_the_librarys(level: int, shown: list[str]) -> None:
+    """vLLM configures its own logger only: a note of ours would have no handler, and be lost."""
+    library, ours, stream = logging.getLogger(f"library{level}"), logging.getLogger(f"ours{level}"), io.StringIO()
+    library.addHandler(logging.StreamHandler(stream))
+    library.setLevel(level)
+    for _ in range(2):
+        log_as(library.name, ours.name)
+    logging.getLogger(f"{ours.name}.module").info("note")
+    logging.getLogger(f"{ours.name}.module").warning("warning")
+    assert stream.getvalue().splitlines() == shown
