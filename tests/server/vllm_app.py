@@ -152,7 +152,7 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
             "serve", str(model), "--served-model-name", tiny_server.BASE_NAME, "--dtype", "float32",
             "--max-model-len", str(LENGTH), "--enforce-eager",
         ][1:])  # fmt: skip
-        args.model = str(model)
+        args.model, args.gpu_memory_utilization = str(model), 0.5
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         with patch("vllm.entrypoints.launchers.app.attach_endpoint_plugins", lambda app, tasks: attach(app)):
             app = build_app(args, ("generate",), config.model_config)
