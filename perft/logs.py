@@ -36,6 +36,7 @@ def log_as(library: str, name: str) -> None:
     theirs, ours = logging.getLogger(library), logging.getLogger(name)
     if theirs.handlers and not ours.handlers:
         ours.handlers = list(theirs.handlers)
+        ours.propagate = theirs.propagate  # some library gives the root logger a handler: every line twice
         ours.setLevel(min(theirs.getEffectiveLevel(), logging.WARNING))
 
 

@@ -409,3 +409,14 @@ def test_kept_kernels_are_told_apart() -> None:
     """Numba keeps a kernel by its name, its code and what that names; all of ours have one name."""
     keys = {kernel._cache._index_key((), kernel.targetctx.codegen()) for kernel in ADD_DELTA.values()}
     assert len(keys) == len(ADD_DELTA) == 6
+
+
+def test_the_processors_mode_is_left_as_it_is(operator_of: Make) -> None:
+    """A library that flushes subnormal numbers to zero would change the base's bits."""
+    generator = torch.Generator().manual_seed(0)
+    adapter = make(config_of(0, **VARIANTS[0], **EXPERT_TYPES[1], bottleneck=4), generator, torch.float32)
+    pool, placed = place([adapter], holes=False, dtype=torch.float32)
+    x_TD = torch.randn(40, D, generator=generator)
+    step = operator_of(pool).plan(batch_of([(placed[0], torch.arange(40))], 40))
+    delta_of(step, 0, x_TD, Base(route(torch.randn(40, N, generator=generator))))
+    assert (torch.full((1000,), 1e-38) * 0.01 > 0).all()
