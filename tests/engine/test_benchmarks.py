@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from adapters.format.folder import read_folder
@@ -18,9 +19,10 @@ from benchmarks.common.peft_lora import activated_parameters, equal_rank, slot_r
 from benchmarks.common.remote import remote_engine
 from benchmarks.common.report import RESULTS, Report, newest
 from benchmarks.common.traffic import Client, Request, Run
-from benchmarks.one_process import adapters, growth, neighbour, peers, plugin, profile_step, swap
+from benchmarks.one_process import adapters, growth, memory_floor, neighbour, peers, plugin, profile_step, swap
 from benchmarks.over_http import registered, streams, vllm_bench
 from perft.base_model import BaseShape
+from perft.config import AdapterConfig
 from server.demo.base.build import default_folder
 from tests import tiny
 from tests.engine.engines import environment
@@ -66,6 +68,18 @@ def test_every_configuration_of_adapters(engine: BenchEngine, report: Report, tm
     seconds = adapters.measure_prefill(engine, loaded["R"][0], 200, 1, SEED)
     adapters.tell_prefill(report, seconds, 1800)
     assert named_by_targets("adapters") <= report.comparisons.keys()
+
+
+def test_rows_that_a_layer_uses() -> None:
+    config = AdapterConfig.model_validate(workload.routed())
+    assert memory_floor.rows_used(config, 1) == 4 + 2 * 2 * 16
+    assert memory_floor.rows_used(config, 2) == 4 + 3 * 2 * 16
+    assert memory_floor.rows_used(config, 1000) == pytest.approx(4 + 4 * 2 * 16)
+
+
+def test_the_floor_reads_every_row_once() -> None:
+    pages_PW = np.arange(12, dtype=np.float32).reshape(4, 3)
+    assert memory_floor.read(pages_PW, np.array([3, 0, 1]), 2).sum() == pages_PW[[3, 0, 1]].sum()
 
 
 def test_swap(engine: BenchEngine, report: Report, tmp_path: Path) -> None:
