@@ -265,7 +265,7 @@ ENGINE_SEAM_GROUPS = (
                 module="vllm.v1.worker.gpu_model_runner",
                 name="count_nans_per_row",
                 parameters=("logits",),
-                use="called: the number of NaNs in each row of logits",
+                use="replaced by itself where a row can hold a NaN, and called: NaNs by row",
                 checked=BOTH,
             ),
             Seam(
