@@ -14,7 +14,8 @@ from perft.config import AdapterConfig
 class BaseShape:
     """The shape of a Mixture-of-Experts base model.
 
-    embedded_problem: why PERFT-E cannot be served on it; None if it can. output_scale: what the model multiplies the
+    embedded_problem: why PERFT-E cannot be served on it; None if it can. slot_problem: the same of PERFT-R with
+    gate_weight "base_slot". output_scale: what the model multiplies the
     sum of its experts' outputs by, after they ran (routed_scaling_factor). max_columns, max_routed_experts: the largest
     M * B, and M of variant R, that the operator serves here; None: any.
     """
@@ -27,6 +28,7 @@ class BaseShape:
     dtype: torch.dtype
     fingerprint: str | None = None
     embedded_problem: str | None = None
+    slot_problem: str | None = None
     output_scale: float = 1.0
     max_columns: int | None = None
     max_routed_experts: int | None = None
@@ -70,6 +72,8 @@ def fit_violations(config: AdapterConfig, base: BaseShape, allow_other_base: boo
         found.append(f"variant: found 'E', which is not served on this base: {base.embedded_problem}")
     if config.gate_weight == "base_slot" and config.top_k is not None and config.top_k > base.top_k:
         found.append(f"top_k: found {config.top_k}, 'base_slot' needs at most the base's top-k {base.top_k}")
+    if config.gate_weight == "base_slot" and base.slot_problem:
+        found.append(f"gate_weight: found 'base_slot', which is not served on this base: {base.slot_problem}")
     columns = config.num_experts * config.bottleneck
     if base.max_columns is not None and columns > base.max_columns:
         found.append(

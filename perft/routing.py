@@ -37,23 +37,30 @@ def top_probabilities(logits_TN: torch.Tensor, k: int) -> torch.Tensor:
     return torch.softmax(logits_TN.float(), dim=-1).topk(k, dim=-1).values
 
 
-def routed_weights(
+def chosen_experts(
     config: AdapterConfig, logits_TM: torch.Tensor, slot_probabilities_TK: torch.Tensor | None
-) -> torch.Tensor:
-    """PERFT-R: weight of every PEFT expert, [T, M] float32, 0 where not selected.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PERFT-R: the weights [T, K] float32 of the experts that each token uses, and their numbers [T, K].
 
     q = softmax over M; the top K kept, divided by their sum if `renormalize`. With `base_slot` the k-th
     largest is weighted by `slot_probabilities_TK` instead (docs/method.md, "The published OLMoE code").
     """
     assert config.top_k is not None
-    q_TM = torch.softmax(logits_TM.float(), dim=-1)
-    weights_TK, chosen_TK = q_TM.topk(config.top_k, dim=-1)
+    weights_TK, chosen_TK = torch.softmax(logits_TM.float(), dim=-1).topk(config.top_k, dim=-1)
     if config.gate_weight == "base_slot":
         assert slot_probabilities_TK is not None
         weights_TK = slot_probabilities_TK
     elif config.renormalize:
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(q_TM).scatter(1, chosen_TK, weights_TK)
+    return weights_TK, chosen_TK
+
+
+def routed_weights(
+    config: AdapterConfig, logits_TM: torch.Tensor, slot_probabilities_TK: torch.Tensor | None
+) -> torch.Tensor:
+    """The same by expert: [T, M] float32, 0 where not selected."""
+    weights_TK, chosen_TK = chosen_experts(config, logits_TM, slot_probabilities_TK)
+    return torch.zeros_like(logits_TM, dtype=torch.float32).scatter(1, chosen_TK, weights_TK)
 
 
 def activate(activation: Activation | None, z: torch.Tensor) -> torch.Tensor:

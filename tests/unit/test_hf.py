@@ -90,18 +90,18 @@ def test_a_block_adds_the_reference_delta(model: nn.Module, adapter: PerftAdapte
         x_TD = x_BTD.flatten(0, 1)
         adapter.enabled = False
         with torch.no_grad():
-            without = block(x_BTD)
+            without = block.module(x_BTD)
             adapter.enabled = True
-            delta_TD = (block(x_BTD) - without).flatten(0, 1)
-            _, scores_TJ, chosen_TJ = block.get_submodule("gate")(x_TD)
-            logits_TN = x_TD @ block.get_submodule("gate").get_parameter("weight").T
+            delta_TD = (block.module(x_BTD) - without).flatten(0, 1)
+            _, scores_TJ, chosen_TJ = block.router(x_TD)
+            logits_TN = x_TD @ block.router_weight.T
             weights_TN = torch.zeros_like(logits_TN).scatter(1, chosen_TJ, scores_TJ)
             if layer not in carrying:
                 assert torch.equal(delta_TD, torch.zeros_like(delta_TD))
                 continue
             routing = BaseRouting(logits_TN, weights_TN)
             expected = reference_delta(adapter.config, carrying[layer].weights(), x_TD, routing)
-            own = carrying[layer](x_TD, logits_TN, weights_TN)
+            own = carrying[layer](x_TD, adapter.base_routers[layer])
         assert expected.norm() > 0
         assert (own - expected).norm() <= 1e-5 * expected.norm()
         assert (delta_TD - expected).norm() <= 1e-5 * (expected.norm() + without.norm())
@@ -162,10 +162,10 @@ def test_a_fresh_adapter_begins_to_learn(model: nn.Module, fresh: PerftAdapter) 
 
 def test_dropout_is_only_for_training(model: nn.Module, adapter: PerftAdapter) -> None:
     x_TD = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    _, layer = next(adapter.by_layer())
-    experts = shape_of(model).num_experts
-    given = (x_TD, torch.randn(5, experts), torch.full((5, experts), 1 / experts))
+    index, layer = next(adapter.by_layer())
     with torch.no_grad():
+        moe_blocks(model)[index].module(x_TD.unsqueeze(0))
+        given = (x_TD, adapter.base_routers[index])
         plain = layer(*given)
         layer.dropout = 0.5
         assert not torch.equal(layer.train()(*given), plain)
@@ -188,7 +188,7 @@ def test_what_does_not_fit_the_model(model: nn.Module, variant: str, changes: di
     with pytest.raises(ValueError, match=message):
         attach(model, tiny.adapter_config(model, variant, "lora", **changes))
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not any(block._forward_hooks for block in moe_blocks(model).values())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_dense_layer_of_the_model_is_no_moe_layer(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_fingerprint_is_of_the_routers_alone(folder: Path) -> None:
     model.get_submodule("lm_head").get_parameter("weight").data += 1
     assert shape_of(model).fingerprint == before
     block = moe_blocks(model)[1]
-    block.get_submodule("gate").get_parameter("weight").data[0, 0] += 1
+    block.router_weight.data[0, 0] += 1
     assert shape_of(model).fingerprint != before
 
 

@@ -1,0 +1,106 @@
+"""Owns reading a base that is named by its folder or on the hub: configuration, shape, model, tokenizer, fingerprint.
+
+Everything raises InputError, with what was found and what to do.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perft.base_model import BaseShape
+from perft.checkpoint import checkpoint_fingerprint
+from perft.errors import InputError
+from perft.hf.blocks import UnsupportedModelError, shape_of
+
+ALWAYS_RENORMALIZED = ("mixtral", "gpt_oss", "granitemoe", "granitemoeshared", "granitemoehybrid")
+"""Families whose router's weights always sum to 1; the others say so in their configuration."""
+
+
+def load_config(name: str) -> Any:
+    """The base's configuration."""
+    from transformers import AutoConfig
+
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise InputError(f"found no config.json in the folder {name}, expected a model of Hugging Face transformers")
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise InputError(f"found no folder {name}: give the base as a folder, or by its name on the hub")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise InputError(f"the base {name} cannot be read: {_first_line(error)}") from None
+
+
+def on_meta(config: Any) -> tuple[Any, BaseShape]:
+    """The base without its weights, and its shape."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return model, shape_of(model)
+    except UnsupportedModelError as error:
+        raise InputError(str(error)) from None
+    except ValueError as error:
+        raise InputError(f"transformers knows no language model of this kind: {_first_line(error)}") from None
+
+
+def shape_on_meta(config: Any) -> BaseShape:
+    """The shape of a base from its configuration alone."""
+    return on_meta(config)[1]
+
+
+def load_model(name: str, dtype: torch.dtype) -> Any:
+    """The base, frozen, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"the base {name} cannot be loaded: {_first_line(error)}") from None
+    return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The base's tokenizer, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of {name} has no end-of-text token, which every answer has to end with")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def fingerprint_of(name: str, shape: BaseShape) -> str | None:
+    """docs/format.md's base_fingerprint of the checkpoint that was loaded, from its files; None if they do not say."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name)
+    try:
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, local_files_only=True))
+        return checkpoint_fingerprint(folder, shape)
+    except (OSError, ValueError):
+        return None
+
+
+def renormalizes(config: Any) -> bool:
+    """Whether the base divides the weights of its selected experts by their sum."""
+    if config.model_type in ALWAYS_RENORMALIZED:
+        return True
+    return bool(getattr(config.get_text_config(), "norm_topk_prob", False))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
