@@ -14,7 +14,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from perft.base_model import BaseShape
 from perft.checkpoint import checkpoint_fingerprint
 from perft.engine.base_router import embedded_problem
-from perft.engine.moe_layer import PerftMoERunner, PerftRoutedExperts
+from perft.engine.moe_layer import CarryingExperts, CarryingRunner
 from perft.operator.base import Sizes
 
 logger = init_logger(__name__)
@@ -24,7 +24,7 @@ class UnsupportedModelError(ValueError):
     """PERFT does not carry every MoE layer of this model: an adapter could have no effect, or a wrong one."""
 
 
-def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
+def wrapped_runners(model: torch.nn.Module) -> dict[int, CarryingRunner]:
     """The MoE layers of `model` by decoder layer. Raises UnsupportedModelError if one is not of our classes."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, MoERunner)}
     if not found:
@@ -34,7 +34,7 @@ def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
     foreign = {
         name: f"{type(module).__name__} with {type(module.routed_experts).__name__}"
         for name, module in found.items()
-        if type(module) is not PerftMoERunner or type(module.routed_experts) is not PerftRoutedExperts
+        if not isinstance(module, CarryingRunner) or not isinstance(module.routed_experts, CarryingExperts)
     }
     if foreign:
         name, what = next(iter(foreign.items()))
@@ -42,7 +42,7 @@ def wrapped_runners(model: torch.nn.Module) -> dict[int, PerftMoERunner]:
             f"{len(foreign)} of {len(found)} MoE layers of {type(model).__name__} do not carry PERFT's operator "
             f"({name} is a {what}): this model is not supported"
         )
-    runners = {module.layer_id: module for module in found.values() if isinstance(module, PerftMoERunner)}
+    runners = {module.layer_id: module for module in found.values() if isinstance(module, CarryingRunner)}
     if len(runners) != len(found):
         raise UnsupportedModelError(f"{type(model).__name__} has several MoE layers in one decoder layer")
     for name, runner in found.items():
@@ -64,7 +64,7 @@ def layer_problem(runner: MoERunner) -> str | None:
     return None
 
 
-def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> BaseShape:
+def base_shape(runners: dict[int, CarryingRunner], vllm_config: VllmConfig) -> BaseShape:
     """The shape that an adapter must fit, read off the loaded model."""
     model_config = vllm_config.model_config
     moe_config = next(iter(runners.values())).moe_config
@@ -72,6 +72,11 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
     output_scales = {float(runner.routed_scaling_factor) for runner in runners.values()}
     if len(output_scales) != 1:
         raise UnsupportedModelError(f"the MoE layers scale their output by different factors: {sorted(output_scales)}")
+    slot_problem = None
+    if not all(runner.hands_over_logits for runner in runners.values()):
+        slot_problem = (
+            "vLLM runs it through transformers' own code, which hands over the router's choice, not its logits"
+        )
     shape = BaseShape(
         hidden_size=model_config.get_hidden_size(),
         num_layers=model_config.hf_text_config.num_hidden_layers,
@@ -80,6 +85,7 @@ def base_shape(runners: dict[int, PerftMoERunner], vllm_config: VllmConfig) -> B
         top_k=moe_config.experts_per_token,
         dtype=model_config.dtype,
         embedded_problem=next((problem for problem in problems if problem), None),
+        slot_problem=slot_problem,
         output_scale=output_scales.pop(),
     )
     return replace(shape, fingerprint=_fingerprint(vllm_config, shape))

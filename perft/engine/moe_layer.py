@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from perft.operator import Delta, Step
 from perft.routing import weights_by_expert
@@ -56,10 +54,20 @@ class LayerState:
         return weights_by_expert(*self.top(), self.num_experts)
 
 
-class PerftMoERunner(MoERunner):
-    """MoERunner that keeps its router's logits for the layer. `perft` is None until a manager attaches its state."""
+class CarryingRunner:
+    """What makes an MoERunner ours: it keeps its router's logits for the layer.
+
+    `perft` is None until a manager attaches its state.
+    """
 
     perft: LayerState | None = None
+    hands_over_logits = True
+    """Whether what reaches `_apply_quant_method` are the base router's logits."""
+    routed_experts: Any
+    moe_config: Any
+    routed_scaling_factor: float
+    layer_id: int
+    _shared_experts: Any
 
     def attach(self, state: LayerState) -> None:
         """Have this layer add the delta of every planned step."""
@@ -70,7 +78,7 @@ class PerftMoERunner(MoERunner):
         from vllm.config import CompilationMode, get_current_vllm_config
 
         if get_current_vllm_config().compilation_config.mode in (None, CompilationMode.NONE):
-            return super()._select_forward()
+            return super()._select_forward()  # type: ignore[misc]
         ops = torch.ops.vllm
         return ops.moe_forward if self._shared_experts is None else ops.moe_forward_shared
 
@@ -80,20 +88,20 @@ class PerftMoERunner(MoERunner):
         """vLLM's own; hidden_states [T, D], router_logits [T, N] as the base's router gave them."""
         if self.perft is not None and self.perft.shared.step is not None:
             self.perft.logits_TN = router_logits
-        return super()._apply_quant_method(hidden_states, router_logits, *args, **kwargs)
+        return super()._apply_quant_method(hidden_states, router_logits, *args, **kwargs)  # type: ignore[misc]
 
 
-class PerftRoutedExperts(RoutedExperts):
-    """RoutedExperts that adds the delta to its output, before that is scaled or reduced over ranks.
+class CarryingExperts:
+    """What makes RoutedExperts ours: they add the delta to their output, before that is scaled or reduced over ranks.
 
-    It picks its kernels as if LoRA were off: PERFT never changes the inside of a base expert.
+    They pick their kernels as if LoRA were off: PERFT never changes the inside of a base expert.
     """
 
     perft: LayerState | None = None
 
     def __init__(self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any) -> None:
         moe_config.is_lora_enabled = False
-        super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
+        super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def forward_modular(
         self, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, *args: Any, **kwargs: Any
@@ -104,23 +112,15 @@ class PerftRoutedExperts(RoutedExperts):
         """
         state = self.perft
         if state is None or state.shared.step is None:
-            return super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs)
+            return super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs)  # type: ignore[misc]
         delta = state.start(x, (topk_weights, topk_ids))
-        return state.add(delta, super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs))
+        output = super().forward_modular(x, topk_weights, topk_ids, *args, **kwargs)  # type: ignore[misc]
+        return state.add(delta, output)
 
     def forward_monolithic(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The same where the kernel routes by itself."""
         state = self.perft
         if state is None or state.shared.step is None:
-            return super().forward_monolithic(x, *args, **kwargs)
+            return super().forward_monolithic(x, *args, **kwargs)  # type: ignore[misc]
         delta = state.start(x, None)
-        return state.add(delta, super().forward_monolithic(x, *args, **kwargs))
-
-
-def install_moe_runner() -> None:
-    """Register both classes in vLLM's table of replaced layers, once per process."""
-    from vllm.model_executor.custom_op import op_registry_oot
-
-    for name, layer_class in (("MoERunner", PerftMoERunner), ("RoutedExperts", PerftRoutedExperts)):
-        if op_registry_oot.get(name) is not layer_class:
-            layer_class.register_oot(layer_class, name=name)
+        return state.add(delta, super().forward_monolithic(x, *args, **kwargs))  # type: ignore[misc]

@@ -32,14 +32,14 @@ def register() -> None:
         raise ForeignPackageError(f"{error}; or set {KILL_SWITCH}=1 to run vLLM without PERFT") from error
     check_seams()
 
+    from perft.engine.layer_classes import install_layer_classes
     from perft.engine.make_manager import install_manager
-    from perft.engine.moe_layer import install_moe_runner
     from perft.engine.nan_counts import install_nan_counts
     from perft.engine.parent import end_engines_with_parents
     from perft.logs import log_as
 
     log_as("vllm", "perft")
     end_engines_with_parents()
-    install_moe_runner()
+    install_layer_classes()
     install_manager()
     install_nan_counts()

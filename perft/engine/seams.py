@@ -70,6 +70,30 @@ ENGINE_SEAM_GROUPS = (
         ),
     ),
     SeamGroup(
+        breaks="gpt-oss, or every model on vLLM's Transformers back end, would be refused.",
+        gone_when="vLLM replaces a layer's class and its subclasses alike",
+        seams=(
+            Seam(
+                module="vllm.model_executor.models.gpt_oss",
+                name="GptOssRoutedExperts",
+                use="subclassed (register_oot): gpt-oss's experts add the delta",
+                checked=(SUPPORTED_VLLM,),
+            ),
+            Seam(
+                module="vllm.model_executor.models.transformers.moe",
+                name="TransformersMoERunner",
+                use="subclassed (register_oot): the runner of a model that vLLM runs through transformers' own code",
+                checked=(SUPPORTED_VLLM,),
+            ),
+            Seam(
+                module="vllm.model_executor.models.transformers.moe",
+                name="TransformersRoutedExperts",
+                use="subclassed (register_oot): its experts add the delta",
+                checked=(SUPPORTED_VLLM,),
+            ),
+        ),
+    ),
+    SeamGroup(
         breaks="Our layer classes could not be registered, or would be registered twice, which vLLM refuses.",
         gone_when="stays: this is vLLM's own way to replace a layer class; its table goes once a method reads it",
         seams=(

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.ref import AdapterRef
 from perft.engine.manager import AdapterManager
-from perft.engine.moe_layer import PerftMoERunner
+from perft.engine.moe_layer import CarryingRunner
 from perft.engine.ordered_loading import Move
 
 NULL_BLOCK = 0
@@ -32,7 +32,7 @@ class PerftWorkerExtension:
         if not isinstance(manager, AdapterManager):
             return {"moe_layers": 0, "problem": f"the worker's adapter manager is {type(manager).__name__}"}
         self._prepare_zeroing()
-        states = [runner.perft for runner in manager.runners.values() if isinstance(runner, PerftMoERunner)]
+        states = [runner.perft for runner in manager.runners.values() if isinstance(runner, CarryingRunner)]
         carrying = [state for state in states if state is not None and state.shared is manager.step]
         base = manager.base
         return {

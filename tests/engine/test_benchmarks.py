@@ -19,7 +19,17 @@ from benchmarks.common.peft_lora import activated_parameters, equal_rank, slot_r
 from benchmarks.common.remote import remote_engine
 from benchmarks.common.report import RESULTS, Report, newest
 from benchmarks.common.traffic import Client, Request, Run
-from benchmarks.one_process import adapters, growth, memory_floor, neighbour, peers, plugin, profile_step, swap
+from benchmarks.one_process import (
+    adapters,
+    growth,
+    memory_floor,
+    neighbour,
+    peers,
+    plugin,
+    profile_step,
+    swap,
+    training,
+)  # fmt: skip
 from benchmarks.over_http import registered, streams, vllm_bench
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
@@ -68,6 +78,13 @@ def test_every_configuration_of_adapters(engine: BenchEngine, report: Report, tm
     seconds = adapters.measure_prefill(engine, loaded["R"][0], 200, 1, SEED)
     adapters.tell_prefill(report, seconds, 1800)
     assert named_by_targets("adapters") <= report.comparisons.keys()
+
+
+def test_a_training_step_of_every_method(base: Path, report: Report) -> None:
+    methods = training.Methods(base, batch=2, tokens=8)
+    found = {name: [call()] for name, call in methods.calls().items()}
+    training.tell(report, found, methods.lora_label)
+    assert {f"{name} / qvLoRA" for name in ("R", "E", "S", training.FORWARD)} == report.comparisons.keys()
 
 
 def test_rows_that_a_layer_uses() -> None:

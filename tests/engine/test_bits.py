@@ -15,7 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-from perft.engine.moe_layer import PerftMoERunner
+from perft.engine.layer_classes import PerftMoERunner
 from perft.hf import attach, save
 from tests import tiny
 from tests.engine.engines import ENVIRONMENT, TinyEngine, greedy, prompts

@@ -15,7 +15,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
-from perft.engine.moe_layer import PerftRoutedExperts
+from perft.engine.layer_classes import PerftRoutedExperts
 from perft.reference import BaseRouting, LayerWeights, reference_delta
 from perft.routing import weights_by_expert
 from tests import tiny

@@ -10,8 +10,8 @@ from vllm.lora.request import LoRARequest
 from adapters.errors import InvalidAdapterError
 from perft.engine.base_router import embedded_problem
 from perft.engine.host_cache import OtherContentsError
+from perft.engine.layer_classes import PerftMoERunner
 from perft.engine.manager import WARM_UP_PATH, AdapterIdentityError
-from perft.engine.moe_layer import PerftMoERunner
 from perft.engine.pool import PoolFullError
 from perft.operator.tables import PAGE_ROWS
 from tests.engine.engines import TinyEngine, prompts
