@@ -1,0 +1,1 @@
+"""The commands that need no running server: training, importing, inspecting; and `perft eval`, which asks one."""
