@@ -1,0 +1,1 @@
+"""How well models of a running server answer test questions: `perft eval`."""
