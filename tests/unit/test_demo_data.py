@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,9 @@ import pytest
 
 from server.demo import additions, evaluate
 from server.demo.additions import Addition
+from server.demo.data import prompts, styles
+from server.demo.data.examples import MADE, Example
 from server.demo.evaluate import Score, score_models, table
-from server.demo.training import prompts, styles
-from server.demo.training.chat import Encoded, Example, encode, left_padded
-from server.demo.training.recipes import arithmetic_examples
-from server.demo.training.trainer import Schedule, batches
 
 
 class TestAdditions:
@@ -37,7 +36,8 @@ class TestAdditions:
 
     def test_no_training_example_asks_a_held_out_addition_in_any_wording(self) -> None:
         held_out = {frozenset((str(pair.a), str(pair.b))) for pair in additions.held_out()}
-        for prompt, answer in arithmetic_examples([Example("Hello!", "Good day. How are you?")]):
+        own = [Example("Hello!", "Good day. How are you?")]
+        for prompt, answer in MADE["arithmetic"](own, own).learned:
             numbers = re.findall(r"\d+", prompt)
             assert frozenset(numbers) not in held_out
             assert not numbers or answer == str(sum(map(int, numbers)))
@@ -107,40 +107,21 @@ class TestStyles:
         assert styles.shortened("") is None
 
 
-class TestTraining:
-    def test_every_step_has_a_full_batch_and_every_example_its_turn(self) -> None:
-        examples = [Encoded(list(range(length)), 1) for length in range(2, 52)]
-        made = batches(examples, Schedule(steps=25, batch_size=4, learning_rate=1.0))
-        assert [len(batch) for batch in made] == [4] * 25
-        counts = [sum(batch.count(example) for batch in made) for example in examples]
-        assert set(counts) == {2}
+class TestExamples:
+    OWN = [Example("Hello!", "It is a good day. How are you?"), Example("What is tea?", "no whole sentence")]
+    UNSEEN = [Example("What is the sun?", "It is a star.")]
 
-    def test_the_learning_rate_warms_up_and_decays(self) -> None:
-        schedule = Schedule(steps=100, batch_size=1, learning_rate=1.0, warm_up=10)
-        rates = [schedule.rate_at(step) for step in range(100)]
-        assert rates[0] == 0.1
-        assert max(rates) == 1.0
-        assert rates[10:] == sorted(rates[10:], reverse=True)
-        assert 0 < rates[-1] < 0.05
+    def test_arithmetic_holds_the_measured_additions_out(self) -> None:
+        sets = MADE["arithmetic"](self.OWN, self.UNSEEN)
+        assert [int(example.answer) for example in sets.held_out] == [pair.total for pair in additions.held_out()]
+        assert len(sets.learned) == 4000 + 4000 // 7
 
-    def test_padding_is_masked(self) -> None:
-        ids, mask = left_padded([[5], [6, 7, 8]], pad=2)
-        assert ids.tolist() == [[2, 2, 5], [6, 7, 8]]
-        assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
-
-    def test_an_example_ends_with_the_end_of_turn_and_knows_where_the_answer_starts(self) -> None:
-        class Letters:
-            eos_token_id = 0
-
-            def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
-                return f"<{messages[0]['content']}>"
-
-            def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-                return [ord(letter) for letter in text]
-
-        ids, start = encode(Letters(), Example("hi", "ok"))
-        assert ids == [*map(ord, "<hi>ok"), 0]
-        assert start == 4
+    @pytest.mark.parametrize(("name", "judge"), [("pirate", styles.is_pirate), ("json", styles.is_json)])
+    def test_styles_restyle_whole_sentences(self, name: str, judge: Callable[[str], bool]) -> None:
+        sets = MADE[name](self.OWN, self.UNSEEN)
+        assert [example.prompt for example in sets.learned] == ["Hello!"], "an answer without a sentence is left out"
+        assert [example.prompt for example in sets.held_out] == ["What is the sun?"]
+        assert all(judge(example.answer) for example in [*sets.learned, *sets.held_out])
 
 
 class FakeCompletions:
