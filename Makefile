@@ -38,7 +38,7 @@ check:
 	@$(BIN)/mypy
 
 integration:
-	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
+	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test eval
 	@$(BIN)/python integration/fetch.py
 	@$(BIN)/python -m pytest integration
 
@@ -49,7 +49,7 @@ soak:
 # About 40 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
 BENCHMARKS := one_process.adapters over_http.streams one_process.neighbour one_process.plugin one_process.peers \
   one_process.growth one_process.swap over_http.registered one_process.profile_step one_process.memory_floor \
-  over_http.vllm_bench
+  over_http.vllm_bench one_process.training
 
 bench:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
@@ -58,7 +58,13 @@ bench:
 
 train:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
-	@env -u OMP_WAIT_POLICY $(BIN)/python -m server.demo.training all
+	@$(BIN)/python -m server.demo.base
+	@for name in arithmetic pirate json; do \
+	  $(BIN)/python -m server.demo.data $$name --output build/demo-data && \
+	  env -u OMP_WAIT_POLICY $(BIN)/perft train --config server/demo/recipes/$$name.yaml --overwrite \
+	    --base "$$($(BIN)/python -c 'from server.demo.base.build import default_folder as f; print(f())')" --base-name 'the demo base (server.demo.base)' \
+	    --data build/demo-data/$$name.jsonl --validation build/demo-data/$$name-held-out.jsonl \
+	    --output server/demo/adapters/$$name || exit 1; done
 
 lock:
 	@$(BIN)/python requirements/lock.py

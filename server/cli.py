@@ -1,16 +1,32 @@
 """Owns the command `perft`. The console script starts in perft/command.py, which checks that this module is ours."""
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 from server.errors import ServerDiedError, StartError
 
 USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
        perft adapters {list,show,push,activate,rm,verify,pin,unpin,allow} ...
+       perft train --base MODEL --data FILE --output FOLDER [--push NAME] ...
+       perft import CHECKPOINT --base MODEL --output FOLDER
+       perft export FOLDER --base MODEL --output CHECKPOINT
+       perft inspect FOLDER [--prompts FILE] [--plot OUT.png]
+       perft eval FILE --model NAME [--model NAME ...]
        perft --version
 
 `perft serve --help=PERFT` lists PERFT's own flags, `perft serve --help=all` vLLM's as well.
 `perft adapters --help` lists the commands that manage the adapters of a running server."""
+
+COMMANDS = {
+    "adapters": ("server.client.commands", "run"),
+    "train": ("server.commands.train", "run"),
+    "import": ("server.commands.convert", "run_import"),
+    "export": ("server.commands.convert", "run_export"),
+    "inspect": ("server.commands.inspect", "run"),
+    "eval": ("server.commands.evaluate", "run"),
+}
+"""Command -> the module and the function that run it, imported when it is asked for: each needs other libraries."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,10 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments[:1] == ["--version"]:
         print(f"perft-server {version('perft-server')}")
         return
-    if arguments[:1] == ["adapters"]:
-        from server.client.commands import run
-
-        raise SystemExit(run(arguments[1:]))
+    if arguments and arguments[0] in COMMANDS:
+        module, function = COMMANDS[arguments[0]]
+        raise SystemExit(getattr(import_module(module), function)(arguments[1:]))
     if not arguments or arguments[0] != "serve":
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
