@@ -19,6 +19,7 @@ from perft.hf import shape_of
 from server.commands.train import run
 from tests import tiny
 from tests.server.adapter_api import KEY, AdapterApi, serving
+from tests.server.processes import free_port
 from tests.training import tiny_base
 
 ROOT = Path(__file__).parents[2]
@@ -215,10 +216,11 @@ def test_two_processes_learn_what_one_does_with_their_batches_together(olmoe: Pa
     flags = ("--dropout", "0", "--aux-loss", "0")
     one = load_file(trained(olmoe, data, tmp_path / "one", *flags, steps=4) / "adapter_model.safetensors")
     arguments = ["--base", str(olmoe), "--data", str(data), "--output", str(tmp_path / "two"), "--steps", "4", *FAST]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "perft.command", "train"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     done = subprocess.run(
-        [*torchrun, *arguments, *flags, "--batch-size", "4"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+        [sys.executable, "-m", *torchrun, "-m", "perft.command", "train", *arguments, *flags, "--batch-size", "4"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the card is") == 1 and done.stderr.count("before: ") == 1
     two = load_file(tmp_path / "two" / "adapter_model.safetensors")
