@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from perft.base_model import BaseShape
 from perft.config import AdapterConfig
+from perft.inspection.figures import figures
 
 MODULES = ("q_proj", "v_proj")
 
@@ -25,11 +26,7 @@ def features(base: Path) -> dict[str, tuple[int, int]]:
 
 def activated_parameters(shape: BaseShape, values: dict[str, Any]) -> int:
     """Parameters of a PERFT adapter that one token activates, over all layers (docs/method.md, "Parameters")."""
-    config = AdapterConfig.model_validate(values)
-    used = {"R": config.top_k or 0, "E": shape.top_k, "D": config.num_experts, "S": 1}[config.variant]
-    router = config.num_experts * shape.hidden_size if config.is_routed else 0
-    layers = len(config.layer_indices(shape.moe_layers))
-    return layers * (router + 2 * used * shape.hidden_size * config.bottleneck)
+    return figures(AdapterConfig.model_validate(values), shape).activated
 
 
 def equal_rank(base: Path, shape: BaseShape, values: dict[str, Any]) -> int:

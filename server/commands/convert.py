@@ -6,12 +6,12 @@ Invariant: exit 0 means the folder is written whole, 1 that nothing was (the rea
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from perft.errors import InputError
+from server.commands.report import reported
 
 
 def run_import(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def run_import(arguments: list[str]) -> int:
     )
     parser.add_argument("--description", metavar="TEXT", help="what the adapter is for")
     given = parser.parse_args(arguments)
-    return _reported("perft import", lambda: _import(given))
+    return reported("perft import", lambda: _import(given))
 
 
 def run_export(arguments: list[str]) -> int:
@@ -44,27 +44,13 @@ def run_export(arguments: list[str]) -> int:
     _add_base(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the checkpoint's, to be made")
     given = parser.parse_args(arguments)
-    return _reported("perft export", lambda: _export(given))
+    return reported("perft export", lambda: _export(given))
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", required=True, metavar="MODEL", help="the base it was trained on: a folder, or a name"
     )
-
-
-def _reported(command: str, work: Callable[[], None]) -> int:
-
-    try:
-        work()
-    except InputError as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{command}: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _import(given: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from perft.errors import InputError
 from server.client.arguments import DEFAULT_SERVER, server_url
+from server.commands.report import reported
 from server.evaluation.asking import Answered, Server, ask_all
 from server.evaluation.tasks import Task, interval, read_questions, task_of
 
@@ -44,21 +45,13 @@ def run(arguments: list[str]) -> int:
     if not given.files and not given.harness:
         parser.error("give files of questions, or --harness TASK")
     server = Server(given.server.rstrip("/").removesuffix("/v1"), given.key)
-    try:
+
+    def work() -> None:
         results = _harness(server, given) if given.harness else _files(server, given)
-    except InputError as error:
-        print(f"perft eval: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"perft eval: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("perft eval: interrupted", file=sys.stderr)
-        return 130
-    if given.output is not None:
-        given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0
+        if given.output is not None:
+            given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    return reported("perft eval", work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,12 +5,12 @@ Invariant: exit 0 means everything asked for was shown, 1 that it was not, with 
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from perft.errors import InputError
+from server.commands.report import reported
 
 
 def run(arguments: list[str]) -> int:
@@ -26,17 +26,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--layer", type=int, metavar="N", help="whose geometry is drawn (default: the middle one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     given = parser.parse_args(arguments)
-
-    try:
-        _inspect(given)
-    except InputError as error:
-        print(f"perft inspect: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"perft inspect: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
+    return reported("perft inspect", lambda: _inspect(given))
 
 
 def _inspect(given: argparse.Namespace) -> None:

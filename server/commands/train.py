@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from adapters.names import NAME_RULE, is_name
-from perft.errors import InputError
 from perft.training.options import TrainOptions, read_options
+from server.commands.report import reported
 
 HEADLINE = (
     "Train a PERFT adapter on a data file and write it as a folder that a server takes. A training that was "
@@ -29,28 +29,23 @@ def run(arguments: list[str]) -> int:
         parser.error(f"--push: found the name {push!r}, expected {NAME_RULE}")
     if activate and push is None:
         parser.error("--activate: it belongs to --push NAME")
-    try:
+    made: list[TrainOptions] = []
+
+    def work() -> None:
         options = read_options(given, file)
-        is_main = _train(options)
-    except InputError as error:
-        print(f"perft train: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"perft train: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("perft train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    if push is None or not is_main:
-        return 0
+        if _train(options):
+            made.append(options)
+
+    status = reported("perft train", work, "interrupted; the same command goes on from the last checkpoint")
+    if status or push is None or not made:
+        return status
     from server.client.commands import run as run_adapters
 
     target = [] if server is None else ["--server", server]
-    status = run_adapters([*target, "push", push, str(options.output), *([] if activate else ["--no-activate"])])
+    status = run_adapters([*target, "push", push, str(made[0].output), *([] if activate else ["--no-activate"])])
     if status:
         print(
-            f"perft train: the adapter is written; to upload it: perft adapters push {push} {options.output}",
+            f"perft train: the adapter is written; to upload it: perft adapters push {push} {made[0].output}",
             file=sys.stderr,
         )
     return status

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def weights(output: Path) -> bytes:
 
 @pytest.mark.parametrize("flags", [("--variant", "R"), ("--variant", "E", "--expert-type", "parallel")], ids=" ".join)
 def test_a_training_that_was_killed_goes_on_to_the_same_adapter(
-    olmoe: Path, data: Path, tmp_path: Path, flags: tuple[str, ...]
+    olmoe: Path, data: Path, tmp_path: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL after a checkpoint appeared, twice; the third run ends with the bytes of a training that was let run."""
     whole = trained(olmoe, data, tmp_path / "whole", *flags, "--evaluate-every", "5", steps=30)
@@ -138,7 +139,9 @@ def test_a_training_that_was_killed_goes_on_to_the_same_adapter(
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert not (killed / "adapter_config.json").exists()
+    capsys.readouterr()
     assert run(arguments) == 0
+    assert re.search(r"going on from .*checkpoint-(15|20|25)\n", capsys.readouterr().err), "it must not begin anew"
     assert weights(killed) == weights(whole)
 
 
@@ -150,14 +153,18 @@ def wait_for(file: Path, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.01)
 
 
-def test_a_checkpoint_that_was_being_written_is_passed_over(olmoe: Path, data: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_being_written_is_passed_over(
+    olmoe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--evaluate-every", "4", "--keep-checkpoints")
     whole = trained(olmoe, data, tmp_path / "whole", *flags)
     output = trained(olmoe, data, tmp_path / "again", *flags)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (output / name).unlink()
     (output / "checkpoints" / "checkpoint-12" / "trainer_state.json").write_text('{"epoch": ')
+    capsys.readouterr()
     assert weights(trained(olmoe, data, output, *flags)) == weights(whole)
+    assert "/checkpoint-8\n" in capsys.readouterr().err
 
 
 def test_other_options_do_not_go_on(
