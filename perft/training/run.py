@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,26 @@ def say_on_stderr(line: str) -> None:
 
 def train(options: TrainOptions, say: Callable[[str], None] = say_on_stderr) -> Result:
     """Train one adapter and write it. Raises InputError, OSError (disk), or what PyTorch raises."""
+    with _repeatable():
+        return _train(options, say)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """On the CPU, no sum whose order depends on threads: the gradient of a base's own gathering is such a sum."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _train(options: TrainOptions, say: Callable[[str], None]) -> Result:
     started = time.monotonic()
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm import EngineArgs
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
@@ -53,11 +54,17 @@ def engine(
     folder = tmp_path_factory.mktemp(request.param)
     families.build(request.param, folder / "base")
     cases = CASES[:2] if request.param in NO_EMBEDDED else CASES
-    with engines.environment(**engines.ENVIRONMENT):
-        llm: Any = engines.LLM(**engines.settings(folder / "base") | engines.PERFT_SETTINGS)
+    settings = engines.settings(folder / "base") | engines.PERFT_SETTINGS
+    with engines.environment(**engines.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": own_process(settings)}):
+        llm: Any = engines.LLM(**settings)
         yield FamilyEngine(request.param, folder, llm, reference, list(cases))
         llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()
+
+
+def own_process(settings: dict[str, Any]) -> str:
+    """ "1" where vLLM takes transformers' classes and changes them, which every later test would meet; else "0"."""
+    return str(int(EngineArgs(**settings).create_model_config().using_transformers_backend()))
 
 
 def test_every_adapter_answers_as_transformers_does(engine: FamilyEngine) -> None:
