@@ -88,19 +88,24 @@ class TinyEngine:
                 adapter.detach_from_model()
 
     def check(self, case: int | None, output: RequestOutput) -> None:
-        """The rule of the parity tests, on the tokens the engine chose.
+        """The rule of the parity tests, on the tokens the engine chose."""
+        sequence = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        check_answer(self.expected_logprobs(case, sequence), output, (self.kind, case))
 
-        Each token is the expected one wherever that leads the runner-up by more than 1e-3, and its log-probability
-        is within 1e-3 of the expected one.
-        """
-        prompt, answer = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
-        expected = self.expected_logprobs(case, prompt + answer)[len(prompt) - 1 : -1]
-        for step, token in enumerate(answer):
-            top = expected[step].topk(2)
-            lead = float(top.values[0] - top.values[1])
-            assert token == int(top.indices[0]) or lead <= 1e-3, (self.kind, case, step, lead)
-            found = output.outputs[0].logprobs[step][token].logprob
-            assert abs(found - float(expected[step][token])) <= 1e-3, (self.kind, case, step)
+
+def check_answer(expected_TV: torch.Tensor, output: RequestOutput, what: Any) -> None:
+    """Hold an answer to the log-probabilities [T, V] expected after each token of prompt and answer.
+
+    Each token is the expected one wherever that leads the runner-up by more than 1e-3, and its log-probability
+    is within 1e-3 of the expected one.
+    """
+    for step, token in enumerate(output.outputs[0].token_ids):
+        row_V = expected_TV[len(output.prompt_token_ids) - 1 + step]
+        top = row_V.topk(2)
+        lead = float(top.values[0] - top.values[1])
+        assert token == int(top.indices[0]) or lead <= 1e-3, (what, step, lead)
+        found = output.outputs[0].logprobs[step][token].logprob
+        assert abs(found - float(row_V[token])) <= 1e-3, (what, step)
 
 
 def settings(folder: Path) -> dict[str, Any]:
