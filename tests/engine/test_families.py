@@ -1,12 +1,13 @@
 """Every family served by vLLM answers as transformers with our modules does: R, S, and E where it is served."""
 
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from vllm import EngineArgs
+from vllm import EngineArgs, RequestOutput
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
@@ -35,6 +36,27 @@ class FamilyEngine(engines.TinyEngine):
         found: torch.Tensor = self.reference.logprobs(self.base, chosen, SEED + (case or 0), sequence)
         return found
 
+    def check(self, case: int | None, output: RequestOutput) -> None:
+        """In bfloat16: by the median step, whose log-probability must be this adapter's and not the base's."""
+        if self.kind not in families.IN_BFLOAT16:
+            super().check(case, output)
+            return
+        sequence = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        off = self._off(output, self.expected_logprobs(case, sequence))
+        assert off <= 0.1, (self.kind, case, off)
+        if case is not None:
+            assert self._off(output, self.expected_logprobs(None, sequence)) > 5 * off, (self.kind, case, off)
+
+    @staticmethod
+    def _off(output: RequestOutput, expected_TV: torch.Tensor) -> float:
+        """Of the answer's steps: the median distance of the token's log-probability from the expected one."""
+        answer, first = output.outputs[0], len(output.prompt_token_ids) - 1
+        distances = [
+            abs(answer.logprobs[step][token].logprob - float(expected_TV[first + step, token]))
+            for step, token in enumerate(answer.token_ids)
+        ]
+        return statistics.median(distances)
+
     @property
     def base(self) -> Path:
         return self.folder / "base"
@@ -55,6 +77,8 @@ def engine(
     families.build(request.param, folder / "base")
     cases = CASES[:2] if request.param in NO_EMBEDDED else CASES
     settings = engines.settings(folder / "base") | engines.PERFT_SETTINGS
+    if request.param in families.IN_BFLOAT16:
+        settings["dtype"] = "bfloat16"
     with engines.environment(**engines.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": own_process(settings)}):
         llm: Any = engines.LLM(**settings)
         yield FamilyEngine(request.param, folder, llm, reference, list(cases))
