@@ -16,12 +16,16 @@ Part = Literal["router", "down", "up"]
 BLOCKS = {"olmoe": "mlp", "mixtral": "block_sparse_moe"}
 """What the MoE block of a decoder layer is called in each of the authors' models."""
 
-_NAME = re.compile(r"(?:(?:module|base_model|model)\.)*layers\.(\d+)\.(?:mlp|block_sparse_moe)\.(.+)\.weight")
+# A number is written in one way: `03`, or digits of another script, would be a second name of the same tensor.
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_NAME = re.compile(
+    rf"(?:(?:module|base_model|model)\.)*layers\.{_NUMBER}\.(?P<block>{'|'.join(BLOCKS.values())})\.(?P<rest>.+)\.weight"
+)
 _RESTS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("shared", re.compile(r"shared_adapter\.(\d+)\.unit\.(\w+)")),
-    ("routed", re.compile(r"shared_routing_adapter\.(\d+)\.unit\.(\w+)")),
-    ("embedded", re.compile(r"experts\.(\d+)\.embedded_routing_adapter\.unit\.(\w+)")),
-    ("embedded", re.compile(r"experts\.(\d+)\.(lora_[AB])")),
+    ("shared", re.compile(rf"shared_adapter\.{_NUMBER}\.unit\.(\w+)")),
+    ("routed", re.compile(rf"shared_routing_adapter\.{_NUMBER}\.unit\.(\w+)")),
+    ("embedded", re.compile(rf"experts\.{_NUMBER}\.embedded_routing_adapter\.unit\.(\w+)")),
+    ("embedded", re.compile(rf"experts\.{_NUMBER}\.(lora_[AB])")),
 )
 _ROUTER = "shared_routing_adapter_gate"
 _PARTS: dict[str, tuple[ExpertType, Part]] = {
@@ -48,7 +52,7 @@ def parsed(name: str) -> Place | None:
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    layer, rest = int(found[1]), found[2]
+    layer, rest = int(found[1]), found["rest"]
     if rest == _ROUTER:
         return Place("routed", layer, "router")
     for kind, pattern in _RESTS:
@@ -57,6 +61,13 @@ def parsed(name: str) -> Place | None:
             expert_type, part = _PARTS[match[2]]
             return Place(kind, layer, part, int(match[1]), expert_type)
     return None
+
+
+def family_of(name: str) -> str:
+    """Whose names a tensor has that `parsed` knows: a key of BLOCKS."""
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return next(family for family, block in BLOCKS.items() if block == found["block"])
 
 
 def written(place: Place, model_type: str) -> str:

@@ -8,11 +8,11 @@ save(adapter, folder)                   # docs/format.md's two files
 
 from perft.hf.adapter import PerftAdapter, attach
 from perft.hf.blocks import MoeBlock, UnsupportedModelError, moe_blocks, shape_of
-from perft.hf.files import load, save
+from perft.hf.files import load, read_config, save
 from perft.hf.layer import PerftLayer
 from perft.hf.trainable import TrainableAdapter
 
 __all__ = [
     "MoeBlock", "PerftAdapter", "PerftLayer", "TrainableAdapter", "UnsupportedModelError", "attach", "load",
-    "moe_blocks", "save", "shape_of",
+    "moe_blocks", "read_config", "save", "shape_of",
 ]  # fmt: skip

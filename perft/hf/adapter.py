@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from perft.base_model import fit_violations
 from perft.config import AdapterConfig
+from perft.hf.base import fingerprint_of
 from perft.hf.blocks import MoeBlock, moe_blocks, shape_of
 from perft.hf.layer import PerftLayer
 from perft.routing import weights_by_expert
@@ -132,11 +133,17 @@ class PerftAdapter(nn.Module):
 def attach(model: nn.Module, config: AdapterConfig, dropout: float = 0.0, up_std: float = 0.0) -> PerftAdapter:
     """Freeze `model` and attach a fresh adapter to its MoE blocks; one adapter at a time. See `PerftLayer`.
 
+    Without a `base_fingerprint` the adapter's configuration gets that of the checkpoint that the model was loaded from.
+
     Raises ValueError, with every reason, if the configuration does not fit the model, or UnsupportedModelError.
     """
     blocks, shape = moe_blocks(model), shape_of(model)
     if violations := fit_violations(config, shape):
         raise ValueError("; ".join(violations))
+    if config.base_fingerprint is None:
+        loaded_from = getattr(getattr(model, "config", None), "_name_or_path", "")
+        fingerprint = fingerprint_of(loaded_from, shape) if loaded_from else None
+        config = config.model_copy(update={"base_fingerprint": fingerprint})
     model.requires_grad_(False)
     device = next(model.parameters()).device
     layers = {

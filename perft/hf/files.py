@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from perft.config import AdapterConfig
+from perft.config import FOR_PEOPLE, AdapterConfig
 from perft.hf.adapter import PerftAdapter
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
-def save(adapter: PerftAdapter, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(adapter: PerftAdapter, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
     """Write docs/format.md's two files into `folder`, which is created if missing. Raises OSError.
 
     The configuration is put in place last: a folder that has both files has the whole adapter.
     """
     tensors = {name: tensor.cpu().to(dtype) for name, tensor in adapter.tensors().items()}
-    write_folder(folder, adapter.config, tensors)
+    write_folder(Path(folder), adapter.config, tensors)
 
 
 def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, torch.Tensor]) -> None:
@@ -42,14 +42,22 @@ def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, torch.T
     _sync(folder)
 
 
-def load(adapter: PerftAdapter, folder: Path) -> None:
+def read_config(folder: Path | str) -> AdapterConfig:
+    """The configuration in a folder, for `attach`. Raises ValueError or OSError."""
+    return AdapterConfig.model_validate_json((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def load(adapter: PerftAdapter, folder: Path | str) -> None:
     """Read the weights of a folder into an adapter of the same configuration. Raises ValueError or OSError."""
-    config = AdapterConfig.model_validate_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    if config.canonical_json() != adapter.config.canonical_json():
-        raise ValueError(
-            f"{folder} holds an adapter of another configuration: found {config}, expected {adapter.config}"
-        )
-    found, own = load_file(folder / WEIGHTS_FILE), dict(adapter.by_layer())
+    folder = Path(folder)
+    config, own = read_config(folder), dict(adapter.by_layer())
+    if differing := [
+        f"{key}: found {value!r}, expected {wanted!r}"
+        for key, value in config
+        if key not in FOR_PEOPLE and value != (wanted := getattr(adapter.config, key))
+    ]:
+        raise ValueError(f"{folder} holds an adapter of another configuration: {'; '.join(differing)}")
+    found = load_file(folder / WEIGHTS_FILE)
     expected = {name: tensor.shape for name, tensor in adapter.tensors().items()}
     if {name: tensor.shape for name, tensor in found.items()} != expected:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not hold the tensors of its configuration")

@@ -23,9 +23,13 @@ class TrainableAdapter(nn.Module):
         object.__setattr__(self, "base", base)  # no submodule: neither its parameters nor its state are the Trainer's
         self.base: Any
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any) -> Any:
-        """The base's own output, with the adapter's delta in it."""
-        return self.base(input_ids=input_ids, attention_mask=attention_mask, **named)
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None,
+        **named: Any,
+    ) -> Any:  # fmt: skip
+        """The base's own output, with the adapter's delta in it; with labels also its loss. A Trainer passes on the
+        columns of its data that are named here."""
+        return self.base(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **named)
 
     def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Any]:  # type: ignore[override]
         return self.adapter.state_dict(*arguments, **named)

@@ -4,7 +4,6 @@ Formulas: docs/method.md, "Figures" (arXiv 2411.08212, section on activated para
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -62,17 +61,29 @@ def base_figures(model: nn.Module, shape: BaseShape) -> BaseFigures:
     return BaseFigures(total, total - experts + experts * shape.top_k // shape.num_experts)
 
 
-def told(config: AdapterConfig, own: Figures, base: BaseFigures | None) -> list[tuple[str, str]]:
+def counted(count: int, noun: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def in_words(config: AdapterConfig, base: BaseShape) -> str:
+    """The variant, the experts, and how many of them a token uses."""
+    used = {
+        "R": f", {config.top_k} a token", "E": f", {base.top_k} a token (the base router's choice)",
+        "D": ", all for every token", "S": "",
+    }[config.variant]  # fmt: skip
+    return f"PERFT-{config.variant}, {counted(config.num_experts, f'{config.expert_type} expert')}{used}"
+
+
+def told(config: AdapterConfig, own: Figures, shape: BaseShape, base: BaseFigures) -> list[tuple[str, str]]:
     """The figures in words, a line each."""
-    lines: list[tuple[str, Any]] = [
-        ("variant", f"PERFT-{config.variant}, {config.expert_type} experts of bottleneck {config.bottleneck}"),
-        ("experts", f"{config.num_experts}" + (f", {config.top_k} a token" if config.top_k else "")),
-        ("parameters", _share(own.parameters, base.parameters if base else None)),
-        ("activated by a token", _share(own.activated, base.activated if base else None)),
+    return [
+        ("adapter", f"{in_words(config, shape)}, bottleneck {config.bottleneck}"),
+        ("parameters", _share(own.parameters, base.parameters)),
+        ("activated by a token", _share(own.activated, base.activated)),
         ("rows in the pool", f"{own.rows:,} ({own.device_bytes / 1e6:.2f} MB on the device)"),
     ]
-    return lines
 
 
-def _share(count: int, of: int | None) -> str:
-    return f"{count:,}" if of is None else f"{count:,} ({count / of:.3%} of the base's {of:,})"
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({count / of:.3%} of the base's {of:,})"

@@ -1,5 +1,7 @@
 """Owns the paper's baselines, made by PEFT itself: LoRA on q and v (qvLoRA), and LoRA on the base's routers."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from perft.errors import InputError
@@ -31,6 +33,18 @@ def with_baseline(model: Any, options: TrainOptions) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"PEFT cannot adapt this base: {error}") from None
+
+
+def save_baseline(trainee: Any, folder: Path, card: str) -> None:
+    """PEFT's own files, with our card in place of PEFT's."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # about the card that is replaced
+    try:
+        trainee.save_pretrained(folder)
+    finally:
+        logger.setLevel(before)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def router_parameters(model: Any) -> list[str]:

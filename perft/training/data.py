@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from perft.errors import InputError
+from perft.reading import check_plain, without_repeats
 
 ROLES = ("system", "user", "assistant", "tool")
 FORMATS = (
     '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
     '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}'
 )
+KEYS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
+MOST_BYTES = 16 * 1024**3
+"""The largest data file: all of it is read."""
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -71,7 +75,11 @@ class _ProblemError(Exception):
 def _records(file: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     """Where each record of a file is, and its JSON."""
     try:
+        check_plain(file, MOST_BYTES)
         data = file.read_bytes()
+    except InputError as error:
+        problems.append(str(error).removeprefix("cannot read "))
+        return
     except OSError as error:
         problems.append(f"{file}: {error.strerror}")
         return
@@ -90,19 +98,30 @@ def _records(file: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     for number, each in enumerate(text.split("\n"), start=1):
         if each.strip():
             try:
-                yield f"{file} line {number}", json.loads(each)
+                yield f"{file} line {number}", _parsed(each)
             except ValueError as error:
                 problems.append(f"{file} line {number}: {_broken(error, each)}")
 
 
 def _listed(file: Path, text: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
     try:
-        records = json.loads(text)
+        records = _parsed(text)
     except json.JSONDecodeError as error:
         problems.append(f"{file} line {error.lineno}: found broken JSON ({error.msg}), expected one list of records")
         return
+    except ValueError as error:
+        problems.append(f"{file}: found broken JSON ({error}), expected one list of records")
+        return
     for number, record in enumerate(records, start=1):
         yield f"{file} record {number}", record
+
+
+def _parsed(text: str) -> Any:
+    """A JSON value. Raises ValueError."""
+    try:
+        return json.loads(text, object_pairs_hook=without_repeats)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _broken(error: ValueError, line: str) -> str:
@@ -114,12 +133,15 @@ def _broken(error: ValueError, line: str) -> str:
 def _example(where: str, record: Any) -> Example:
     if not isinstance(record, dict):
         raise _ProblemError(f"found {_kind(record)}, expected an object: {FORMATS}")
+    if len(kinds := [" + ".join(keys) for keys in KEYS if set(keys) <= record.keys()]) > 1:
+        raise _ProblemError(f"found the keys of several formats ({', '.join(kinds)}), expected those of one")
     if "messages" in record:
         return Example(where, _conversation("messages", record["messages"]))
     if "instruction" in record and "output" in record:
         instruction, context = _text(record, "instruction"), record.get("input") or ""
         if not isinstance(context, str):
             raise _ProblemError(f'"input": found {_kind(context)}, expected a string')
+        _encodable(context, '"input"')
         asked = f"{instruction}\n\n{context}" if context else instruction
         turns = (Turn("user", asked), Turn("assistant", _text(record, "output")))
         return Example(where, turns, instruction, context)
@@ -146,6 +168,8 @@ def _turn(number: int, message: Any) -> Turn:
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise _ProblemError(f'message {number}: found {_kind(message)}, expected {{"role": ..., "content": ...}}')
     role, content = message["role"], message["content"]
+    if message.get("tool_calls"):
+        raise _ProblemError(f"message {number}: found tool_calls, which cannot be learned yet: write them as content")
     if role not in ROLES:
         raise _ProblemError(f"message {number}: found the role {json.dumps(role)}, expected one of {', '.join(ROLES)}")
     if isinstance(content, list):
@@ -157,7 +181,7 @@ def _turn(number: int, message: Any) -> Turn:
         raise _ProblemError(f"message {number}: found {_kind(content)} as content, expected a string")
     if role == "assistant" and not content.strip():
         raise _ProblemError(f"message {number}: found an empty answer, expected text to learn")
-    return Turn(role, content)
+    return Turn(role, _encodable(content, f"message {number}"))
 
 
 def _text(record: dict[str, Any], key: str) -> str:
@@ -165,7 +189,16 @@ def _text(record: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "an empty string" if isinstance(value, str) else _kind(value)
         raise _ProblemError(f'"{key}": found {found}, expected text')
-    return value
+    return _encodable(value, f'"{key}"')
+
+
+def _encodable(text: str, where: str) -> str:
+    """Text that has an UTF-8 form: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _ProblemError(f"{where}: found half of a surrogate pair (character {error.start + 1})") from None
+    return text
 
 
 def _kind(value: Any) -> str:

@@ -8,9 +8,9 @@ from which the same command goes on.
 """
 
 import os
+import pickle
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,35 +21,28 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from perft.base_model import BaseShape, fit_violations
 from perft.config import AdapterConfig
 from perft.errors import InputError
-from perft.hf import PerftAdapter, TrainableAdapter, attach, moe_blocks
-from perft.hf.base import fingerprint_of, load_config, load_model, load_tokenizer, renormalizes, shape_on_meta
-from perft.hf.files import CONFIG_FILE, WEIGHTS_FILE, write_folder
-from perft.training.baselines import with_baseline
+from perft.hf import PerftAdapter, TrainableAdapter, attach, load, moe_blocks
+from perft.hf.base import load_config, load_model, load_tokenizer, shape_on_meta
+from perft.hf.files import write_folder
+from perft.training import output
+from perft.training.baselines import save_baseline, with_baseline
 from perft.training.card import Card, described
-from perft.training.checkpoints import FOLDER, claim
 from perft.training.data import Example, read_examples
 from perft.training.encoding import Encoded, encode_all, template_of
 from perft.training.load_balance import BaseRouters
 from perft.training.options import TrainOptions
 from perft.training.order import OrderedExamples, collated
-from perft.training.paper import defaults_of
+from perft.training.plan import DTYPES, Plan, adapter_config_of, plan_of, without_fingerprint
 from perft.training.scoring import Score
-from perft.training.trainer import AdapterTrainer, is_finite, losses_of
-
-CARD_FILE = "README.md"
-LOOKS = 10
-"""Times that the held-out part is looked at, unless --evaluate-every says otherwise."""
-WARM_UP = 100
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from perft.training.trainer import AdapterTrainer, is_finite
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out. before, after: on the held-out examples; None without any. is_main: of several processes the one
-    that writes."""
+    """What came out. before, after: on the held-out examples; None without any. seconds: of training, those before a
+    kill too. is_main: of several processes the one that writes."""
 
     output: Path
     before: Score | None
@@ -65,8 +58,12 @@ def say_on_stderr(line: str) -> None:
 
 def train(options: TrainOptions, say: Callable[[str], None] = say_on_stderr) -> Result:
     """Train one adapter and write it. Raises InputError, OSError (disk), or what PyTorch raises."""
-    with _repeatable():
-        return _train(options, say)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if not is_main:
+        with _repeatable():
+            return _train(options, lambda line: None, is_main=False)
+    with output.made(options), _repeatable():
+        return _train(options, say, is_main=True)
 
 
 @contextmanager
@@ -84,119 +81,50 @@ def _repeatable() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
-def _train(options: TrainOptions, say: Callable[[str], None]) -> Result:
-    started = time.monotonic()
+def _train(options: TrainOptions, say: Callable[[str], None], is_main: bool) -> Result:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    tell = say if is_main else lambda line: None
     config = load_config(options.base)
     shape = shape_on_meta(config)
-    adapter_config = _adapter_config(options, config, shape)
-    examples, held_out = _examples(options)
-    if is_main:
-        _check_output(options)
+    adapter_config = adapter_config_of(options, config, shape)
     tokenizer = load_tokenizer(options.base)
-    encoded, encoded_held_out, template = _encoded(options, tokenizer, examples, held_out)
-    plan = _plan(options, config, len(encoded))
-    tell(
-        f"{len(encoded)} examples ({template} template), {len(encoded_held_out)} held out; {plan.steps} steps of "
+    encoded, held_out, template = _encoded(options, tokenizer, *_examples(options), say)
+    plan = plan_of(options, config, len(encoded))
+    say(
+        f"{len(encoded)} examples ({template} template), {len(held_out)} held out; {plan.steps} steps of "
         f"{plan.examples_a_step}, learning rate {plan.learning_rate:g}, warm-up {plan.warm_up}"
     )
-    tell(f"loading {options.base}")
+    say(f"loading {options.base}")
     model = load_model(options.base, plan.dtype)
     routers = BaseRouters(moe_blocks(model), shape.top_k) if plan.aux_loss and options.base_aux_loss else None
     trainee, adapter = _trainee(options, model, adapter_config)
-    trainer = _trainer(options, plan, trainee, adapter, routers, encoded, encoded_held_out, tokenizer.pad_token_id)
-    checkpoint = _checkpoint(options) if is_main else None
+    trainer = _trainer(options, plan, trainee, adapter, routers, encoded, held_out, tokenizer.pad_token_id)
+    checkpoint = output.claim(options, say) if is_main else None
     (checkpoint,) = broadcast_object_list([checkpoint])
-    before = trainer.score() if encoded_held_out else None
+    before = trainer.score() if held_out else None
     if before is not None:
-        tell(f"before: held-out loss {before.loss:.4f}, answers right {before.right} of {before.examples}")
+        say(f"before: held-out loss {before.loss:.4f}, answers right {before.right} of {before.examples}")
     if checkpoint is not None:
-        tell(f"going on from {checkpoint}")
+        say(f"going on from {checkpoint}")
     _run(trainer, checkpoint)
     if not is_finite(trainee):
         raise InputError("the adapter's weights are not finite: lower --learning-rate, or train with --dtype float32")
     _round_to_saved(trainee, DTYPES[options.save_dtype])
-    after = trainer.score() if encoded_held_out else None
-    if after is not None:
-        tell(f"after: held-out loss {after.loss:.4f}, answers right {after.right} of {after.examples}")
-    result = Result(options.output, before, after, time.monotonic() - started, trainer.state.global_step, is_main)
+    after = trainer.score() if held_out else None
+    if after is not None and before is not None:
+        say(f"after: held-out loss {after.loss:.4f}, answers right {after.right} of {after.examples}")
+        if after.loss > before.loss:
+            say("the adapter is worse than the base on the held-out examples: more steps, or another --learning-rate")
+    result = Result(options.output, before, after, trainer.seconds(), trainer.state.global_step, is_main)
     if is_main:
-        _write(options, trainer, adapter, trainee, adapter_config, result, len(encoded))
+        card = Card(
+            options=options, plan=plan, template=template, config=adapter_config, examples=len(encoded),
+            parameters=sum(each.numel() for each in trainee.parameters() if each.requires_grad),
+            seconds=result.seconds, steps=result.steps, best_step=trainer.state.best_global_step if held_out else None,
+            before=before, after=after, history=trainer.state.log_history,
+        )  # fmt: skip
+        _write(options, adapter, trainee, adapter_config, card)
     return result
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers that depend on the base, the device and the data."""
-
-    steps: int
-    batch: int
-    accumulated: int
-    devices: int
-    learning_rate: float
-    warm_up: int
-    aux_loss: float
-    evaluate_every: int
-    dtype: torch.dtype
-    gradient_checkpointing: bool
-
-    @property
-    def examples_a_step(self) -> int:
-        return self.batch * self.accumulated * self.devices
-
-
-def _plan(options: TrainOptions, config: Any, examples: int) -> Plan:
-    devices, on_gpu, defaults = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available(), defaults_of(config)
-    a_step = options.batch_size * options.gradient_accumulation * devices
-    steps = options.steps or max(1, round(options.epochs * examples / a_step))
-    dtype = DTYPES["bfloat16" if on_gpu else "float32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    return Plan(
-        steps=steps,
-        batch=options.batch_size,
-        accumulated=options.gradient_accumulation,
-        devices=devices,
-        learning_rate=options.learning_rate or defaults.learning_rate,
-        warm_up=min(WARM_UP, steps // 10) if options.warmup_steps is None else options.warmup_steps,
-        aux_loss=defaults.aux_loss if options.aux_loss is None else options.aux_loss,
-        evaluate_every=options.evaluate_every or max(1, steps // LOOKS),
-        dtype=dtype,
-        gradient_checkpointing=on_gpu if options.gradient_checkpointing is None else options.gradient_checkpointing,
-    )
-
-
-def _adapter_config(options: TrainOptions, config: Any, shape: BaseShape) -> AdapterConfig | None:
-    """The adapter's configuration with every default; None for a baseline. Raises InputError if it does not fit."""
-    if options.method != "perft":
-        return None
-    experts = options.num_experts or {"R": 4, "D": 2, "S": 1, "E": shape.num_experts}[options.variant]
-    values: dict[str, Any] = {
-        "base_model_name_or_path": options.base_name or options.base,
-        "base_fingerprint": fingerprint_of(options.base, shape),
-        "variant": options.variant, "expert_type": options.expert_type, "bottleneck": options.bottleneck,
-        "num_experts": experts, "layers": options.layers, "description": options.description,
-    }  # fmt: skip
-    if options.expert_type == "lora":
-        values["alpha"] = float(options.alpha or 2 * options.bottleneck)
-    elif options.activation is not None:
-        values["activation"] = options.activation
-    if options.variant == "R":
-        values["top_k"] = options.top_k or min(2, experts)
-        values["renormalize"] = renormalizes(config) if options.renormalize is None else options.renormalize
-    try:
-        made = AdapterConfig.model_validate(values)
-    except ValueError as error:
-        raise InputError(f"the adapter's configuration is not valid: {error}") from None
-    if violations := fit_violations(_without_fingerprint(made), shape):
-        raise InputError(f"the adapter does not fit {options.base}", violations)
-    return made
-
-
-def _without_fingerprint(config: AdapterConfig) -> AdapterConfig:
-    """The configuration without its fingerprint: the shape it is held to has no weights."""
-    return config.model_copy(update={"base_fingerprint": None})
 
 
 def _examples(options: TrainOptions) -> tuple[list[Example], list[Example]]:
@@ -214,40 +142,28 @@ def _examples(options: TrainOptions) -> tuple[list[Example], list[Example]]:
 
 
 def _encoded(
-    options: TrainOptions, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example]
-) -> tuple[list[Encoded], list[Encoded], str]:
+    options: TrainOptions, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example],
+    say: Callable[[str], None],
+) -> tuple[list[Encoded], list[Encoded], str]:  # fmt: skip
     """What is held out is scored on its answers alone."""
     template = template_of(tokenizer, options.template)
     limits = (options.max_length, options.long_rows)
     encoded = encode_all(tokenizer, examples, template, options.loss_on, *limits)
     held = encode_all(tokenizer, held_out, template, "answer", *limits) if held_out else []
+    if skipped := len(examples) + len(held_out) - len(encoded) - len(held):
+        say(f"{skipped} examples of more than {options.max_length} tokens are skipped")
     return encoded, held, template
 
 
-def _check_output(options: TrainOptions) -> None:
-    """Make the folder. Raises InputError if it holds an adapter, or cannot be written."""
-    there = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (options.output / name).exists()]
-    if there and not options.overwrite:
-        raise InputError(f"{options.output} has an adapter already: use another --output, or --overwrite")
+def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
+    """Train. A checkpoint that cannot be written, or read, is an InputError: the libraries wrap the system's error."""
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        probe = options.output / ".perft-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write into {options.output}: {error.strerror}") from None
-
-
-def _checkpoint(options: TrainOptions) -> str | None:
-    found = claim(options.output, options)
-    return None if found is None else str(found)
-
-
-def _run(trainer: AdapterTrainer, checkpoint: str | None) -> None:
-    """Train. A checkpoint that cannot be written is an InputError: safetensors and PyTorch wrap the system's error."""
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{checkpoint} is damaged: remove it, or begin anew with --overwrite ({error})") from None
     except (SafetensorError, RuntimeError) as error:
+        if "PytorchStreamReader" in str(error):
+            raise InputError(f"{checkpoint} is damaged: remove it, or begin anew with --overwrite") from None
         if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error):
             raise InputError(f"a checkpoint cannot be written into {trainer.args.output_dir}: {error}") from error
         raise
@@ -260,7 +176,12 @@ def _trainee(
     torch.manual_seed(options.seed)
     if adapter_config is None:
         return with_baseline(model, options), None
-    adapter = attach(model, _without_fingerprint(adapter_config), options.dropout, options.initial_up)
+    adapter = attach(model, without_fingerprint(adapter_config), options.dropout, options.initial_up)
+    if options.init is not None:
+        try:
+            load(adapter, options.init)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"--init: {error}") from None
     return TrainableAdapter(model, adapter), adapter
 
 
@@ -277,7 +198,7 @@ def _trainer(
             "metric_for_best_model": "eval_loss", "greater_is_better": False,
         }  # fmt: skip
     arguments = TrainingArguments(
-        output_dir=str(options.output / FOLDER), max_steps=plan.steps, per_device_train_batch_size=plan.batch,
+        output_dir=str(options.output / output.FOLDER), max_steps=plan.steps, per_device_train_batch_size=plan.batch,
         per_device_eval_batch_size=plan.batch, gradient_accumulation_steps=plan.accumulated,
         learning_rate=plan.learning_rate, warmup_steps=plan.warm_up, weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm, lr_scheduler_type="linear", optim="adamw_torch", seed=options.seed,
@@ -308,26 +229,15 @@ def _round_to_saved(trainee: Any, dtype: torch.dtype) -> None:
 
 
 def _write(
-    options: TrainOptions, trainer: AdapterTrainer, adapter: PerftAdapter | None, trainee: Any,
-    adapter_config: AdapterConfig | None, result: Result, examples: int,
-) -> None:  # fmt: skip
+    options: TrainOptions, adapter: PerftAdapter | None, trainee: Any, adapter_config: AdapterConfig | None, card: Card
+) -> None:
     """The card first, the adapter last; then the checkpoints go."""
-    training, held_out = losses_of(trainer.state.log_history)
+    (options.output / output.CARD_FILE).write_text(described(card), encoding="utf-8")
     if adapter is not None and adapter_config is not None:
         dtype = DTYPES[options.save_dtype]
         tensors = {name: tensor.cpu().to(dtype) for name, tensor in adapter.tensors().items()}
-        trained = sum(tensor.numel() for tensor in tensors.values())
-    else:
-        tensors, trained = {}, sum(each.numel() for each in trainee.parameters() if each.requires_grad)
-    card = Card(
-        options=options, config=adapter_config, examples=examples, parameters=trained, seconds=result.seconds,
-        steps=result.steps, before=result.before, after=result.after, losses=training, held_out=held_out,
-    )  # fmt: skip
-    (options.output / CARD_FILE).write_text(described(card), encoding="utf-8")
-    if adapter_config is not None:
         write_folder(options.output, adapter_config, tensors)
     else:
-        trainee.save_pretrained(options.output)
-        (options.output / CARD_FILE).write_text(described(card), encoding="utf-8")  # PEFT writes one of its own
+        save_baseline(trainee, options.output, described(card))
     if not options.keep_checkpoints:
-        shutil.rmtree(options.output / FOLDER, ignore_errors=True)
+        shutil.rmtree(options.output / output.FOLDER, ignore_errors=True)

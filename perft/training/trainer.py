@@ -5,7 +5,8 @@ without one more package, and a Trainer's checkpoints, resuming and `accelerate 
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +36,11 @@ class AdapterTrainer(Trainer):
         super().__init__(*arguments, **named)
         self.aux_loss, self.base_routers, self.adapter = aux_loss, base_routers, adapter
         self.held_out, self.pad = held_out, pad
+        self._started: float | None = None
+        self._seconds_before = 0.0
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(Progress())
+        self.add_callback(Progress(self.begin))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -60,6 +63,19 @@ class AdapterTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What is kept in a checkpoint's history says how long the training took so far."""
+        super().log(logs | {"seconds": round(self.seconds(), 1)}, start_time)
+
+    def begin(self) -> None:
+        """The clock starts; a training that goes on counts from what its history says."""
+        self._started = time.monotonic()
+        self._seconds_before = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
+
+    def seconds(self) -> float:
+        """How long the training took, those parts too that were killed."""
+        return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
+
     def score(self) -> Score:
         """Of the model as it is now."""
         model: Any = self.model
@@ -69,10 +85,12 @@ class AdapterTrainer(Trainer):
 class Progress(TrainerCallback):
     """A bar with the loss, and a line for each look at the held-out part. Off a terminal: a line for each log."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], None]) -> None:
         self._bar: Any = None
+        self._begin = begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self._begin()
         if state.is_world_process_zero:
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, file=sys.stderr,
@@ -101,15 +119,6 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def losses_of(history: Sequence[dict[str, Any]]) -> tuple[list[tuple[int, float]], list[tuple[int, float, float]]]:
-    """(step, loss) and (step, held-out loss, held-out accuracy) from a Trainer's log."""
-    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    held_out = [
-        (entry["step"], entry["eval_loss"], entry["eval_accuracy"]) for entry in history if "eval_loss" in entry
-    ]
-    return training, held_out
 
 
 def is_finite(model: nn.Module) -> bool:

@@ -6,11 +6,16 @@ Invariant: exit 0 means the folder is written whole, 1 that nothing was (the rea
 import argparse
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from perft.errors import InputError
+from perft.reading import printable
 from server.commands.report import reported
 
 
@@ -56,63 +61,111 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
 def _import(given: argparse.Namespace) -> None:
     from perft.convert.checkpoint import read_checkpoint
     from perft.convert.importing import Given, converted
-    from perft.hf.base import fingerprint_of, load_config, renormalizes, shape_on_meta
+    from perft.convert.routers import fingerprint_in
+    from perft.hf.base import renormalizes
     from perft.hf.files import write_folder
 
     _check_new(given.output)
     checkpoint = read_checkpoint(given.checkpoint)
-    base = load_config(given.base)
-    shape = shape_on_meta(base)
-    config, tensors = converted(
-        checkpoint,
-        shape,
-        Given(
-            base_name=given.base,
-            model_type=base.model_type,
-            renormalizes=renormalizes(base),
-            fingerprint=fingerprint_of(given.base, shape),
-            alpha=given.alpha,
-            top_k=given.top_k,
-            gate_weight=given.gate_weight,
-            description=given.description,
-        ),
+    base, shape = _base(given.base)
+    values = Given(
+        base_name=given.base,
+        model_type=base.model_type,
+        renormalizes=renormalizes(base),
+        alpha=given.alpha,
+        top_k=given.top_k,
+        gate_weight=given.gate_weight,
+        description=given.description,
     )
-    write_folder(given.output, config, tensors)
+    config, tensors = converted(checkpoint, shape, values)
+    fingerprint = fingerprint_in(given.base, shape)
+    if fingerprint is None:
+        print(f"perft import: note: the weights of {given.base} are not here: no base_fingerprint", file=sys.stderr)
+    with _made_whole(given.output) as folder:
+        write_folder(folder, config.model_copy(update={"base_fingerprint": fingerprint}), tensors)
     weighted = f", gate_weight {config.gate_weight}" if config.is_routed else ""
-    print(f"{given.output}: PERFT-{config.variant}, {config.num_experts} {config.expert_type} experts{weighted}")
+    print(f"{given.output}: PERFT-{config.variant}, {config.num_experts} {config.expert_type} {"expert" if config.num_experts == 1 else "experts"}{weighted}")
 
 
 def _export(given: argparse.Namespace) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+    from torch import float32
 
     from adapters.errors import InvalidAdapterError
     from adapters.format.folder import read_folder
     from perft.convert.exporting import exported
-    from perft.hf.base import load_config, shape_on_meta
+    from perft.hf.base import renormalizes
 
     _check_new(given.output)
-    base = load_config(given.base)
-    shape = shape_on_meta(base)
+    base, shape = _base(given.base)
     try:
         checked = read_folder(given.adapter, shape)
     except InvalidAdapterError as error:
         raise InputError(f"{given.adapter} is no adapter for {given.base}", list(error.violations)) from None
-    config, tensors = exported(checked.config, checked.layer_weights(shape), base.model_type, shape.moe_layers)
-    given.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".perft-", dir=given.output) as unfinished:
-        weights = Path(unfinished) / "model.safetensors"
-        save_file(tensors, weights)
-        weights.chmod(0o644)
-        (given.output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, given.output / "model.safetensors")
+    layers = checked.layer_weights(replace(shape, dtype=float32))  # not rounded to the type that the base is served in
+    config, tensors = exported(checked.config, layers, base.model_type, shape.moe_layers, renormalizes(base))
+    with _made_whole(given.output) as folder:
+        weights = folder / "model.safetensors"
+        try:
+            save_file(tensors, weights)
+        except SafetensorError as error:  # in which safetensors wraps what the system said, such as a full disk
+            raise InputError(f"cannot write {given.output}: {error}") from None
+        weights.chmod(0o644)  # safetensors makes it readable only by its owner
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     print(f"{given.output}: {len(tensors)} tensors for {config['model_type']}")
 
 
-def _check_new(output: Path) -> None:
-    """Raises InputError for a folder that has something in it already."""
+def _base(name: str) -> tuple[Any, Any]:
+    """The base's configuration and shape. Raises InputError."""
+    from perft.hf.base import load_config, shape_on_meta
 
+    try:
+        config = load_config(name)
+        return config, shape_on_meta(config)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # transformers judges a config.json by errors of its own, with no class in common
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the base {name} cannot be read: {printable(reason)[:300]}") from None
+
+
+def _check_new(output: Path) -> None:
+    """Raises InputError for what is there already, other than an empty folder."""
+    if output.is_symlink() and not output.exists():
+        raise InputError(f"{output} is a link to nothing ({os.readlink(output)}): remove it, or name another folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already, expected a folder to be made")
+
+
+@contextmanager
+def _made_whole(output: Path) -> Iterator[Path]:
+    """A folder to write into, whose files become those of `output` at the end; after a failure nothing is left.
+
+    An empty folder that is there stays the same one (it may be a mount); config files are put into it last.
+    """
+    is_there = output.is_dir()
+    made = [parent for parent in output.absolute().parents if not parent.exists()]
+    moved: list[Path] = []
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".perft-", dir=output if is_there else output.parent) as unfinished:
+            folder = Path(unfinished) / "folder"
+            folder.mkdir()
+            yield folder
+            if not is_there:
+                os.rename(folder, output)
+                return
+            for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+                moved.append(output / file.name)
+                os.rename(file, moved[-1])
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 Command = Callable[[list[str]], int]

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from perft.errors import InputError
+from perft.reading import printable
 
 INTERRUPTED = 130
 
@@ -13,13 +14,19 @@ def reported(command: str, work: Callable[[], None], interrupted: str = "interru
     try:
         work()
     except InputError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        _complain(command, str(error))
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{command}: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(command, f"{where}{error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         print(f"{command}: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _complain(command: str, message: str) -> None:
+    """Names and values in it may come from somebody's file."""
+    lines = f"{command}: {message}".split("\n")
+    print("\n".join(map(printable, lines)), file=sys.stderr)

@@ -27,6 +27,15 @@ def run(arguments: list[str]) -> int:
     push, server, activate, file = (given.pop(name) for name in ("push", "server", "activate", "config"))
     if push is not None and not is_name(push):
         parser.error(f"--push: found the name {push!r}, expected {NAME_RULE}")
+    if push is None and server is not None:
+        parser.error("--server: it belongs to --push NAME")
+    if server is not None:
+        from server.client.arguments import server_url
+
+        try:
+            server_url(server)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--server: {error}")
     if activate and push is None:
         parser.error("--activate: it belongs to --push NAME")
     made: list[TrainOptions] = []

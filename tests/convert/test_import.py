@@ -20,17 +20,6 @@ BASES = {"olmoe": {"base_experts": 8, "top_k": 3, "renormalizes": False},
 KINDS = list(product(BASES, "SDRE", ("LoRA", "Parallel_Adapter")))
 
 
-@pytest.fixture(scope="session", params=BASES)
-def any_base(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Path:
-    return bases[request.param]
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    return {kind: tiny.build(kind, folder / kind) for kind in BASES}
-
-
 def made(model_type: str, variant: str, kind: str, **changes: Any) -> tuple[dict[str, Any], authors.Tensors]:
     values = {"layers": tiny.LAYERS, "hidden": 64, "base_experts": BASES[model_type]["base_experts"]}
     return authors.checkpoint(model_type, variant, kind, **values | changes)

@@ -1,6 +1,7 @@
 """Data files: what is read, and every way in which one can be broken, with its line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,27 @@ def test_a_thousand_problems_are_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="and 980 more") as raised:
         read_examples([file(tmp_path, lines(*[{}] * 1000))])
     assert len(str(raised.value).splitlines()) == 22
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"instruction": "\\ud800", "output": "1"}', "half of a surrogate pair"),
+        ('{"x": ' + "[" * 200_000, "nested too deeply"),
+        ('{"instruction": "a", "output": "1", "output": "2"}', "the key 'output' is given twice"),
+        ('{"instruction": "a", "output": "1", "prompt": "b", "completion": "2"}', "keys of several formats"),
+        (
+            '{"messages": [{"role": "assistant", "content": "b", "tool_calls": [1]}]}',
+            "found tool_calls",
+        ),
+    ],
+)  # fmt: skip
+def test_a_record_that_means_something_else(tmp_path: Path, record: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_examples([file(tmp_path, record)])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="found no plain file, expected a file"):
+        read_examples([tmp_path / "pipe"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from perft.hf import TrainableAdapter, attach, load, save
+from perft.checkpoint import checkpoint_fingerprint
+from perft.hf import TrainableAdapter, attach, load, read_config, save
 from tests import tiny
 from tests.training import tiny_base
 
@@ -39,7 +40,7 @@ def trainee(base: Path, case: tuple[str, str, dict[str, Any]]) -> TrainableAdapt
 def trainer(model: TrainableAdapter, folder: Path) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=8, save_steps=4, learning_rate=1e-2, per_device_train_batch_size=4, seed=0,
-        report_to="none", use_cpu=True, disable_tqdm=True, label_names=["labels"], dataloader_pin_memory=False,
+        report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     return Trainer(model, arguments, train_dataset=Sums())
 
@@ -82,3 +83,19 @@ def test_a_save_that_fails_leaves_no_half_adapter(olmoe: Path, tmp_path: Path) -
     with pytest.raises(OSError):
         save(adapter, tmp_path / "a")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["adapter_model.safetensors"]
+
+
+def test_a_folder_that_was_saved_says_which_base_and_how_to_attach_it(olmoe: Path, tmp_path: Path) -> None:
+    model: Any = tiny.load(olmoe)
+    adapter = tiny.attach_random(model, CASES[0], seed=1)
+    adapter.detach_from_model()
+    save(adapter, str(tmp_path / "a"))
+    config = read_config(str(tmp_path / "a"))
+    assert config.base_fingerprint == checkpoint_fingerprint(olmoe) is not None
+    again = attach(model, config)
+    load(again, str(tmp_path / "a"))
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in adapter.tensors().items())
+    again.detach_from_model()
+    other = attach(model, tiny.adapter_config(model, "R", "lora", bottleneck=3))
+    with pytest.raises(ValueError, match=r"another configuration: bottleneck: found 5, expected 3$"):
+        load(other, tmp_path / "a")

@@ -3,16 +3,18 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adapters.format.folder import read_folder
 from perft.checkpoint import checkpoint_fingerprint
@@ -271,6 +273,23 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"--base": "/nowhere/at/all"}, "found no folder /nowhere/at/all"),
     ({"--data": "/nowhere.jsonl"}, "/nowhere.jsonl: No such file"),
     ({"--config": "/nowhere.yaml"}, "cannot read /nowhere.yaml"),
+    ({"--config": "/dev/zero"}, "cannot read /dev/zero: found no plain file"),
+    ({"--data": "/dev/zero"}, "/dev/zero: found no plain file, expected a file"),
+    ({"--seed": "-1"}, "--seed: found '-1'"),
+    ({"--seed": "1099511627776"}, "--seed: found '1099511627776'"),
+    ({"--epochs": "inf"}, "--epochs: found 'inf': Input should be a finite number"),
+    ({"--aux-loss": "inf"}, "--aux-loss: found 'inf'"),
+    ({"--learning-rate": "nan"}, "--learning-rate: found 'nan': Input should be a finite number"),
+    ({"--batch-size": "1000000000"}, "--batch-size: found"),
+    ({"--threads": "1000000000"}, "--threads: found"),
+    ({"--num-experts": "1000000"}, "--num-experts: found 1000000"),
+    ({"--alpha": "1e30"}, "--alpha: found 1e+30"),
+    ({"--steps": "3", "--epochs": "2"}, "steps: found beside epochs"),
+    ({"--patience": "2", "--validation-size": "0"}, "patience: found without held-out examples"),
+    ({"--method": "qvlora", "--variant": "E"}, "variant: --method qvlora has no such option"),
+    ({"--method": "router-lora", "--layers": "1"}, "layers: --method router-lora has no such option"),
+    ({"--variant": "S", "--gate-weight": "base_slot"}, "gate_weight: found base_slot, but it is for variant R"),
+    ({"--init": "/nowhere"}, "--init: "),
     ({"--output": "/proc/adapter"}, "cannot write into /proc/adapter"),
 ]
 
@@ -384,3 +403,178 @@ def test_a_push_that_fails_leaves_the_adapter(
     message = refused(capsys, *arguments, "--push", "sums", "--server", "http://127.0.0.1:9")
     assert f"perft adapters push sums {tmp_path / 'a'}" in message
     assert (tmp_path / "a" / "adapter_config.json").is_file()
+
+
+# --- what strangers found
+
+
+def test_nothing_but_a_trainings_own_is_touched(
+    olmoe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = {
+        "notes": "thesis.txt", "card": "README.md", "model": "config.json", "checkpoints": "checkpoints/mine.txt"
+    }  # fmt: skip
+    for folder, name in mine.items():
+        file = tmp_path / folder / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        for flags in ([], ["--overwrite"]):
+            message = refused(
+                capsys, "--base", str(olmoe), "--data", str(data), "--output", str(tmp_path / folder), *flags
+            )
+            assert "which no training wrote: use another --output" in message
+        assert file.read_text() == "mine" and len(list((tmp_path / folder).rglob("*"))) == len(Path(name).parts)
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for output in ("", ".", "link", "notes/thesis.txt"):
+        assert "--output" in refused(capsys, "--base", str(olmoe), "--data", str(data), "--output", output) or output
+        assert not (tmp_path / "adapter_config.json").exists()
+
+
+def test_a_training_that_fails_leaves_no_folder(
+    olmoe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jsonl").write_text("{")
+    refused(capsys, "--base", str(olmoe), "--data", str(tmp_path / "broken.jsonl"), "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def changed_base(base: Path, folder: Path, config: dict[str, Any], without: str = "") -> Path:
+    """A copy of a base with other settings, or without the tensors whose names contain `without`."""
+    shutil.copytree(base, folder)
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | config))
+    if without:
+        tensors = {name: each for name, each in load_file(base / "model.safetensors").items() if without not in name}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+BROKEN_BASES: list[tuple[dict[str, Any], str, str]] = [
+    ({"num_hidden_layers": 6}, "", "layers.4."),
+    ({}, "layers.2.mlp.gate.weight", "model.layers.2.mlp.gate.weight: missing in the checkpoint"),
+    ({}, "layers.1.self_attn", "missing in the checkpoint"),
+    ({"num_experts_per_tok": 0}, "", "found top-k 0 of 8 experts"),
+    ({"num_experts_per_tok": 99}, "", "found top-k 99 of 8 experts"),
+    ({"hidden_size": "64"}, "", "cannot be read"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "", "cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("config", "without", "message"), BROKEN_BASES)
+def test_a_base_that_is_not_whole(
+    olmoe: Path, base_flags: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    config: dict[str, Any], without: str, message: str,
+) -> None:  # fmt: skip
+    base = changed_base(olmoe, tmp_path / "base", config, without)
+    assert message in refused(capsys, *flat(base_flags | {"--base": str(base)}), "--steps", "1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_whose_files_are_damaged(
+    olmoe: Path, base_flags: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = changed_base(olmoe, tmp_path / "base", {})
+    flags = flat(base_flags | {"--base": str(base)})
+    (base / "adapter_config.json").write_text("{}")
+    assert "holds an adapter beside a model" in refused(capsys, *flags)
+    (base / "adapter_config.json").unlink()
+    (base / "model.safetensors").write_bytes(b"garbage")
+    assert "is damaged" in refused(capsys, *flags)
+    (base / "model.safetensors").unlink()
+    torch.save({}, base / "pytorch_model.bin")
+    assert "cannot be loaded" in refused(capsys, *flags)
+    for file in base.glob("token*"):
+        file.unlink()
+    assert "tokenizer" in refused(capsys, *flags)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 10)}]\n" for a, b in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "found an alias"),
+        ("bottleneck: 4\nbottleneck: 8\n", "found the key 'bottleneck' twice"),
+        ('{"steps": 1, "steps": 2}', "found the key 'steps' twice"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("bottleneck: true", "bottleneck: found true"),
+        ("layers: [true, false]", "layers: found true"),
+        ("description: " + "x" * 3000, "--description: found 'xxx"),
+    ],
+)  # fmt: skip
+def test_a_file_of_options_that_is_refused(
+    base_flags: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "options.yaml").write_text(text)
+    said = refused(capsys, *flat(base_flags), "--config", str(tmp_path / "options.yaml"))
+    assert message in said and len(said) < 500
+
+
+def test_checkpoints_that_are_damaged_are_told(
+    olmoe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--evaluate-every", "4", "--keep-checkpoints")
+    output = trained(olmoe, data, tmp_path / "a", *flags)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (output / name).unlink()
+    arguments = ["--base", str(olmoe), "--data", str(data), "--output", str(output), "--steps", "12", *FAST, *flags]
+    last = output / "checkpoints" / "checkpoint-12"
+    (last / "trainer_state.json").write_text("{")
+    os.truncate(output / "checkpoints" / "checkpoint-8" / "optimizer.pt", 1000)
+    message = refused(capsys, *arguments)
+    assert f"{last} is not complete, and passed over" in message and "checkpoint-8 is damaged" in message
+    (output / "checkpoints" / "options.json").write_text("{")
+    assert "not valid JSON" in refused(capsys, *arguments)
+    (output / "checkpoints" / "options.json").unlink()
+    assert "holds checkpoints, which no training wrote" in refused(capsys, *arguments)
+
+
+def test_the_card_holds_all_that_trains_it_again(olmoe: Path, data: Path, tmp_path: Path) -> None:
+    first = trained(olmoe, data, tmp_path / "a", "--patience", "3", "--evaluate-every", "2", steps=7)
+    card = (first / "README.md").read_text()
+    options = card.split("```yaml\n")[1].split("```")[0]
+    again = options.replace(str(first), str(tmp_path / "b"))
+    (tmp_path / "again.yaml").write_text(again)
+    assert run(["--config", str(tmp_path / "again.yaml")]) == 0
+    assert weights(tmp_path / "b") == weights(first)
+    assert "7; 8 examples each" in card and "had the lowest held-out loss" in card and "transformers " in card
+
+
+def test_the_loss_is_drawn_from_the_first_step_to_the_last() -> None:
+    from perft.training.card import _curve
+
+    for count in (1, 5, 17, 50, 60):
+        bars = _curve([(step, float(step)) for step in range(count)]).split("`")[1]
+        assert len(bars) == min(50, count) and list(bars) == sorted(bars, key=ord)
+        assert count == 1 or (bars[0], bars[-1]) == ("▁", "█")
+
+
+def test_an_adapter_that_is_worse_is_said_to_be(
+    olmoe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = trained(olmoe, data, tmp_path / "a", "--learning-rate", "3", "--evaluate-every", "6")
+    assert "worse than the base" in capsys.readouterr().err
+    assert "Its loss is higher than the base's" in (output / "README.md").read_text()
+
+
+def test_it_begins_with_an_adapter(olmoe: Path, data: Path, tmp_path: Path) -> None:
+    first = trained(olmoe, data, tmp_path / "a")
+    second = trained(olmoe, data, tmp_path / "b", "--init", str(first), steps=1)
+    assert losses(second)[0] == pytest.approx(losses(first)[1], abs=1e-3)
+
+
+def test_weighed_by_the_base(olmoe: Path, data: Path, tmp_path: Path) -> None:
+    output = trained(olmoe, data, tmp_path / "a", "--gate-weight", "base_slot", steps=2)
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["gate_weight"], config["renormalize"]) == ("base_slot", False)
+
+
+def test_a_server_that_is_none_is_told_before_the_training() -> None:
+    for flags in (["--push", "a", "--server", "file:///etc/passwd"], ["--server", "http://127.0.0.1:1"]):
+        with pytest.raises(SystemExit) as ended:
+            run(flags)
+        assert ended.value.code == 2
