@@ -84,7 +84,8 @@ def _import(given: argparse.Namespace) -> None:
     with _made_whole(given.output) as folder:
         write_folder(folder, config.model_copy(update={"base_fingerprint": fingerprint}), tensors)
     weighted = f", gate_weight {config.gate_weight}" if config.is_routed else ""
-    print(f"{given.output}: PERFT-{config.variant}, {config.num_experts} {config.expert_type} {"expert" if config.num_experts == 1 else "experts"}{weighted}")
+    experts = f"{config.expert_type} expert{'s' if config.num_experts > 1 else ''}"
+    print(f"{given.output}: PERFT-{config.variant}, {config.num_experts} {experts}{weighted}")
 
 
 def _export(given: argparse.Namespace) -> None:

@@ -8,24 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import httpx
-
 from perft.errors import InputError
+from perft.reading import parse_json
 from perft.training.encoding import alpaca_prompt
+from server.evaluation.connection import Connection, Server
 from server.evaluation.tasks import Question
 
 Template = Literal["chat", "alpaca"]
-RETRIED = (429, 503)
-TRIES = 6
+EXPECTED = {
+    "chat": 'a chat completion, {"model": ..., "choices": [{"message": {"content": ...}}]}',
+    "alpaca": 'a completion, {"model": ..., "choices": [{"text": ...}]}',
+}
 
 
 @dataclass(frozen=True)
-class Server:
-    """Where to ask. url: without /v1."""
+class Asking:
+    """How questions are asked. at_once: requests at a time. say: takes a line for the user while a request waits."""
 
-    url: str
-    key: str | None
-    timeout: float = 600.0
+    template: Template
+    max_tokens: int
+    at_once: int
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -36,62 +39,59 @@ class Answered:
     model: str
 
 
+async def look(server: Server, models: Sequence[str]) -> None:
+    """Raises InputError, within seconds, for no server, a refused key, and models that the server does not have."""
+    async with Connection(server) as connection:
+        await connection.look(models)
+
+
 async def ask_all(
-    server: Server, model: str, questions: Sequence[Question], template: Template, max_tokens: int, at_once: int,
-    done: Callable[[], None],
-) -> list[Answered]:  # fmt: skip
-    """The answers in the questions' order. Raises InputError for what the server refuses."""
-    headers = {} if server.key is None else {"Authorization": f"Bearer {server.key}"}
-    room = asyncio.Semaphore(at_once)
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=server.timeout) as client:
+    server: Server, model: str, questions: Sequence[Question], how: Asking, keep: Callable[[int, Answered], None]
+) -> None:
+    """Hand each answer to `keep`, with its question's index, as it comes. Raises InputError for the first refusal."""
+    remaining = iter(enumerate(questions))
+    async with Connection(server, how.at_once, how.say) as connection:
 
-        async def one(question: Question) -> Answered:
-            async with room:
-                found = await _ask(client, model, question, template, max_tokens)
-                done()
-                return found
+        async def ask_next() -> None:
+            for index, question in remaining:
+                keep(index, await _ask(connection, model, question, how))
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(question)) for question in questions]
-    return [task.result() for task in tasks]
+        workers = [asyncio.create_task(ask_next()) for _ in range(min(how.at_once, len(questions)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _ask(
-    client: httpx.AsyncClient, model: str, question: Question, template: Template, max_tokens: int
-) -> Answered:
-    body: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_tokens}
-    if template == "chat":
+async def _ask(connection: Connection, model: str, question: Question, how: Asking) -> Answered:
+    body: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": how.max_tokens}
+    if how.template == "chat":
         asked = f"{question.instruction}\n\n{question.context}" if question.context else question.instruction
         path, body = "/v1/chat/completions", body | {"messages": [{"role": "user", "content": asked}]}
     else:
         path, body = "/v1/completions", body | {"prompt": alpaca_prompt(question.instruction, question.context)}
-    response = await _answered(client, path, body)
-    if response.is_error:
-        raise InputError(f"the server answered {response.status_code} for {model}: {_message(response)}")
-    found = response.json()
-    choice = found["choices"][0]
-    text = choice["message"]["content"] if template == "chat" else choice["text"]
-    return Answered(text or "", found["model"])
+    reply = await connection.post(path, body)
+    if reply.status != 200:
+        raise connection.refusal(reply, model)
+    answered = _answer(reply.content, how.template)
+    if answered is None:
+        raise connection.strange(reply, path, EXPECTED[how.template])
+    return answered
 
 
-async def _answered(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
-    """The response, once the server has room; a connection that broke is tried again."""
-    broken: httpx.TransportError | None = None
-    for attempt in range(TRIES):
-        try:
-            response = await client.post(path, json=body)
-            if response.status_code not in RETRIED or attempt == TRIES - 1:
-                return response
-            wait = float(response.headers.get("Retry-After", 2**attempt))
-        except httpx.TransportError as error:
-            broken, wait = error, 0.2 * 2**attempt
-        await asyncio.sleep(wait)
-    reason = str(broken) or type(broken).__name__
-    raise InputError(f"the server at {client.base_url} did not answer: {reason}")
-
-
-def _message(response: httpx.Response) -> str:
+def _answer(content: bytes, template: Template) -> Answered | None:
+    """The answer in a reply; None if it is something else."""
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
+        found = parse_json(content, "the answer")
+    except InputError:
+        return None
+    match template, found:
+        case "chat", {"model": str(model), "choices": [{"message": {"content": str(text)}}, *_]}:
+            return Answered(text, model)
+        case "chat", {"model": str(model), "choices": [{"message": {"content": None}}, *_]}:
+            return Answered("", model)  # a reasoning model that came to no answer within its tokens
+        case "alpaca", {"model": str(model), "choices": [{"text": str(text)}, *_]}:
+            return Answered(text, model)
+    return None

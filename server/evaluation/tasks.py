@@ -6,15 +6,17 @@ arithmetic: the last number in it, right within 0.001; AQuA: the first letter A 
 training").
 """
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from perft.errors import InputError
+from perft.reading import printable, read_json
 
 TOLERANCE = 0.001
+QUESTION_BYTES = 256 * 1024 * 1024
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
@@ -89,41 +91,71 @@ TASKS: dict[str, Task] = {
 }
 
 
+def task_named(name: str) -> Task | None:
+    """The task of this name, in one of the ways that it is written."""
+    plain = name.lower().replace("_test", "").removesuffix("-test")
+    return TASKS.get(_OTHER_NAMES.get(plain, plain))
+
+
 def task_of(file: Path, named: str | None) -> Task:
-    """The task of a file. Raises InputError if neither `named` nor the file says one."""
-    for text in [named] if named is not None else [file.stem, file.parent.name]:
-        name = text.lower().replace("_test", "").removesuffix("-test")
-        name = _OTHER_NAMES.get(name, name)
-        if name in TASKS:
-            return TASKS[name]
+    """The task of a file. Raises InputError if its name says none, and `named` does not."""
+    for name in [named] if named is not None else [file.stem, file.parent.name]:
+        if (task := task_named(name)) is not None:
+            return task
     raise InputError(f"{file}: found no task in its name, expected one of {', '.join(TASKS)}: give it with --task")
 
 
 def read_questions(file: Path) -> list[Question]:
     """The questions of a file. Raises InputError with every problem."""
-    try:
-        records = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{file}: found no JSON ({error}), expected a list of questions") from None
+    records = read_json(file, QUESTION_BYTES)
     if not isinstance(records, list) or not records:
         raise InputError(f"{file}: found no list of questions")
-    problems = [
-        f"{file} record {number}: {problem}"
-        for number, record in enumerate(records, start=1)
-        if (problem := _problem(record)) is not None
-    ]
-    if problems:
-        raise InputError("the questions cannot be read", problems)
-    return [Question(each["instruction"], each.get("input") or "", str(each["answer"])) for each in records]
+    _refuse(file, [_problem(record) for record in records])
+    return [Question(each["instruction"], each.get("input") or "", _text(each["answer"])) for each in records]
+
+
+def check_answers(file: Path, task: Task, questions: Sequence[Question]) -> None:
+    """Raises InputError for expected answers that no text can match: an empty one, or NaN for a number."""
+    _refuse(file, [
+        None if task.is_right(each.answer.upper(), each.answer)  # an answer has to be right by its own measure
+        else f"found the answer {printable(each.answer)!r}, which {task.name} cannot judge"
+        for each in questions
+    ])  # fmt: skip
+
+
+def _refuse(file: Path, problems: Sequence[str | None]) -> None:
+    """problems: one for each record, or None."""
+    found = [f"{file} record {number}: {problem}" for number, problem in enumerate(problems, start=1) if problem]
+    if found:
+        raise InputError("the questions cannot be read", found)
+
+
+def _text(answer: str | int | float) -> str:
+    """An expected answer as text, a number without an exponent."""
+    return format(Decimal(repr(answer)), "f") if isinstance(answer, float) else str(answer)
 
 
 def _problem(record: object) -> str | None:
     if not isinstance(record, dict):
         return "found no object"
-    lacking = [key for key in ("instruction", "answer") if not isinstance(record.get(key), str | int | float)]
-    return f"found no {' and no '.join(lacking)}" if lacking else None
+    wanted = {"instruction": str, "answer": str | int | float}
+    lacking = [key for key, kind in wanted.items() if not isinstance(record.get(key), kind)]
+    if lacking:
+        return f"found no {' and no '.join(lacking)}"
+    if not record["instruction"].strip():
+        return "found an empty instruction"
+    if not isinstance(record.get("input"), str | None):
+        return "found an input that is no text"
+    texts = (record["instruction"], record.get("input") or "", str(record["answer"]))
+    return None if all(_is_unicode(text) for text in texts) else "found half of a surrogate pair, which is no text"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def interval(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
