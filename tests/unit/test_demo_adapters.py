@@ -18,9 +18,9 @@ MOST_BYTES = 1_500_000
 
 class TestShippedAdapters:
     @pytest.mark.parametrize("name", MADE)
-    def test_folder_holds_the_two_files_of_the_format_and_is_small(self, name: str) -> None:
+    def test_folder_holds_what_perft_train_wrote_and_is_small(self, name: str) -> None:
         files = {file.name: file.stat().st_size for file in (SHIPPED / name).iterdir()}
-        assert set(files) - {"README.md"} == {"adapter_config.json", "adapter_model.safetensors"}
+        assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
         assert sum(files.values()) <= MOST_BYTES
 
     @pytest.mark.parametrize("name", MADE)
@@ -31,6 +31,17 @@ class TestShippedAdapters:
         said = {key: value for key, value in recipe.items() if key in config}
         assert said and said.items() <= config.items()
         read_options(recipe | {"base": "x", "data": ["x"], "output": "x"})
+
+    @pytest.mark.parametrize("name", MADE)
+    def test_card_is_of_this_recipe_and_says_how_good_it_is(self, name: str) -> None:
+        card = (SHIPPED / name / "README.md").read_text(encoding="utf-8")
+        recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+        options = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+        assert {key: options[key] for key in recipe} == recipe
+        before, after = (
+            float(line.split("|")[2]) for line in card.splitlines() if line.startswith(("| before", "| after"))
+        )
+        assert after < before and "answers exactly right" in card and "`build/demo-data/" in card
 
     def test_no_other_adapter_is_shipped(self) -> None:
         assert set(shipped()) == set(MADE)
