@@ -1,7 +1,22 @@
-"""The adapters on disk: names, versions and their files. Imports no torch."""
+"""The adapters that a server keeps: names, versions and their files. Imports no torch."""
 
+from adapters.store.folder.store import FolderStore
+from adapters.store.folder.verify import verify_folder
+from adapters.store.protocol import Check, Prepared, Room, Store
 from adapters.store.records import AdapterRecord, BaseRecord, VersionRecord
-from adapters.store.store import UNCHANGED, Keys, Store, Unchanged
-from adapters.store.verify import verify_folder
+from adapters.store.transitions import UNCHANGED, Keys, Unchanged
 
-__all__ = ["UNCHANGED", "AdapterRecord", "BaseRecord", "Keys", "Store", "Unchanged", "VersionRecord", "verify_folder"]
+__all__ = [
+    "UNCHANGED",
+    "AdapterRecord",
+    "BaseRecord",
+    "Check",
+    "FolderStore",
+    "Keys",
+    "Prepared",
+    "Room",
+    "Store",
+    "Unchanged",
+    "VersionRecord",
+    "verify_folder",
+]

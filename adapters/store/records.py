@@ -8,7 +8,7 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -136,6 +136,13 @@ class AdapterRecord(BaseModel):
 
     def file_bytes(self) -> bytes:
         return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+class Tombstone(NamedTuple):
+    """What is remembered of a deleted name. highest: its last number. allowed_keys: as the name had them last."""
+
+    highest: int
+    allowed_keys: tuple[str, ...] | None
 
 
 def is_digest(text: str) -> bool:

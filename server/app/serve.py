@@ -90,7 +90,7 @@ def check_model(model: str) -> None:
 def check_store(folder: Path) -> None:
     """Raises StartError for a store that another server has open, before a model is loaded."""
     from adapters.errors import StoreError
-    from adapters.store.lock import FolderLock
+    from adapters.store.folder.lock import FolderLock
 
     lock = folder / "lock"
     if not lock.exists():

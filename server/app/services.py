@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from adapters.errors import StoreError
-from adapters.store import Store
+from adapters.store import FolderStore, Store
 from perft.memory import memory_bytes
 from server.api.dependencies import Services
 from server.app.connections import serve_metrics
@@ -215,7 +215,7 @@ class _Snapshot:
 
 async def _open_store(settings: Settings) -> Store:
     try:
-        return await asyncio.get_running_loop().run_in_executor(None, Store.open, settings.adapter_store)
+        return await asyncio.get_running_loop().run_in_executor(None, FolderStore.open, settings.adapter_store)
     except StoreError as error:
         raise StartError(f"--adapter-store: {error}") from error
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from adapters.format.files import Limits
 from adapters.ref import AdapterRef
-from adapters.store import UNCHANGED, Keys, Store
-from adapters.store.durable import Disk
+from adapters.store import UNCHANGED, FolderStore, Keys, Store
+from adapters.store.folder.durable import Disk
 from perft.base_model import BaseShape
 from perft.operator.tables import pool_rows
 from server.auth.keys import Caller
@@ -205,7 +205,7 @@ async def opened(
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
-    store = Store.open(folder, disk)
+    store = FolderStore.open(folder, disk)
     disk.full = disk_is_full
     scheduler = ResidencyScheduler(
         engine,

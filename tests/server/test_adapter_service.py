@@ -12,7 +12,7 @@ import pytest
 
 from adapters.errors import InvalidAdapterError, StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.store import Store
+from adapters.store import FolderStore, Store
 from server.api.error_responses import as_api_error
 from server.auth.keys import Caller
 from server.errors import AdapterUnavailableError, ServerError
@@ -295,7 +295,7 @@ async def test_an_engine_that_fails_keeps_no_delete_from_the_disk(folder: Path) 
         engine.down = True
         await desk.service.delete("poet", None, ADMIN)
         await desk.until_gone("poet")
-    assert Store.open(folder).adapters() == []
+    assert FolderStore.open(folder).adapters() == []
 
 
 # Restarts
@@ -338,7 +338,7 @@ async def test_a_delete_under_way_is_finished_by_the_next_start(folder: Path) ->
                 await stack.enter_async_context(desk.request(model))
             await desk.service.delete("poet", None, ADMIN)
             await desk.close()
-    store = Store.open(folder)
+    store = FolderStore.open(folder)
     assert [(a.name, [v.state for v in a.versions]) for a in store.adapters()] == [
         ("clerk", ["ready"]), ("poet", ["draining", "draining"]),
     ]  # fmt: skip
@@ -626,7 +626,7 @@ async def test_an_upload_that_shall_be_active_and_cannot_be_loaded_leaves_nothin
         actions = [(action, details.get("version")) for action, details in desk.audit.records]
         assert actions == [("upload", None), ("upload", None), ("delete", 2), ("upload", None), ("delete", 1)]
         assert (await desk.upload("poet", 2))[0].active == 3
-    assert [len(adapter.versions) for adapter in Store.open(folder).adapters()] == [2]
+    assert [len(adapter.versions) for adapter in FolderStore.open(folder).adapters()] == [2]
 
 
 @on_a_loop
@@ -741,7 +741,7 @@ async def test_closing_waits_for_the_change_under_way(folder: Path) -> None:
         upload.cancel()
         await desk.close()
         await asyncio.gather(upload, return_exceptions=True)
-    assert [(adapter.name, adapter.active) for adapter in Store.open(folder).adapters()] == [("poet", 1)]
+    assert [(adapter.name, adapter.active) for adapter in FolderStore.open(folder).adapters()] == [("poet", 1)]
 
 
 @on_a_loop

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 from adapters.format.folder import read_folder
 from adapters.identity import HashedFile, content_digest
-from adapters.store import Store
+from adapters.store import FolderStore
 from server.api.error_responses import as_api_error
 from server.client import commands, http
 from server.client.commands import run
@@ -313,7 +313,7 @@ def test_verify_over_http_recomputes_the_digest(api: AdapterApi, folder: Path, c
 
 def test_verify_of_a_folder_asks_no_server(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFT_SERVER", "http://127.0.0.1:9")
-    store = Store.open(folder.parent / "store")
+    store = FolderStore.open(folder.parent / "store")
     digest = read_folder(folder, BASE).digest
     staged = store.stage()
     shutil.copytree(folder, staged, dirs_exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.store import Store, VersionRecord, verify_folder
+from adapters.store import FolderStore, VersionRecord, verify_folder
 from perft.base_model import BaseShape
 from server.errors import AdapterUnavailableError
 from tests.server.desk import ADMIN, BOB, Desk, on_a_loop, opened
@@ -178,7 +178,7 @@ def forget_bases(folder: Path) -> None:
 
 def bases(folder: Path) -> dict[str, str | None]:
     """The fingerprint recorded with each version; "none" where no base is recorded."""
-    store = Store.open(folder)
+    store = FolderStore.open(folder)
     found = {(record.name, version.version): version for record in store.adapters() for version in record.versions}
     store.close()
 
@@ -228,7 +228,7 @@ async def test_a_base_that_cannot_be_recorded_keeps_no_server_from_starting(fold
     async with opened(folder) as desk:
         await desk.upload("poet")
     forget_bases(folder)
-    Store.open(folder).close()
+    FolderStore.open(folder).close()
     async with opened(folder, disk_is_full=True) as desk:
         assert states(desk) == {"poet@1": "ready"}
     assert bases(folder) == {"poet@1": "none"}

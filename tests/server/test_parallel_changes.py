@@ -69,7 +69,7 @@ def test_a_rollback_does_not_wait_for_the_upload_of_another_name(tmp_path: Path,
 
 
 def test_nor_for_the_comparison_with_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapters.store import blobs
+    from adapters.store.folder import blobs
 
     reached, opened_again = threading.Event(), threading.Event()
     compare = blobs._is_same

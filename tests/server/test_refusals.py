@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapters.store import Store
+from adapters.store import FolderStore
 from tests import tiny
 from tests.server.fakes import BASE
 from tests.server.processes import LIMIT_S, run_to_end
@@ -100,7 +100,7 @@ def test_a_bind_that_others_reach_without_an_admin_key(model: Path) -> None:
 
 
 def test_a_store_that_is_in_use(model: Path) -> None:
-    store = Store.open(store_of(model))
+    store = FolderStore.open(store_of(model))
     try:
         said = refused(MAIN, model)
     finally:

@@ -18,7 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from adapters.format.files import Limits
-from adapters.store import Store
+from adapters.store import FolderStore
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
 from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
@@ -447,12 +447,12 @@ def test_any_other_model_is_for_vllm_to_find(name: str, tmp_path: Path) -> None:
 def test_a_store_that_is_taken_refuses_the_start_at_once(tmp_path: Path) -> None:
     check_store(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    store = Store.open(tmp_path / "store")
+    store = FolderStore.open(tmp_path / "store")
     with pytest.raises(StartError, match=f"is open in process {os.getpid()}, expected no other process"):
         check_store(tmp_path / "store")
     store.close()
     check_store(tmp_path / "store")
-    Store.open(tmp_path / "store").close()
+    FolderStore.open(tmp_path / "store").close()
 
 
 def test_whatever_ends_a_start_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

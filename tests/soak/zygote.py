@@ -180,8 +180,8 @@ def _serve(run: Any, order: dict[str, Any]) -> None:
 
 def _break_disk(faults: Path) -> None:
     """Where no small disk can be mounted: the store's own writes fail while `faults` says so."""
-    from adapters.store import opening
-    from adapters.store.durable import Disk
+    from adapters.store.folder import opening
+    from adapters.store.folder.durable import Disk
 
     def fail(path: Path, hit: Callable[[int], bool]) -> None:
         number = int(faults.read_text()) if faults.exists() else 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import StorageFullError
-from adapters.store import Store, verify_folder
-from adapters.store.durable import Disk
-from adapters.store.reserve import SLOT_BYTES
+from adapters.store import FolderStore, Store, verify_folder
+from adapters.store.folder.durable import Disk
+from adapters.store.folder.reserve import SLOT_BYTES
 from server.auth.keys import Caller
 from server.errors import AuditLogError
 from server.registry import audit
@@ -38,7 +38,7 @@ class Full(Disk):
 @pytest.fixture
 def full(tmp_path: Path) -> tuple[Store, Full]:
     disk = Full()
-    store = Store.open(tmp_path / "store", disk)
+    store = FolderStore.open(tmp_path / "store", disk)
     for name, number in (("a", 1), ("a", 2), ("b", 3)):
         upload(store, name, perft(number))
     disk.is_full = True
@@ -51,7 +51,7 @@ def test_a_full_disk_does_not_stop_it(full: tuple[Store, Full], tmp_path: Path, 
     CHANGES[change](store)
     assert verify_folder(tmp_path / "store") == []
     store.close()
-    found = Store.open(tmp_path / "store")
+    found = FolderStore.open(tmp_path / "store")
     a, b = found.get("a"), found.get("b")
     assert a is not None
     seen = (a.active, a.allowed_keys, [version.version for version in a.versions], b is None)
@@ -93,14 +93,14 @@ def test_it_has_room_for_the_largest_record(full: tuple[Store, Full]) -> None:
 def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
     os.umask(0o022)
     root = tmp_path / "store"
-    store = Store.open(root)
+    store = FolderStore.open(root)
     upload(store, "a", perft(1))
     modes = {path: path.stat().st_mode & 0o777 for path in (root, *root.rglob("*"))}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
     store.close()
     root.chmod(0o755)  # as older versions made it
-    Store.open(root).close()
+    FolderStore.open(root).close()
     assert root.stat().st_mode & 0o777 == 0o750
 
 

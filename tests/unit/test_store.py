@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapters.errors import StoreLockedError, StoreSchemaError, StoreUnusableError
-from adapters.store import UNCHANGED, AdapterRecord, Keys, Store, VersionRecord, opening, verify_folder
-from adapters.store.durable import Disk
+from adapters.store import UNCHANGED, AdapterRecord, FolderStore, Keys, Store, VersionRecord, verify_folder
+from adapters.store.folder import opening
+from adapters.store.folder.durable import Disk
 from adapters.store.records import record_file
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
@@ -35,14 +36,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> Iterator[Store]:
-    opened = Store.open(folder)
+    opened = FolderStore.open(folder)
     yield opened
     opened.close()
 
 
 def reopened(store: Store, folder: Path) -> Store:
     store.close()
-    return Store.open(folder)
+    return FolderStore.open(folder)
 
 
 def numbers(store: Store, name: str) -> list[int]:
@@ -222,7 +223,7 @@ def test_a_deleted_name_leaves_no_file_and_no_number_to_use_again(store: Store, 
 
 def test_deleted_names_are_remembered_in_few_small_files_and_not_in_memory(folder: Path) -> None:
     """A name deleted again and again stays one entry; millions of names stay 4,096 files."""
-    store = Store.open(folder, Unsynced())
+    store = FolderStore.open(folder, Unsynced())
     for number in range(1, 31):
         assert upload(store, "again", perft(1))[1].version == number
         remove(store, "again")
@@ -307,7 +308,7 @@ def test_a_name_made_again_has_the_keys_that_are_given(
 def test_the_keys_come_with_the_version_in_one_commit(folder: Path) -> None:
     """Whatever a crash leaves, the version is never there without them."""
     disk = Recording()
-    store = Store.open(folder, disk)
+    store = FolderStore.open(folder, disk)
     for name, content, keys in (("a", perft(1), ("one",)), ("a", perft(2), ("two",)), ("a", perft(1), None)):
         disk.records.clear()
         assert upload(store, name, content, allowed_keys=keys)[0].allowed_keys == keys
@@ -366,9 +367,9 @@ def test_the_secret_is_made_once_and_is_nobody_elses(store: Store, folder: Path)
     again.close()
     path.write_bytes(b"short")
     with pytest.raises(StoreUnusableError, match="found 5 bytes, expected 32; remove the file"):
-        Store.open(folder)
+        FolderStore.open(folder)
     path.unlink()
-    again = Store.open(folder)
+    again = FolderStore.open(folder)
     assert again.secret not in (store.secret, b"short")
     again.close()
 
@@ -376,16 +377,16 @@ def test_the_secret_is_made_once_and_is_nobody_elses(store: Store, folder: Path)
 def test_a_second_store_on_the_folder_is_refused(store: Store, folder: Path) -> None:
     upload(store, "a", perft(1))
     with pytest.raises(StoreLockedError, match=r"is open in process \d+, expected no other process: stop"):
-        Store.open(folder)
+        FolderStore.open(folder)
     program = (
-        f"import sys; from adapters.store import Store; from pathlib import Path; Store.open(Path({str(folder)!r}))"
+        f"from adapters.store import FolderStore; from pathlib import Path; FolderStore.open(Path({str(folder)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "StoreLockedError" in done.stderr and "is open in process" in done.stderr
     upload(store, "a", perft(2))
     assert numbers(store, "a") == [1, 2] and verify_folder(folder) == []
     store.close()
-    Store.open(folder).close()
+    FolderStore.open(folder).close()
 
 
 def test_a_forked_child_does_not_keep_the_folder(store: Store, folder: Path) -> None:
@@ -399,7 +400,7 @@ def test_a_forked_child_does_not_keep_the_folder(store: Store, folder: Path) -> 
         os._exit(0)
     assert os.read(awaiting, 1) == b"."
     with pytest.raises(StoreLockedError):
-        Store.open(folder)
+        FolderStore.open(folder)
     upload(store, "a", perft(1))
     again = reopened(store, folder)
     assert numbers(again, "a") == [1] and os.waitpid(child, os.WNOHANG) == (0, 0), "the child was there all along"
@@ -423,9 +424,9 @@ def test_a_store_that_cannot_be_opened_is_not_left_locked(store: Store, folder: 
     good = (folder / "STORE.json").read_text()
     (folder / "STORE.json").write_text("{")
     with pytest.raises(StoreUnusableError, match=r"STORE\.json is damaged: .*restore it"):
-        Store.open(folder)
+        FolderStore.open(folder)
     (folder / "STORE.json").write_text(good)
-    Store.open(folder).close()
+    FolderStore.open(folder).close()
 
 
 @pytest.mark.parametrize("found", [3, 0, -1])
@@ -434,7 +435,7 @@ def test_another_schema_is_refused_before_anything_is_touched(store: Store, fold
     (folder / "STORE.json").write_text(json.dumps({"schema": found, "floor": 0, "new": True}))
     (folder / "staging" / "theirs").mkdir()
     with pytest.raises(StoreSchemaError, match=f"found schema {found}, expected 2: use .* version of the server"):
-        Store.open(folder)
+        FolderStore.open(folder)
     assert (folder / "staging" / "theirs").is_dir() and f"found schema {found}" in verify_folder(folder)[0]
 
 
@@ -447,7 +448,7 @@ def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: py
         migrated.append(layout.root)
 
     monkeypatch.setitem(opening.MIGRATIONS, 0, migrate)
-    again = Store.open(folder)
+    again = FolderStore.open(folder)
     assert migrated == [folder] and json.loads((folder / "STORE.json").read_text()) == {"schema": 2, "floor": 7}
     assert upload(again, "a", perft(1))[1].version == 8
     again.close()
@@ -456,11 +457,11 @@ def test_an_older_schema_is_migrated(store: Store, folder: Path, monkeypatch: py
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnusableError, match="found no folder, expected an empty one or a store"):
-        Store.open(tmp_path / "file")
+        FolderStore.open(tmp_path / "file")
     with pytest.raises(StoreUnusableError, match="Not a directory"):
-        Store.open(tmp_path / "file" / "store")
+        FolderStore.open(tmp_path / "file" / "store")
     with pytest.raises(StoreUnusableError, match=r"found file and no STORE\.json, expected an empty folder or a store"):
-        Store.open(tmp_path)
+        FolderStore.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -469,22 +470,22 @@ def test_a_store_without_its_heart_is_refused_and_left_alone(store: Store, folde
     store.close()
     (folder / "STORE.json").rename(folder.parent / "kept")
     with pytest.raises(StoreUnusableError, match=r"found \w+/[0-9a-f.json]+ and no STORE\.json"):
-        Store.open(folder)
+        FolderStore.open(folder)
     (folder.parent / "kept").rename(folder / "STORE.json")
     (folder / "names").rename(folder.parent / "names")
     with pytest.raises(StoreUnusableError, match="names: missing, while there are blobs"):
-        Store.open(folder)
+        FolderStore.open(folder)
     assert bytes_of(folder) == perft(1).size
 
 
 def test_a_store_may_lie_deep_and_at_a_mount_point(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b" / "c"
     (folder / "lost+found").mkdir(parents=True)
-    store = Store.open(folder)
+    store = FolderStore.open(folder)
     upload(store, "a", perft(1))
     assert verify_folder(folder) == []
     store.close()
-    Store.open(tmp_path / "x" / "y").close()
+    FolderStore.open(tmp_path / "x" / "y").close()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -508,7 +509,7 @@ def test_a_damaged_record_is_named_and_nothing_is_removed(store: Store, folder: 
     assert broken != path.read_bytes()
     path.write_bytes(broken)
     with pytest.raises(StoreUnusableError, match=f"the record {path} is damaged: .*restore it from a copy"):
-        Store.open(folder)
+        FolderStore.open(folder)
     assert bytes_of(folder) == perft(1).size
     assert len(verify_folder(folder)) == 1 and path.name in verify_folder(folder)[0]
 
@@ -520,10 +521,10 @@ def test_a_record_moved_away_as_told_gives_no_number_again(store: Store, folder:
     path = folder / "names" / record_file("a")
     path.write_bytes(b"")
     with pytest.raises(StoreUnusableError, match=r'raise "floor" in STORE\.json to at least the highest'):
-        Store.open(folder)
+        FolderStore.open(folder)
     path.unlink()
     (folder / "STORE.json").write_text('{"schema": 1, "floor": 3}')
-    again = Store.open(folder)
+    again = FolderStore.open(folder)
     assert upload(again, "a", perft(1))[1].version == 4
     again.close()
 
@@ -595,7 +596,7 @@ def test_a_blob_removed_while_an_upload_is_compared_with_it_is_not_damaged(
         remove(store, "a")
         raise FileNotFoundError
 
-    monkeypatch.setattr("adapters.store.blobs.cmp", compare)
+    monkeypatch.setattr("adapters.store.folder.blobs.cmp", compare)
     prepared = store.prepare(given, perft(1).digest)
     upload(store, "b", perft(1))
     blob = store.folder(perft(1).digest)
@@ -607,7 +608,7 @@ def test_a_blob_removed_while_an_upload_is_compared_with_it_is_not_damaged(
 
 def test_mending_that_fails_is_told_and_can_be_tried_again(folder: Path) -> None:
     disk = NoMoves()
-    store = Store.open(folder, disk)
+    store = FolderStore.open(folder, disk)
     upload(store, "a", perft(1))
     flip_a_bit(store.folder(perft(1).digest))
     disk.broken = True
@@ -724,7 +725,7 @@ def test_threads(store: Store, folder: Path) -> None:
 def test_an_old_store_opens_with_every_field(tmp_path: Path) -> None:
     """stores/v1 was written by schema 1 and stays as it is; v1.expected.json says what is in it."""
     folder = shutil.copytree(OLD / "v1", tmp_path / "v1")
-    store = Store.open(folder)
+    store = FolderStore.open(folder)
     expected = json.loads((OLD / "v1.expected.json").read_text())
     found = [json.loads(record.model_dump_json()) for record in store.adapters()]
     assert [version.pop("base") for record in found for version in record["versions"]] == [None] * 5
@@ -742,7 +743,7 @@ def test_a_store_of_this_schema_opens_with_every_field(tmp_path: Path) -> None:
     folder = shutil.copytree(OLD / "v2", tmp_path / "v2")
     (folder / "secret").chmod(0o600)
     assert verify_folder(folder) == []
-    store = Store.open(folder)
+    store = FolderStore.open(folder)
     expected = json.loads((OLD / "v2.expected.json").read_text())
     assert [json.loads(record.model_dump_json()) for record in store.adapters()] == expected["records"]
     assert store.bytes_used() == expected["bytes_used"] and store.problems == []
@@ -766,7 +767,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(mkdtemp())
-        self.store = Store.open(self.folder)
+        self.store = FolderStore.open(self.folder)
         self.names: dict[str, dict[str, Any]] = {}
         self.deleted: dict[str, tuple[int, tuple[str, ...] | None]] = {}
 
@@ -837,7 +838,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def open_again(self) -> None:
         self.store.close()
-        self.store = Store.open(self.folder)
+        self.store = FolderStore.open(self.folder)
         assert verify_folder(self.folder) == []
 
     @invariant()

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from adapters.errors import StorageFullError, StoreUnusableError
-from adapters.store import BaseRecord, Store, lock, verify_folder
-from adapters.store.durable import Disk
+from adapters.store import BaseRecord, FolderStore, Store, verify_folder
+from adapters.store.folder import lock
+from adapters.store.folder.durable import Disk
 from tests.store_contents import bytes_of, lora, perft, remove, table, upload
 
 State = list[dict[str, Any]]
@@ -76,7 +77,7 @@ def undisturbed() -> tuple[int, tuple[State, ...]]:
     """How many steps the opening and the script take, and the states before, between and after its changes."""
     with TemporaryDirectory() as name:
         disk = Counting()
-        store = Store.open(Path(name) / "store", disk)
+        store = FolderStore.open(Path(name) / "store", disk)
         states = [table(store)]
         for change in SCRIPT:
             change(store)
@@ -88,7 +89,7 @@ def undisturbed() -> tuple[int, tuple[State, ...]]:
 def check_after_a_crash(folder: Path, done: int) -> None:
     """Sound, everything acknowledged there, the change under way whole or not at all; and it can go on."""
     _, states = undisturbed()
-    store = Store.open(folder, Fast())
+    store = FolderStore.open(folder, Fast())
     assert verify_folder(folder) == [] and store.problems == []
     found = table(store)
     reached = done if found == states[done] else done + 1
@@ -123,7 +124,7 @@ def changes_until_killed(folder: Path, step: int) -> int:
     child = os.fork()
     if child == 0:
         try:
-            store = Store.open(folder, Killed(step))
+            store = FolderStore.open(folder, Killed(step))
             for change in SCRIPT:
                 change(store)
                 os.write(writing, b".")
@@ -209,7 +210,7 @@ def test_power_lost_at_every_step(tmp_path: Path) -> None:
         (tmp_path / str(step)).mkdir()
         disk, done = Volatile(tmp_path / str(step) / "store", step), 0
         try:
-            store = Store.open(disk.root, disk)
+            store = FolderStore.open(disk.root, disk)
             for change in SCRIPT:
                 change(store)
                 done += 1
@@ -225,11 +226,11 @@ def test_power_lost_at_every_step(tmp_path: Path) -> None:
 def test_folders_that_a_copy_left_out_are_made_again(tmp_path: Path) -> None:
     """Many tools do not copy empty folders; what is then put into the new ones survives as well."""
     disk = Volatile(tmp_path / "store", 10_000)
-    Store.open(disk.root, disk).close()
+    FolderStore.open(disk.root, disk).close()
     for name in ("names", "deleted", "blobs", "staging", "trash"):
         (disk.root / name).rmdir()
     disk.sync_folder(disk.root)
-    store = Store.open(disk.root, disk)
+    store = FolderStore.open(disk.root, disk)
     SCRIPT[0](store)
     store.close()
     disk.restore(tmp_path / "after")
@@ -246,7 +247,7 @@ def test_a_missing_sync_would_be_noticed(tmp_path: Path) -> None:
             super().sync_folder(path)
 
     disk = Careless(tmp_path / "store", 10_000)
-    store = Store.open(disk.root, disk)
+    store = FolderStore.open(disk.root, disk)
     upload(store, "a", perft(1))
     store.close()
     disk.restore(tmp_path / "after")
@@ -283,7 +284,7 @@ def test_no_space_at_every_step(tmp_path: Path, error: int, lasting: bool) -> No
     for step in range(steps):
         disk, folder = Full(error, step, lasting), tmp_path / str(step)
         try:
-            store = Store.open(folder, disk)
+            store = FolderStore.open(folder, disk)
         except expected:
             refused += 1
             check_after_a_crash(folder, 0)
@@ -317,7 +318,7 @@ def freed(store: Store, folder: Path, disk: Full) -> Store:
     except StoreUnusableError as error:
         assert "could neither be finished nor rolled back" in str(error) and table(store) == before
         store.close()
-        return Store.open(folder, disk)
+        return FolderStore.open(folder, disk)
     return store
 
 
@@ -354,7 +355,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """Refused whole; the store still opens there and reads; once something else is gone the upload goes through."""
     with small_disk(tmp_path) as real:
         folder, ballast, disk = tmp_path / "store", tmp_path / "ballast", Filled()
-        store = Store.open(folder, disk)
+        store = FolderStore.open(folder, disk)
         upload(store, "a", perft(1))
         before = table(store)
         staged = perft(2).write(store.stage())
@@ -363,7 +364,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
             store.add("a", staged, perft(2).digest, "PERFT", activate=True)
         assert table(store) == before and not staged.exists() and verify_folder(folder) == []
         store.close()
-        store = Store.open(folder, disk)
+        store = FolderStore.open(folder, disk)
         assert table(store) == before and store.secret == (folder / "secret").read_bytes()
         ballast.unlink(missing_ok=True)
         disk.full = False
@@ -377,7 +378,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Refused with the reason, and left alone; the check can still read it."""
     with small_disk(tmp_path) as real:
         folder = tmp_path / "store"
-        store = Store.open(folder)
+        store = FolderStore.open(folder)
         upload(store, "a", perft(1))
         store.close()
         if real:
@@ -385,7 +386,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         else:
             monkeypatch.setattr(lock.os, "open", refuse)
         with pytest.raises(StoreUnusableError, match=r"Read-only file system.*expected a folder that the server may"):
-            Store.open(folder)
+            FolderStore.open(folder)
         monkeypatch.undo()
         assert verify_folder(folder) == []
 

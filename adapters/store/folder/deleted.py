@@ -6,20 +6,13 @@ the record of its name is removed, and never gets a lower number.
 """
 
 import json
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from adapters.errors import StoreUnusableError
-from adapters.store.durable import Disk
-from adapters.store.layout import Layout
-
-
-class Tombstone(NamedTuple):
-    """highest: the last number that the name had. allowed_keys: as the name had them last."""
-
-    highest: int
-    allowed_keys: tuple[str, ...] | None
+from adapters.store.folder.durable import Disk
+from adapters.store.folder.layout import Layout
+from adapters.store.records import Tombstone
 
 
 class _Entry(BaseModel):

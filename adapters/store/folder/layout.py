@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.store.durable import TEMPORARY
+from adapters.store.folder.durable import TEMPORARY
 from adapters.store.records import VersionRecord, record_file
 
 FOLDERS = ("blobs", "deleted", "names", "staging", "trash")

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
 from adapters.identity import canonical_config
-from adapters.store.durable import Disk
-from adapters.store.layout import Layout, blob_bytes, blob_problem
+from adapters.store.folder.durable import Disk
+from adapters.store.folder.layout import Layout, blob_bytes, blob_problem
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from adapters.store.reserve import FULL, Reserve
+from adapters.store.folder.reserve import FULL, Reserve
 
 TEMPORARY = ".tmp"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600

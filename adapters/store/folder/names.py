@@ -8,10 +8,10 @@ import logging
 from collections import Counter
 
 from adapters.errors import StoreUnusableError
-from adapters.store.deleted import DeletedNames, Tombstone
-from adapters.store.durable import Disk
-from adapters.store.layout import Layout
-from adapters.store.records import AdapterRecord, read_record
+from adapters.store.folder.deleted import DeletedNames
+from adapters.store.folder.durable import Disk
+from adapters.store.folder.layout import Layout
+from adapters.store.records import AdapterRecord, Tombstone, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 class Names:
     """records: by name; a reader of all of them takes `list(records.values())`, which is one step.
 
-    failure: why a failed change could not be rolled back; None if all is well.
+    floor: a new name starts above it. failure: why a failed change could not be rolled back; None if all is well.
     """
 
     def __init__(self, layout: Layout, disk: Disk, floor: int, records: dict[str, AdapterRecord]) -> None:
         self.records = records
         self.failure: str | None = None
-        self._layout, self._disk, self._floor = layout, disk, floor
+        self.floor, self._layout, self._disk = floor, layout, disk
         self._deleted = DeletedNames(layout, disk)
         self._users = Counter(version.digest for record in records.values() for version in record.versions)
 
@@ -36,13 +36,6 @@ class Names:
     def deleted(self, name: str) -> Tombstone | None:
         """What is remembered of a name that was deleted; None for one that exists, or never did."""
         return None if name in self.records else self._deleted.get(name)
-
-    def next_number(self, name: str, deleted: Tombstone | None) -> int:
-        """The next version number: above every number the name ever had. deleted: what `deleted` says of the name."""
-        record = self.records.get(name)
-        if record is not None:
-            return record.highest + 1
-        return max(self._floor, 0 if deleted is None else deleted.highest) + 1
 
     def uses(self, digest: str) -> bool:
         return self._users[digest] > 0

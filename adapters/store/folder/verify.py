@@ -12,10 +12,10 @@ from pathlib import Path
 from adapters.errors import StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import canonical_config, digest_of, file_hash, peft_type_of
-from adapters.store.deleted import read_deleted
-from adapters.store.durable import TEMPORARY
-from adapters.store.layout import FOREIGN, Layout, blob_problem, size_problem
-from adapters.store.opening import SECRET_BYTES, read_store_file
+from adapters.store.folder.deleted import read_deleted
+from adapters.store.folder.durable import TEMPORARY
+from adapters.store.folder.layout import FOREIGN, Layout, blob_problem, size_problem
+from adapters.store.folder.opening import SECRET_BYTES, read_store_file
 from adapters.store.records import AdapterRecord, VersionRecord, is_digest, read_record
 
 ATTEMPTS = 5

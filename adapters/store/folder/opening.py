@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import StoreSchemaError, StoreUnusableError
-from adapters.store.durable import TEMPORARY, Disk
-from adapters.store.layout import FOLDERS, FOREIGN, Layout, blob_bytes, blob_problem, size_problem
-from adapters.store.lock import FolderLock
+from adapters.store.folder.durable import TEMPORARY, Disk
+from adapters.store.folder.layout import FOLDERS, FOREIGN, Layout, blob_bytes, blob_problem, size_problem
+from adapters.store.folder.lock import FolderLock
 from adapters.store.records import AdapterRecord, StoreFile, is_digest, parse, read_record
 
 SCHEMA = 2

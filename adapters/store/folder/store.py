@@ -4,47 +4,32 @@ Invariant: a change that returned is durable, one that raised did not happen; a 
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from adapters.errors import store_errors
 from adapters.format.files import CONFIG_FILE
 from adapters.ref import Kind
-from adapters.store.blobs import Blobs
-from adapters.store.durable import Disk
-from adapters.store.layout import Layout, blob_bytes
-from adapters.store.lock import FolderLock
-from adapters.store.names import Names
-from adapters.store.opening import Contents, open_folder
+from adapters.store import transitions
+from adapters.store.folder.blobs import Blobs
+from adapters.store.folder.durable import Disk
+from adapters.store.folder.layout import Layout, blob_bytes
+from adapters.store.folder.lock import FolderLock
+from adapters.store.folder.names import Names
+from adapters.store.folder.opening import Contents, open_folder
+from adapters.store.folder.reserve import Reserve
+from adapters.store.protocol import Check, Prepared, Room
 from adapters.store.records import AdapterRecord, BaseRecord, VersionRecord, is_digest
-from adapters.store.reserve import Reserve
+from adapters.store.transitions import UNCHANGED, Keys, Unchanged
 
 logger = logging.getLogger(__name__)
 
 
-class Unchanged(Enum):
-    """What `update` takes for a field that stays the same, since None is a value."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED: Final = Unchanged.UNCHANGED
-Keys = Sequence[str] | Unchanged | None
-"""Labels that may select a name; None for every key."""
-
-
-class Prepared(NamedTuple):
-    """What `prepare` found of an upload. damage: what happened to the blob of the same content, if it is not whole."""
-
-    damage: str | None
-
-
-class Store:
+class FolderStore:
     """An open store, from `open`. Methods raise KeyError for an unknown name or version, StoreError if the disk fails.
 
     Reads never block, because records are immutable; a lock serialises the changes, and is held for none of what takes
@@ -54,7 +39,7 @@ class Store:
     """
 
     @classmethod
-    def open(cls, folder: Path, disk: Disk | None = None) -> "Store":
+    def open(cls, folder: Path, disk: Disk | None = None) -> "FolderStore":
         """Open the store at `folder`, creating it if there is none; leftovers of a crash are removed."""
         layout, used = Layout(folder.absolute()), disk or Disk()
         with store_errors(layout.root, "opening"):
@@ -90,6 +75,15 @@ class Store:
         """Where the two files of a content are."""
         assert is_digest(digest), digest
         return self._layout.blob(digest)
+
+    def fetch(self, digest: str) -> Path:
+        """`folder`: the files are on this machine."""
+        return self.folder(digest)
+
+    def free_bytes(self) -> int:
+        """Room left on the store's disk."""
+        disk = os.statvfs(self._layout.root)
+        return disk.f_bavail * disk.f_frsize
 
     def bytes_used(self) -> int:
         """The size of all blobs; a content that several versions share counts once."""
@@ -141,12 +135,13 @@ class Store:
         allowed_keys: Keys = UNCHANGED,
         base: BaseRecord | None = None,
         prepared: Prepared | None = None,
+        check: Check | None = None,
     ) -> tuple[AdapterRecord, VersionRecord, bool]:
         """Make the checked adapter in `folder`, which came from `stage`, the next version of `name`.
 
         allowed_keys: set with the version, so that it is private from its first moment; UNCHANGED: what the name has,
         or had before it was deleted. prepared: from `prepare`, by a caller that discards the folder; without it both
-        are done here.
+        are done here. check: called with what the store holds by then.
 
         Returns the record, the version, and whether it is new: a ready version with the same content is reused.
         """
@@ -155,6 +150,8 @@ class Store:
             with store_errors(self._layout.root, f"adding a version of {name!r}"):
                 damage = (prepared or self.prepare(folder, digest)).damage
                 with self._changing():
+                    if check is not None:
+                        check(self._room(name, 0 if self.holds(digest) else blob_bytes(folder)))
                     version = VersionRecord(
                         version=1,
                         digest=digest,
@@ -176,28 +173,12 @@ class Store:
     def _add(
         self, name: str, version: VersionRecord, activate: bool, allowed_keys: Keys
     ) -> tuple[AdapterRecord, VersionRecord, bool]:
-        """Record a version whose blob is there. Its number is given here."""
-        record, deleted = self.get(name), self._names.deleted(name)
-        changes: dict[str, object] = {}
-        if not isinstance(allowed_keys, Unchanged):
-            changes["allowed_keys"] = None if allowed_keys is None else tuple(allowed_keys)
-        elif deleted is not None:
-            changes["allowed_keys"] = deleted.allowed_keys
-        if record is not None and record.is_going:
-            changes["pinned"] = False
-        existing = record.with_digest(version.digest) if record is not None else None
-        if record is not None and existing is not None:
-            changes["active"] = existing.version if activate else record.active
-            return self._names.commit(record.changed(**changes)), existing, False
-        number = self._names.next_number(name, deleted)
-        version = version.model_copy(update={"version": number})
-        if activate:
-            changes["active"] = number
-        if record is None:
-            record = AdapterRecord(name=name, active=None, highest=number, versions=(version,))
-        else:
-            changes |= {"highest": number, "versions": (*record.versions, version)}
-        return self._names.commit(record.changed(**changes)), version, True
+        """Record a version whose blob is there."""
+        tombstone = self._names.deleted(name)
+        made = transitions.added(
+            name, self.get(name), tombstone, self._names.floor, version, activate=activate, allowed_keys=allowed_keys
+        )
+        return self._names.commit(made.record), made.version, made.is_new
 
     def update(
         self,
@@ -206,61 +187,49 @@ class Store:
         active: int | Unchanged | None = UNCHANGED,
         allowed_keys: Keys = UNCHANGED,
         pinned: bool | Unchanged = UNCHANGED,
+        check: Check | None = None,
     ) -> AdapterRecord:
         """Change the given fields, all or none. Raises ValueError if `active` names a version that is being deleted."""
         with self._change(f"changing {name!r}"):
+            if check is not None:
+                check(self._room(name))
             record = self._names.records[name]
-            changes: dict[str, object] = {}
-            if not isinstance(active, Unchanged):
-                _check_can_be_active(record, active)
-                changes["active"] = active
-            if not isinstance(allowed_keys, Unchanged):
-                changes["allowed_keys"] = None if allowed_keys is None else tuple(allowed_keys)
-            if not isinstance(pinned, Unchanged):
-                changes["pinned"] = pinned
-            return self._names.commit(record.changed(**changes))
+            return self._names.commit(
+                transitions.updated(record, active=active, allowed_keys=allowed_keys, pinned=pinned)
+            )
 
     def adopt(self, name: str, numbers: Sequence[int], base: BaseRecord) -> AdapterRecord:
         """Record the base of versions that have none: those of a store of schema 1."""
         with self._change(f"recording the base of {name!r}"):
-            record = self._names.records[name]
-            versions = tuple(
-                v.model_copy(update={"base": base}) if v.version in numbers and v.base is None else v
-                for v in record.versions
-            )
-            return self._names.commit(record.changed(versions=versions))
+            return self._names.commit(transitions.with_base(self._names.records[name], numbers, base))
 
-    def start_delete(self, name: str, version: int | None, allowed_keys: Keys = UNCHANGED) -> AdapterRecord:
+    def start_delete(
+        self, name: str, version: int | None, allowed_keys: Keys = UNCHANGED, *, check: Check | None = None
+    ) -> AdapterRecord:
         """Mark a version as draining, or all versions (None), after which the name is removed with the last of them.
 
         The name survives if a version is added meanwhile, but is not pinned any more if all its versions were draining.
         allowed_keys: set with it.
         """
         with self._change(f"deleting versions of {name!r}"):
-            record = self._names.records[name]
-            chosen = record.versions if version is None else (record.version(version),)
-            numbers = {v.version for v in chosen}
-            versions = tuple(v.draining() if v.version in numbers else v for v in record.versions)
-            active = None if record.active in numbers else record.active
-            keys = record.allowed_keys if isinstance(allowed_keys, Unchanged) else allowed_keys
-            return self._names.commit(
-                record.changed(active=active, versions=versions, allowed_keys=None if keys is None else tuple(keys))
-            )
+            if check is not None:
+                check(self._room(name))
+            return self._names.commit(transitions.draining(self._names.records[name], version, allowed_keys))
 
     def finish_delete(self, name: str, version: int) -> AdapterRecord | None:
         """Remove a draining version, and its blob if no other needs it. Returns None if the name is gone too."""
         with self._change(f"deleting {name}@{version}"):
             record = self._names.records[name]
-            removed = record.version(version)
-            if removed.state != "draining":
-                raise ValueError(f"{name}@{version} is {removed.state}, expected draining: call start_delete first")
-            rest = tuple(v for v in record.versions if v is not removed)
-            if rest:
-                self._names.commit(record.changed(versions=rest))
+            rest = transitions.without(record, version)
+            if rest is not None:
+                self._names.commit(rest)
             else:
                 self._names.forget(name)
-            self._drop_unused(removed.digest)
-            return self.get(name)
+            self._drop_unused(record.version(version).digest)
+            return rest
+
+    def _room(self, name: str, bytes_more: int = 0) -> Room:
+        return Room(self.get(name), len(self._names.records), self.bytes_used(), bytes_more)
 
     def _drop_unused(self, digest: str) -> None:
         if self._names.failure is None and not self._names.uses(digest):
@@ -282,8 +251,3 @@ class Store:
         """A change that writes little and may free much: it may use the reserve."""
         with self._changing(), store_errors(self._layout.root, doing), self._reserve.lent():
             yield
-
-
-def _check_can_be_active(record: AdapterRecord, version: int | None) -> None:
-    if version is not None and record.version(version).state == "draining":
-        raise ValueError(f"{record.name}@{version} is being deleted, expected a ready version: activate another")

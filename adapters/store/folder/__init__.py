@@ -1,0 +1,1 @@
+"""The store of one server: a folder, locked."""
