@@ -1,0 +1,150 @@
+"""Owns the contents of a log store that are on this machine: a folder of bounded size, filled when they are needed.
+
+cache/blobs/<digest>/    the two files of an adapter, whole from the moment the folder appears
+cache/staging/           uploads and downloads under way; emptied when the cache is opened
+
+Invariant: a folder in blobs/ has the content of its digest, for it was computed when the files came.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from adapters.errors import StoreUnusableError
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
+from adapters.identity import content_digest, file_hash
+from adapters.store.folder.layout import blob_bytes, blob_problem
+from adapters.store.folder.lock import FolderLock
+from adapters.store.records import is_digest
+
+logger = logging.getLogger(__name__)
+FOLDER_MODE = 0o700
+
+
+class Cache:
+    """The cache at `root`, of at most `most_bytes` (None: unbounded), but for what is in use. One process at a time."""
+
+    def __init__(self, root: Path, most_bytes: int | None = None) -> None:
+        self._blobs, self._staging = root / "blobs", root / "staging"
+        root.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+        self._lock = FolderLock(root / "lock")
+        shutil.rmtree(self._staging, ignore_errors=True)
+        for folder in (self._blobs, self._staging):
+            folder.mkdir(FOLDER_MODE, exist_ok=True)
+        self._most_bytes = most_bytes
+        self._changing = threading.RLock()
+        self._coming: dict[str, threading.Lock] = {}
+        self._used: Counter[str] = Counter()
+        self._sizes = {path.name: blob_bytes(path) for path in self._by_age() if self._is_whole(path)}
+
+    def close(self) -> None:
+        self._lock.release()
+
+    @property
+    def root(self) -> Path:
+        return self._blobs.parent
+
+    def folder(self, digest: str) -> Path:
+        """Where a content is, if it is."""
+        return self._blobs / digest
+
+    def holds(self, digest: str) -> bool:
+        return digest in self._sizes
+
+    def stage(self) -> Path:
+        """A new empty folder."""
+        path = self._staging / uuid4().hex
+        path.mkdir(FOLDER_MODE)
+        return path
+
+    def discard(self, staged: Path) -> None:
+        """Remove a folder from `stage`, if it still exists."""
+        assert self._staging in staged.parents, staged
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def fetch(self, digest: str, bring: Callable[[Path], None]) -> Path:
+        """The folder of a content; `bring` puts its two files into a folder. Others who want the same one wait for it.
+
+        Raises what `bring` raises, or StoreUnusableError if the files are not of that content.
+        """
+        with self._changing:
+            if digest in self._sizes:
+                self._touch(digest)
+                return self.folder(digest)
+            turn = self._coming.setdefault(digest, threading.Lock())
+        with turn:
+            if digest not in self._sizes:
+                staged = self.stage()
+                try:
+                    bring(staged)
+                    self.keep(staged, digest)
+                finally:
+                    self.discard(staged)
+        with self._changing:
+            self._coming.pop(digest, None)
+        return self.folder(digest)
+
+    def keep(self, folder: Path, digest: str) -> None:
+        """Move a staged folder with the two files of a content into the cache. Raises StoreUnusableError."""
+        found = content_digest((folder / CONFIG_FILE).read_bytes(), file_hash(folder / WEIGHTS_FILE))
+        if found != digest:
+            raise StoreUnusableError(
+                f"the files of {digest} came with the content {found}: they were changed where they are kept; upload "
+                "the adapter again"
+            )
+        with self._changing:
+            size = blob_bytes(folder)
+            self._make_room(size)
+            with suppress(OSError):
+                os.rename(folder, self.folder(digest))
+            self._sizes[digest] = size
+
+    @contextmanager
+    def used(self, digest: str) -> Iterator[None]:
+        """Keep a content while it is read."""
+        with self._changing:
+            self._used[digest] += 1
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._used[digest] -= 1
+                if not self._used[digest]:
+                    del self._used[digest]
+
+    def remove(self, digest: str) -> None:
+        """Remove a content, if it is there."""
+        with self._changing:
+            self._sizes.pop(digest, None)
+            shutil.rmtree(self.folder(digest), ignore_errors=True)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was not used for the longest time."""
+        if self._most_bytes is None:
+            return
+        for path in self._by_age():
+            if sum(self._sizes.values()) + size <= self._most_bytes:
+                return
+            if path.name not in self._used:
+                self.remove(path.name)
+
+    def _by_age(self) -> list[Path]:
+        return sorted(self._blobs.iterdir(), key=lambda path: path.stat().st_mtime)
+
+    def _touch(self, digest: str) -> None:
+        with suppress(OSError):
+            os.utime(self.folder(digest))
+
+    def _is_whole(self, path: Path) -> bool:
+        """What is not whole is removed: it comes again when it is needed."""
+        if is_digest(path.name) and blob_problem(path) is None:
+            return True
+        logger.warning("store: %s is not whole, and removed", path)
+        shutil.rmtree(path, ignore_errors=True)
+        return False

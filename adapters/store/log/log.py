@@ -1,0 +1,155 @@
+"""Owns the order of changes: entry N+1 is created only if there is none, and whoever creates it has read all before.
+
+Invariant: `state` is what the entries up to its position say; an entry that `append` returned is durable and in it.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+from uuid import uuid4
+
+from pydantic import BaseModel
+
+from adapters.errors import StoreUnusableError
+from adapters.store.log.entries import (
+    SNAPSHOTS,
+    Entry,
+    Snapshot,
+    Upload,
+    entry_key,
+    number_of,
+    snapshot_key,
+)
+from adapters.store.log.objects import Objects
+from adapters.store.log.state import State
+from adapters.store.records import parse
+
+logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=BaseModel)
+SNAPSHOT_EVERY = 256
+SNAPSHOTS_KEPT = 3
+PATIENCE_S = 15.0
+"""How long an append whose answer was lost is asked after."""
+
+
+class Log:
+    """The log at `objects`. clock: monotonic seconds. dropped: called with contents whose files nobody needs any more,
+    once the entry that says so is read or written; is_own: whether this log wrote it.
+
+    looked: when, by `clock`, the last look was sent that found nothing newer. No lock: the caller takes turns.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        dropped: Callable[[str, Upload, bool], None],
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._objects, self._dropped, self._clock, self._pause = objects, dropped, clock, pause
+        self.state = self._newest_snapshot()
+        self.looked = float("-inf")
+
+    def catch_up(self) -> set[str]:
+        """Read what others appended. Returns the names whose records changed. Raises OSError or StoreUnusableError."""
+        changed: set[str] = set()
+        while True:
+            sent = self._clock()
+            entry = self._read(self.state.position + 1)
+            if entry is None:
+                self.looked = sent
+                return changed
+            self._take_over(entry, is_own=False)
+            changed.add(entry.name)
+
+    def append(self, decide: Callable[[State, int, str], Entry | None]) -> Entry | None:
+        """Append what `decide` makes of the newest state (state, number, id of the attempt); None changes nothing.
+
+        `decide` is called again if another writer came first. What it raises is raised, and nothing is appended.
+        Raises OSError if the place cannot be reached, StoreUnusableError if it is not known what became of the entry.
+        """
+        while True:
+            self.catch_up()
+            entry = decide(self.state, self.state.position + 1, uuid4().hex)
+            if entry is None:
+                return None
+            if self._create(entry):
+                self._take_over(entry, is_own=True)
+                self._snapshot()
+                return entry
+
+    def _create(self, entry: Entry) -> bool:
+        """Create an entry; False if another writer was first. An answer that was lost is asked for again: the entry's
+        id tells whose it is."""
+        deadline, failed = self._clock() + PATIENCE_S, False
+        while True:
+            try:
+                if self._objects.create(entry_key(entry.number), entry.file_bytes()):
+                    return True
+                found = self._read(entry.number)
+                if found is not None:
+                    return found.id == entry.id
+            except OSError as error:
+                failed = True
+                if self._clock() >= deadline:
+                    raise StoreUnusableError(
+                        f"entry {entry.number} of the store {self._objects} was sent, and no answer came in "
+                        f"{PATIENCE_S:g} s: {error}; the change may have been made: read the adapter before you try "
+                        "again"
+                    ) from error
+                self._pause(0.2)
+            else:
+                if not failed and self._clock() >= deadline:
+                    raise StoreUnusableError(
+                        f"entry {entry.number} of the store {self._objects} can neither be created nor read"
+                    )
+
+    def _take_over(self, entry: Entry, is_own: bool) -> None:
+        for digest, upload in self.state.apply(entry):
+            self._dropped(digest, upload, is_own)
+
+    def _read(self, number: int) -> Entry | None:
+        key = entry_key(number)
+        raw = self._objects.get(key)
+        if raw is None:
+            return None
+        entry = self._parsed(Entry, key, raw)
+        if entry.number != number:
+            raise StoreUnusableError(f"{self._objects}: {key}: found entry {entry.number}; restore it from a copy")
+        return entry
+
+    def _parsed(self, model: type[Model], key: str, raw: bytes) -> Model:
+        try:
+            return parse(model, raw)
+        except ValueError as error:
+            raise StoreUnusableError(
+                f"{self._objects}: {key} is damaged, or of a newer version: {error}; restore it from a copy, or use a "
+                "newer version of the server"
+            ) from None
+
+    def _newest_snapshot(self) -> State:
+        """A damaged snapshot is passed over: the log has all that it has."""
+        keys = [found.key for found in self._objects.list(SNAPSHOTS) if number_of(found.key) is not None]
+        for key in reversed(keys):
+            raw = self._objects.get(key)
+            if raw is None:
+                continue
+            with suppress(StoreUnusableError):
+                return State.of(self._parsed(Snapshot, key, raw))
+            logger.error("store: %s: %s is damaged, and passed over", self._objects, key)
+        return State()
+
+    def _snapshot(self) -> None:
+        """Now and then, for a faster start. A failure costs nothing else."""
+        number = self.state.position
+        if number % SNAPSHOT_EVERY:
+            return
+        try:
+            self._objects.create(snapshot_key(number), self.state.snapshot().file_bytes())
+            keys = [found.key for found in self._objects.list(SNAPSHOTS)]
+            for key in keys[:-SNAPSHOTS_KEPT]:
+                self._objects.remove(key)
+        except OSError as error:
+            logger.warning("store: snapshot %d of %s was not written: %s", number, self._objects, error)

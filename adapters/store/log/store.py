@@ -1,0 +1,392 @@
+"""Owns the adapters that many servers share: every change is an entry of one log, contents are beside it.
+
+Invariant: a change that returned is in the log, and decided on everything before it; one that raised is not, unless the
+error says that this is not known.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from adapters.errors import StoreSchemaError, StoreUnusableError
+from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
+from adapters.ref import Kind
+from adapters.store import transitions
+from adapters.store.folder.layout import blob_bytes, blob_problem
+from adapters.store.log.cache import Cache
+from adapters.store.log.entries import (
+    BLOBS,
+    SCHEMA,
+    STORE_FILE,
+    Action,
+    Deleted,
+    Entry,
+    LogFile,
+    Upload,
+    blob_key,
+    new_entry,
+)
+from adapters.store.log.log import Log
+from adapters.store.log.objects import Objects
+from adapters.store.log.state import State
+from adapters.store.protocol import Check, Prepared, Room
+from adapters.store.records import AdapterRecord, BaseRecord, Tombstone, VersionRecord, is_digest, parse
+from adapters.store.transitions import UNCHANGED, Keys, Unchanged
+
+logger = logging.getLogger(__name__)
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+ORPHAN_AGE_S = 24 * 3600.0
+"""Files of an upload that no entry names after a day are of one that was broken off."""
+
+
+class LogStore:
+    """An open store, from `open` (see adapters/store/protocol). writer: this server's name in the log, for people."""
+
+    @classmethod
+    def open(
+        cls, objects: Objects, cache: Path, *, cache_bytes: int | None = None, writer: str = "",
+        clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep,
+    ) -> "LogStore":  # fmt: skip
+        """Open the store at `objects`, creating it if there is none. Raises StoreError."""
+        with _errors(objects, "opening"):
+            _check_is_store(objects)
+            return cls(objects, Cache(cache, cache_bytes), writer or secrets.token_hex(4), clock, pause)
+
+    def __init__(
+        self, objects: Objects, cache: Cache, writer: str, clock: Callable[[], float], pause: Callable[[float], None]
+    ) -> None:
+        self.secret = secrets.token_bytes(32)
+        self._objects, self._cache, self._writer = objects, cache, writer
+        self._writing = threading.RLock()
+        self._is_open = True
+        self._problems: dict[str, str] = {}
+        try:
+            self._log = Log(objects, self._dropped, clock, pause)
+            self._log.catch_up()
+            self._problems = self._find_problems()
+        except BaseException:
+            cache.close()
+            raise
+        for digest, problem in self._problems.items():
+            logger.error("store: %s%s: %s", BLOBS, digest, problem)
+
+    def close(self) -> None:
+        with self._writing:
+            self._is_open = False
+            self._cache.close()
+
+    # What there is
+
+    @property
+    def looked(self) -> float:
+        """When, by the clock, the last look was sent that found nothing newer."""
+        return self._log.looked
+
+    @property
+    def position(self) -> int:
+        """The number of the last entry that was read."""
+        return self._log.state.position
+
+    def adapters(self) -> list[AdapterRecord]:
+        return sorted([*self._state.records.values()], key=lambda record: record.name)
+
+    def get(self, name: str) -> AdapterRecord | None:
+        return self._state.records.get(name)
+
+    def folder(self, digest: str) -> Path:
+        assert is_digest(digest), digest
+        return self._cache.folder(digest)
+
+    def bytes_used(self) -> int:
+        return self._state.bytes_used
+
+    def free_bytes(self) -> None:
+        return None
+
+    def holds(self, digest: str) -> bool:
+        return digest in self._state.uploads and digest not in self._problems
+
+    def problem(self, digest: str) -> str | None:
+        return self._problems.get(digest)
+
+    def used(self, digest: str) -> Any:
+        """A context manager: keeps the files on this machine while they are read."""
+        return self._cache.used(digest)
+
+    # Following
+
+    def catch_up(self) -> set[str]:
+        """Read what other servers changed. Returns the names concerned. Raises StoreError."""
+        with self._writing, _errors(self._objects, "reading the log"):
+            return self._log.catch_up()
+
+    def fetch(self, digest: str) -> Path:
+        upload = self._state.uploads.get(digest)
+
+        def bring(folder: Path) -> None:
+            if upload is None:
+                raise StoreUnusableError(f"the store {self._objects} has no files of {digest}")
+            for file in FILES:
+                self._objects.get_file(blob_key(digest, upload.id, file), folder / file)
+
+        with _errors(self._objects, f"fetching {digest}"):
+            return self._cache.fetch(digest, bring)
+
+    # Uploads
+
+    def stage(self) -> Path:
+        with _errors(self._cache.root, "staging an upload"):
+            return self._cache.stage()
+
+    def discard(self, staged: Path) -> None:
+        self._cache.discard(staged)
+
+    def prepare(self, folder: Path, digest: str) -> Prepared:
+        assert is_digest(digest), digest
+        with _errors(self._objects, "storing an upload"):
+            (folder / README_FILE).unlink(missing_ok=True)
+            assert blob_problem(folder) is None, folder
+            there = self._state.uploads.get(digest)
+            damage = None if there is None else self._damage(digest, there)
+            if there is not None and damage is None:
+                return Prepared()
+            return Prepared(damage, self._upload(folder, digest))
+
+    def add(
+        self,
+        name: str,
+        folder: Path,
+        digest: str,
+        kind: Kind,
+        *,
+        activate: bool,
+        allowed_keys: Keys = UNCHANGED,
+        base: BaseRecord | None = None,
+        prepared: Prepared | None = None,
+        check: Check | None = None,
+    ) -> tuple[AdapterRecord, VersionRecord, bool]:
+        assert is_digest(digest), digest
+        try:
+            done = prepared or self.prepare(folder, digest)
+            size = blob_bytes(folder)
+            version = VersionRecord(
+                version=1, digest=digest, kind=kind, config=(folder / CONFIG_FILE).read_bytes().decode("utf-8"),
+                size_bytes=size, created=int(time.time()), base=base,
+            )  # fmt: skip
+            upload: str | None = done.upload
+            made: transitions.Added | None = None
+
+            def decide(state: State, room: Room) -> tuple[AdapterRecord, dict[str, Upload]]:
+                nonlocal upload, made
+                made = transitions.added(
+                    name, room.record, state.deleted.get(name), self._floor, version,
+                    activate=activate, allowed_keys=allowed_keys,
+                )  # fmt: skip
+                is_needed = digest not in state.uploads or done.damage is not None
+                if is_needed and upload is None:  # its last owner was deleted since `prepare`
+                    upload = self._upload(folder, digest)
+                return made.record, {digest: Upload(id=upload, size_bytes=size)} if is_needed and upload else {}
+
+            with _errors(self._objects, f"adding a version of {name!r}"):
+                more = lambda state: 0 if digest in state.uploads else size  # noqa: E731
+                entry = self._change("upload", name, decide, check, more)
+                if upload is not None and (entry is None or digest not in entry.uploads):
+                    self._remove_files(digest, upload)
+                elif entry is not None:
+                    self._problems.pop(digest, None)
+            assert made is not None
+            return made.record, made.version, made.is_new
+        finally:
+            if prepared is None:
+                self._cache.discard(folder)
+
+    # Changes
+
+    def update(
+        self,
+        name: str,
+        *,
+        active: int | Unchanged | None = UNCHANGED,
+        allowed_keys: Keys = UNCHANGED,
+        pinned: bool | Unchanged = UNCHANGED,
+        check: Check | None = None,
+    ) -> AdapterRecord:
+        def changed(record: AdapterRecord) -> AdapterRecord:
+            return transitions.updated(record, active=active, allowed_keys=allowed_keys, pinned=pinned)
+
+        return self._changed("change", name, changed, check)
+
+    def adopt(self, name: str, numbers: Sequence[int], base: BaseRecord) -> AdapterRecord:
+        return self._changed("base", name, lambda record: transitions.with_base(record, numbers, base))
+
+    def start_delete(
+        self, name: str, version: int | None, allowed_keys: Keys = UNCHANGED, *, check: Check | None = None
+    ) -> AdapterRecord:
+        return self._changed("delete", name, lambda record: transitions.draining(record, version, allowed_keys), check)
+
+    def finish_delete(self, name: str, version: int) -> AdapterRecord | None:
+        def decide(state: State, room: Room) -> tuple[AdapterRecord | None, dict[str, Upload]]:
+            return transitions.without(_existing(room, name), version), {}
+
+        with _errors(self._objects, f"deleting {name}@{version}"):
+            self._change("removed", name, decide)
+        return self.get(name)
+
+    # Housekeeping
+
+    def sweep(self, now: Callable[[], float] = time.time) -> int:
+        """Remove files of uploads that were broken off. Returns how many objects went. Raises StoreError."""
+        removed = 0
+        with _errors(self._objects, "sweeping"):
+            for found in self._objects.list(BLOBS):
+                digest, upload = found.key.split("/")[1:3]
+                known = self._state.uploads.get(digest)
+                if (known is None or known.id != upload) and found.modified < now() - ORPHAN_AGE_S:
+                    self._objects.remove(found.key)
+                    removed += 1
+        return removed
+
+    # How a change is made
+
+    @property
+    def _state(self) -> State:
+        return self._log.state
+
+    @property
+    def _floor(self) -> int:
+        return read_log_file(self._objects).floor
+
+    def _changed(
+        self, action: Action, name: str, change: Callable[[AdapterRecord], AdapterRecord], check: Check | None = None
+    ) -> AdapterRecord:
+        made: list[AdapterRecord] = []
+
+        def decide(state: State, room: Room) -> tuple[AdapterRecord, dict[str, Upload]]:
+            made.append(change(_existing(room, name)))
+            return made[-1], {}
+
+        with _errors(self._objects, f"changing {name!r}"):
+            self._change(action, name, decide, check)
+        return made[-1]
+
+    def _change(
+        self,
+        action: Action,
+        name: str,
+        decide: Callable[[State, Room], tuple[AdapterRecord | None, dict[str, Upload]]],
+        check: Check | None = None,
+        bytes_more: Callable[[State], int] = lambda state: 0,
+    ) -> Entry | None:
+        """Append what `decide` says; None if the record stays what it is."""
+
+        def entry(state: State, number: int, attempt: str) -> Entry | None:
+            before = state.records.get(name)
+            room = Room(before, len(state.records), state.bytes_used, bytes_more(state))
+            if check is not None:
+                check(room)
+            record, uploads = decide(state, room)
+            if record == before and not uploads:
+                return None
+            deleted = None
+            if record is None and before is not None:
+                deleted = Deleted.of(Tombstone(before.highest, before.allowed_keys))
+            return new_entry(
+                number, attempt, self._writer, action, name, record=record, deleted=deleted, uploads=uploads
+            )
+
+        with self._writing:
+            assert self._is_open, "the store is closed"
+            return self._log.append(entry)
+
+    # Files
+
+    def _upload(self, folder: Path, digest: str) -> str:
+        upload = uuid4().hex
+        for file in FILES:
+            self._objects.put_file(blob_key(digest, upload, file), folder / file)
+        return upload
+
+    def _dropped(self, digest: str, upload: Upload, is_own: bool) -> None:
+        """Nobody needs these files any more: who wrote the entry that says so removes them."""
+        if digest not in self._state.uploads:
+            self._cache.remove(digest)
+            self._problems.pop(digest, None)
+        if is_own:
+            self._remove_files(digest, upload.id)
+
+    def _remove_files(self, digest: str, upload: str) -> None:
+        try:
+            for file in FILES:
+                self._objects.remove(blob_key(digest, upload, file))
+        except OSError as error:
+            logger.warning("store: files of %s stay until they are swept: %s", digest, error)
+
+    def _damage(self, digest: str, upload: Upload) -> str | None:
+        """What is wrong with a content's files where they are kept."""
+        sizes = {found.key: found.size for found in self._objects.list(f"{BLOBS}{digest}/{upload.id}/")}
+        return self._problems.get(digest) or _file_problem(digest, upload, sizes)
+
+    def _find_problems(self) -> dict[str, str]:
+        sizes = {found.key: found.size for found in self._objects.list(BLOBS)}
+        found = ((digest, _file_problem(digest, upload, sizes)) for digest, upload in self._state.uploads.items())
+        return {digest: problem for digest, problem in found if problem is not None}
+
+
+def read_log_file(objects: Objects) -> LogFile:
+    """STORE.json of a log store. Raises StoreSchemaError, StoreUnusableError or OSError."""
+    raw = objects.get(STORE_FILE)
+    if raw is None:
+        raise StoreUnusableError(f"{objects}: found no {STORE_FILE}, expected a store")
+    try:
+        found = parse(LogFile, raw)
+    except ValueError as error:
+        raise StoreUnusableError(f"{objects}: {STORE_FILE} is not that of a shared store: {error}") from None
+    if found.number != SCHEMA:
+        raise StoreSchemaError(f"the store {objects}: found schema {found.number}, expected {SCHEMA}")
+    return found
+
+
+def _check_is_store(objects: Objects) -> None:
+    """Create the store if there is none. A place that overwrites what it was told to create is refused: by trying."""
+    probe = f"probe/{uuid4().hex}"
+    try:
+        created = (objects.create(probe, b"first"), objects.create(probe, b"second"))
+        if created != (True, False) or objects.get(probe) != b"first":
+            raise StoreUnusableError(
+                f"the store {objects}: found a place that overwrites an object which it was told to create only if "
+                "there is none; expected conditional writes (S3: If-None-Match), without which changes are lost"
+            )
+    finally:
+        objects.remove(probe)
+    if objects.get(STORE_FILE) is None:
+        objects.create(STORE_FILE, LogFile(kind="log", schema=SCHEMA).file_bytes())
+    read_log_file(objects)
+
+
+def _file_problem(digest: str, upload: Upload, sizes: dict[str, int]) -> str | None:
+    found = [sizes.get(blob_key(digest, upload.id, file)) for file in FILES]
+    if any(size is None for size in found):
+        return "its files are missing"
+    total = sum(size or 0 for size in found)
+    return None if total == upload.size_bytes else f"its files have {total} bytes, expected {upload.size_bytes}"
+
+
+def _existing(room: Room, name: str) -> AdapterRecord:
+    if room.record is None:
+        raise KeyError(name)
+    return room.record
+
+
+@contextmanager
+def _errors(place: object, doing: str) -> Iterator[None]:
+    """Turn an OSError into an error of the store."""
+    from adapters.errors import store_errors
+
+    with store_errors(Path(str(place)), doing):
+        yield
