@@ -8,6 +8,7 @@ from server.errors import ServerDiedError, StartError
 
 USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
        perft adapters {list,show,push,activate,rm,verify,pin,unpin,allow} ...
+       perft store {migrate,verify,sweep} ...
        perft train --base MODEL --data FILE --output FOLDER [--push NAME] ...
        perft import CHECKPOINT --base MODEL --output FOLDER
        perft export FOLDER --base MODEL --output CHECKPOINT
@@ -20,6 +21,7 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 
 COMMANDS = {
     "adapters": ("server.client.commands", "run"),
+    "store": ("server.commands.store", "run"),
     "train": ("server.commands.train", "run"),
     "import": ("server.commands.convert", "run_import"),
     "export": ("server.commands.convert", "run_export"),

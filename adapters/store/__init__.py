@@ -1,5 +1,6 @@
 """The adapters that a server keeps: names, versions and their files. Imports no torch."""
 
+from adapters.store.address import is_shared, open_store, verify_store
 from adapters.store.folder.store import FolderStore
 from adapters.store.folder.verify import verify_folder
 from adapters.store.protocol import Check, Prepared, Room, Store
@@ -18,5 +19,8 @@ __all__ = [
     "Store",
     "Unchanged",
     "VersionRecord",
+    "is_shared",
+    "open_store",
     "verify_folder",
+    "verify_store",
 ]

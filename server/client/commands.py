@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from signal import SIGPIPE
 
+from adapters.errors import StoreError
 from adapters.format.beside import HandedIn
 from adapters.identity import content_digest
 from server.api.schemas import AdapterObject, VersionObject
@@ -114,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         "verify",
         verify_command,
         "recompute the digests of a store folder, or of an adapter on the server",
-        "If the argument is a folder (or has a '/' in it), check that store folder offline, without a server: every "
+        "If the argument is a folder or an address (or has a '/' in it), check that store without a server: every "
         "record, file and digest. Otherwise download NAME's versions (or the one given) and compare the digest of "
         "their bytes with the one that the server lists.",
     )
@@ -205,7 +206,10 @@ def rm_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
 def verify_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     text: str = arguments.target
     if os.sep in text or Path(text).is_dir():
-        return _verify_store(Path(text))
+        try:
+            return report_on_store(text)
+        except StoreError as error:
+            return _complain(str(error))
     try:
         name, number = target(text)
     except argparse.ArgumentTypeError as error:
@@ -238,14 +242,15 @@ def allow_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify_store(folder: Path) -> int:
-    from adapters.store import verify_folder  # only this command needs it
+def report_on_store(place: str) -> int:
+    """Check a store, print what is wrong with it, and return the exit status. Raises StoreError."""
+    from adapters.store import verify_store  # only this command needs it
 
-    problems = verify_folder(folder)
+    problems = verify_store(place)
     for problem in problems:
         print(printable(problem))
     found = f"{len(problems)} problem{'s' * (len(problems) > 1)} found" if problems else "every digest matches"
-    print(f"{folder}: {found}")
+    print(f"{place}: {found}")
     return 1 if problems else 0
 
 

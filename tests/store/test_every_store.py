@@ -161,7 +161,7 @@ def test_the_base_of_old_versions_is_recorded_once(store: Store) -> None:
     assert store.adopt("a", [1], other).versions[0].base == BASE
 
 
-def test_a_check_sees_what_there_is_by_then_and_can_refuse(store: Store) -> None:
+def test_a_check_sees_what_there_is_by_then_and_can_refuse(store: Store, place: Place) -> None:
     upload(store, "a", perft(1))
     seen: list[Room] = []
 
@@ -179,7 +179,7 @@ def test_a_check_sees_what_there_is_by_then_and_can_refuse(store: Store) -> None
     for change in (store.update, lambda name, check: store.start_delete(name, None, check=check)):
         with pytest.raises(FullError):
             change("a", check=refuse)
-    assert table(store) == before and not staged.exists()
+    assert table(store) == before and not staged.exists() and place.blob_bytes() == perft(1).size
     assert [(room.names, room.bytes_used, room.bytes_more) for room in seen] == [
         (1, perft(1).size, perft(2).size), (1, perft(1).size, 0), (1, perft(1).size, 0),
     ]  # fmt: skip

@@ -13,9 +13,10 @@ from adapters.errors import StoreError, StoreSchemaError, StoreUnusableError
 from adapters.store import Store
 from adapters.store.log import log
 from adapters.store.log.bucket import Bucket
+from adapters.store.log.contents import ORPHAN_AGE_S
 from adapters.store.log.entries import Entry, entry_key
 from adapters.store.log.objects import Objects
-from adapters.store.log.store import ORPHAN_AGE_S, LogStore
+from adapters.store.log.store import LogStore
 from tests.store.faults import Faulty, KilledError
 from tests.store.places import Shared
 from tests.store_contents import perft, remove, table, upload
@@ -260,6 +261,18 @@ def test_a_content_that_was_deleted_while_it_was_uploaded_again_is_there(memory:
     one.close()
     two.close()
     check_sound(memory)
+
+
+def test_an_upload_that_is_let_go_leaves_nothing(memory: Shared) -> None:
+    store = memory.open()
+    staged = store.stage()
+    inner = staged / "unpacked"
+    inner.mkdir()
+    store.prepare(perft(1).write(inner), perft(1).digest)
+    assert memory.blob_bytes() == perft(1).size
+    store.discard(staged)
+    assert memory.blob_bytes() == 0 and not staged.exists()
+    store.close()
 
 
 def test_files_that_are_missing_are_told_and_mended_by_the_same_content(memory: Shared) -> None:

@@ -41,7 +41,7 @@ SERVER_MAY_USE_OF_OUR_ENGINE = (
     "perft.engine.peft_lora.check_peft_lora",
     "perft.engine.scheduler.OUTPUT_INVALID",
 )
-ADAPTERS_MAY_USE = ("torch", "safetensors", "pydantic", "perft", "adapters")
+ADAPTERS_MAY_USE = ("torch", "safetensors", "pydantic", "obstore", "perft", "adapters")
 
 
 def within(name: str, prefixes: Iterable[str]) -> bool:
@@ -97,7 +97,7 @@ RULES: dict[str, tuple[Callable[[str], bool], Callable[[str, str], bool]]] = {
         is_method,
         lambda file, name: within(name, ("transformers",)) and not file.startswith(("perft/hf/", "perft/training/")),
     ),
-    "adapters imports the standard library, torch, safetensors, pydantic and perft": (
+    "adapters imports the standard library, torch, safetensors, pydantic, obstore and perft": (
         lambda file: file.startswith("adapters/"),
         lambda file, name: not within(name, (*sys.stdlib_module_names, *ADAPTERS_MAY_USE)),
     ),
@@ -150,7 +150,9 @@ BREAKING: dict[str, tuple[str, str]] = {
     "of the method, only perft/hf and perft/training import transformers": (
         "perft/base_model.py", "import transformers.utils as u",
     ),
-    "adapters imports the standard library, torch, safetensors, pydantic and perft": ("adapters/x.py", "import numpy"),
+    "adapters imports the standard library, torch, safetensors, pydantic, obstore and perft": (
+        "adapters/x.py", "import numpy",
+    ),
     "adapters imports nothing of perft.engine": ("adapters/x.py", "from perft import engine"),
     "perft/engine imports no server and no fastapi": ("perft/engine/x.py", "def f():\n    from server import cli"),
     "server imports of vllm only what its allow-list has": ("server/x.py", "from vllm import LLM, SamplingParams"),

@@ -14,16 +14,15 @@ from uuid import uuid4
 from adapters.store.log.objects import Found
 
 UNFINISHED = "unfinished"
-"""Where objects are written before they have their names. What a crash left there is removed by `sweep`."""
+"""Where objects are written before they have their names. No object; what a crash left there does no harm."""
 FOLDER_MODE, FILE_MODE = 0o770, 0o660
 
 
 class SharedFolder:
-    """Objects below `root`, which is created if there is none."""
+    """Objects below `root`, which is created with the first of them."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self._make(self._root / UNFINISHED)
 
     def __str__(self) -> str:
         return str(self._root)
@@ -71,6 +70,7 @@ class SharedFolder:
         """Give what `write` writes the name `key`; False if that is taken. By the number of its names one knows whether
         a link that was answered with an error was made: NFS may lose an answer."""
         path, unfinished = self._root / key, self._root / UNFINISHED / uuid4().hex
+        self._make(unfinished.parent)
         try:
             write(unfinished)
             for _ in range(2):
@@ -103,7 +103,7 @@ class SharedFolder:
             return
         for entry in entries:
             key = str(Path(entry.path).relative_to(self._root))
-            if not (key.startswith(prefix) or prefix.startswith(f"{key}/")):
+            if key == UNFINISHED or not (key.startswith(prefix) or prefix.startswith(f"{key}/")):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if f"{key}/\uffff" > after:

@@ -4,7 +4,6 @@ Invariant: a change that returned is in the log, and decided on everything befor
 error says that this is not known.
 """
 
-import logging
 import secrets
 import threading
 import time
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from adapters.errors import StoreSchemaError, StoreUnusableError
-from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
+from adapters.errors import StoreSchemaError, StoreUnusableError, store_errors
+from adapters.format.files import CONFIG_FILE, README_FILE
 from adapters.ref import Kind
 from adapters.store import transitions
 from adapters.store.folder.layout import blob_bytes, blob_problem
 from adapters.store.log.cache import Cache
+from adapters.store.log.contents import Contents
 from adapters.store.log.entries import (
-    BLOBS,
     SCHEMA,
     STORE_FILE,
     Action,
@@ -29,7 +28,6 @@ from adapters.store.log.entries import (
     Entry,
     LogFile,
     Upload,
-    blob_key,
     new_entry,
 )
 from adapters.store.log.log import Log
@@ -38,11 +36,6 @@ from adapters.store.log.state import State
 from adapters.store.protocol import Check, Prepared, Room
 from adapters.store.records import AdapterRecord, BaseRecord, Tombstone, VersionRecord, is_digest, parse
 from adapters.store.transitions import UNCHANGED, Keys, Unchanged
-
-logger = logging.getLogger(__name__)
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
-ORPHAN_AGE_S = 24 * 3600.0
-"""Files of an upload that no entry names after a day are of one that was broken off."""
 
 
 class LogStore:
@@ -55,26 +48,25 @@ class LogStore:
     ) -> "LogStore":  # fmt: skip
         """Open the store at `objects`, creating it if there is none. Raises StoreError."""
         with _errors(objects, "opening"):
-            _check_is_store(objects)
-            return cls(objects, Cache(cache, cache_bytes), writer or secrets.token_hex(4), clock, pause)
+            floor = _floor_of(objects)
+            return cls(objects, Cache(cache, cache_bytes), floor, writer or secrets.token_hex(4), clock, pause)
 
     def __init__(
-        self, objects: Objects, cache: Cache, writer: str, clock: Callable[[], float], pause: Callable[[float], None]
-    ) -> None:
+        self, objects: Objects, cache: Cache, floor: int, writer: str, clock: Callable[[], float],
+        pause: Callable[[float], None],
+    ) -> None:  # fmt: skip
         self.secret = secrets.token_bytes(32)
-        self._objects, self._cache, self._writer = objects, cache, writer
+        self._objects, self._cache, self._floor, self._writer = objects, cache, floor, writer
         self._writing = threading.RLock()
         self._is_open = True
-        self._problems: dict[str, str] = {}
+        self._contents = Contents(objects, cache)
         try:
             self._log = Log(objects, self._dropped, clock, pause)
             self._log.catch_up()
-            self._problems = self._find_problems()
+            self._contents.find_problems(self._state.uploads)
         except BaseException:
             cache.close()
             raise
-        for digest, problem in self._problems.items():
-            logger.error("store: %s%s: %s", BLOBS, digest, problem)
 
     def close(self) -> None:
         with self._writing:
@@ -99,6 +91,10 @@ class LogStore:
     def get(self, name: str) -> AdapterRecord | None:
         return self._state.records.get(name)
 
+    def deleted(self) -> dict[str, Tombstone]:
+        """What is remembered of deleted names."""
+        return dict(self._state.deleted)
+
     def folder(self, digest: str) -> Path:
         assert is_digest(digest), digest
         return self._cache.folder(digest)
@@ -110,10 +106,10 @@ class LogStore:
         return None
 
     def holds(self, digest: str) -> bool:
-        return digest in self._state.uploads and digest not in self._problems
+        return digest in self._state.uploads and digest not in self._contents.problems
 
     def problem(self, digest: str) -> str | None:
-        return self._problems.get(digest)
+        return self._contents.problems.get(digest)
 
     def used(self, digest: str) -> Any:
         """A context manager: keeps the files on this machine while they are read."""
@@ -127,16 +123,8 @@ class LogStore:
             return self._log.catch_up()
 
     def fetch(self, digest: str) -> Path:
-        upload = self._state.uploads.get(digest)
-
-        def bring(folder: Path) -> None:
-            if upload is None:
-                raise StoreUnusableError(f"the store {self._objects} has no files of {digest}")
-            for file in FILES:
-                self._objects.get_file(blob_key(digest, upload.id, file), folder / file)
-
         with _errors(self._objects, f"fetching {digest}"):
-            return self._cache.fetch(digest, bring)
+            return self._contents.fetch(digest, self._state.uploads.get(digest))
 
     # Uploads
 
@@ -145,7 +133,7 @@ class LogStore:
             return self._cache.stage()
 
     def discard(self, staged: Path) -> None:
-        self._cache.discard(staged)
+        self._contents.discard(staged)
 
     def prepare(self, folder: Path, digest: str) -> Prepared:
         assert is_digest(digest), digest
@@ -153,10 +141,10 @@ class LogStore:
             (folder / README_FILE).unlink(missing_ok=True)
             assert blob_problem(folder) is None, folder
             there = self._state.uploads.get(digest)
-            damage = None if there is None else self._damage(digest, there)
+            damage = None if there is None else self._contents.damage(digest, there)
             if there is not None and damage is None:
                 return Prepared()
-            return Prepared(damage, self._upload(folder, digest))
+            return Prepared(damage, self._contents.put(folder, digest))
 
     def add(
         self,
@@ -190,21 +178,20 @@ class LogStore:
                 )  # fmt: skip
                 is_needed = digest not in state.uploads or done.damage is not None
                 if is_needed and upload is None:  # its last owner was deleted since `prepare`
-                    upload = self._upload(folder, digest)
+                    upload = self._contents.put(folder, digest)
                 return made.record, {digest: Upload(id=upload, size_bytes=size)} if is_needed and upload else {}
 
-            with _errors(self._objects, f"adding a version of {name!r}"):
-                more = lambda state: 0 if digest in state.uploads else size  # noqa: E731
-                entry = self._change("upload", name, decide, check, more)
-                if upload is not None and (entry is None or digest not in entry.uploads):
-                    self._remove_files(digest, upload)
-                elif entry is not None:
-                    self._problems.pop(digest, None)
+            entry = self._change("upload", name, decide, check, size)
+            if entry is not None and digest in entry.uploads:
+                self._contents.used(folder, digest)
             assert made is not None
             return made.record, made.version, made.is_new
+        except StoreUnusableError:
+            self._contents.used(folder, digest)  # the version may be there
+            raise
         finally:
             if prepared is None:
-                self._cache.discard(folder)
+                self._contents.discard(folder)
 
     # Changes
 
@@ -234,33 +221,21 @@ class LogStore:
         def decide(state: State, room: Room) -> tuple[AdapterRecord | None, dict[str, Upload]]:
             return transitions.without(_existing(room, name), version), {}
 
-        with _errors(self._objects, f"deleting {name}@{version}"):
-            self._change("removed", name, decide)
+        self._change("removed", name, decide)
         return self.get(name)
 
     # Housekeeping
 
     def sweep(self, now: Callable[[], float] = time.time) -> int:
         """Remove files of uploads that were broken off. Returns how many objects went. Raises StoreError."""
-        removed = 0
         with _errors(self._objects, "sweeping"):
-            for found in self._objects.list(BLOBS):
-                digest, upload = found.key.split("/")[1:3]
-                known = self._state.uploads.get(digest)
-                if (known is None or known.id != upload) and found.modified < now() - ORPHAN_AGE_S:
-                    self._objects.remove(found.key)
-                    removed += 1
-        return removed
+            return self._contents.sweep(self._state.uploads, now)
 
     # How a change is made
 
     @property
     def _state(self) -> State:
         return self._log.state
-
-    @property
-    def _floor(self) -> int:
-        return read_log_file(self._objects).floor
 
     def _changed(
         self, action: Action, name: str, change: Callable[[AdapterRecord], AdapterRecord], check: Check | None = None
@@ -271,8 +246,7 @@ class LogStore:
             made.append(change(_existing(room, name)))
             return made[-1], {}
 
-        with _errors(self._objects, f"changing {name!r}"):
-            self._change(action, name, decide, check)
+        self._change(action, name, decide, check)
         return made[-1]
 
     def _change(
@@ -281,16 +255,16 @@ class LogStore:
         name: str,
         decide: Callable[[State, Room], tuple[AdapterRecord | None, dict[str, Upload]]],
         check: Check | None = None,
-        bytes_more: Callable[[State], int] = lambda state: 0,
+        upload_bytes: int = 0,
     ) -> Entry | None:
         """Append what `decide` says; None if the record stays what it is."""
 
         def entry(state: State, number: int, attempt: str) -> Entry | None:
             before = state.records.get(name)
-            room = Room(before, len(state.records), state.bytes_used, bytes_more(state))
-            if check is not None:
-                check(room)
+            room = Room(before, len(state.records), state.bytes_used, upload_bytes)
             record, uploads = decide(state, room)
+            if check is not None:
+                check(room if uploads else room._replace(bytes_more=0))
             if record == before and not uploads:
                 return None
             deleted = None
@@ -300,42 +274,16 @@ class LogStore:
                 number, attempt, self._writer, action, name, record=record, deleted=deleted, uploads=uploads
             )
 
-        with self._writing:
+        with self._writing, _errors(self._objects, f"changing {name!r}"):
             assert self._is_open, "the store is closed"
             return self._log.append(entry)
-
-    # Files
-
-    def _upload(self, folder: Path, digest: str) -> str:
-        upload = uuid4().hex
-        for file in FILES:
-            self._objects.put_file(blob_key(digest, upload, file), folder / file)
-        return upload
 
     def _dropped(self, digest: str, upload: Upload, is_own: bool) -> None:
         """Nobody needs these files any more: who wrote the entry that says so removes them."""
         if digest not in self._state.uploads:
-            self._cache.remove(digest)
-            self._problems.pop(digest, None)
+            self._contents.forget(digest)
         if is_own:
-            self._remove_files(digest, upload.id)
-
-    def _remove_files(self, digest: str, upload: str) -> None:
-        try:
-            for file in FILES:
-                self._objects.remove(blob_key(digest, upload, file))
-        except OSError as error:
-            logger.warning("store: files of %s stay until they are swept: %s", digest, error)
-
-    def _damage(self, digest: str, upload: Upload) -> str | None:
-        """What is wrong with a content's files where they are kept."""
-        sizes = {found.key: found.size for found in self._objects.list(f"{BLOBS}{digest}/{upload.id}/")}
-        return self._problems.get(digest) or _file_problem(digest, upload, sizes)
-
-    def _find_problems(self) -> dict[str, str]:
-        sizes = {found.key: found.size for found in self._objects.list(BLOBS)}
-        found = ((digest, _file_problem(digest, upload, sizes)) for digest, upload in self._state.uploads.items())
-        return {digest: problem for digest, problem in found if problem is not None}
+            self._contents.remove(digest, upload.id)
 
 
 def read_log_file(objects: Objects) -> LogFile:
@@ -352,8 +300,11 @@ def read_log_file(objects: Objects) -> LogFile:
     return found
 
 
-def _check_is_store(objects: Objects) -> None:
-    """Create the store if there is none. A place that overwrites what it was told to create is refused: by trying."""
+def _floor_of(objects: Objects) -> int:
+    """The number above which new names start, in a store that is created if there is none.
+
+    A place that overwrites what it was told to create only if there is none is refused: by trying.
+    """
     probe = f"probe/{uuid4().hex}"
     try:
         created = (objects.create(probe, b"first"), objects.create(probe, b"second"))
@@ -366,15 +317,7 @@ def _check_is_store(objects: Objects) -> None:
         objects.remove(probe)
     if objects.get(STORE_FILE) is None:
         objects.create(STORE_FILE, LogFile(kind="log", schema=SCHEMA).file_bytes())
-    read_log_file(objects)
-
-
-def _file_problem(digest: str, upload: Upload, sizes: dict[str, int]) -> str | None:
-    found = [sizes.get(blob_key(digest, upload.id, file)) for file in FILES]
-    if any(size is None for size in found):
-        return "its files are missing"
-    total = sum(size or 0 for size in found)
-    return None if total == upload.size_bytes else f"its files have {total} bytes, expected {upload.size_bytes}"
+    return read_log_file(objects).floor
 
 
 def _existing(room: Room, name: str) -> AdapterRecord:
@@ -386,7 +329,5 @@ def _existing(room: Room, name: str) -> AdapterRecord:
 @contextmanager
 def _errors(place: object, doing: str) -> Iterator[None]:
     """Turn an OSError into an error of the store."""
-    from adapters.errors import store_errors
-
     with store_errors(Path(str(place)), doing):
         yield
