@@ -10,6 +10,7 @@ Exception
     ├── InvalidRequestError          a parameter or the body is invalid
     │   └── ContextLengthError       a text is longer than the model's context
     ├── EngineUnavailableError       the engine is starting, stopping or not answering
+    ├── StoreUnreachableError        the store that servers share does not answer
     ├── InvalidKeyError              no API key, or an unknown one
     ├── ForbiddenError               a known caller without the right
     ├── RateLimitedError             a key's requests or tokens are used up
@@ -87,6 +88,10 @@ class ContextLengthError(InvalidRequestError):
 
 class EngineUnavailableError(ServerError):
     code = "engine_unavailable"
+
+
+class StoreUnreachableError(ServerError):
+    code = "store_unavailable"
 
 
 class InvalidKeyError(ServerError):

@@ -3,7 +3,7 @@
 from adapters.store.address import is_shared, open_store, verify_store
 from adapters.store.folder.store import FolderStore
 from adapters.store.folder.verify import verify_folder
-from adapters.store.protocol import Check, Prepared, Room, Store
+from adapters.store.protocol import Check, Look, Prepared, Room, Store
 from adapters.store.records import AdapterRecord, BaseRecord, VersionRecord
 from adapters.store.transitions import UNCHANGED, Keys, Unchanged
 
@@ -14,6 +14,7 @@ __all__ = [
     "Check",
     "FolderStore",
     "Keys",
+    "Look",
     "Prepared",
     "Room",
     "Store",

@@ -32,6 +32,14 @@ class Room(NamedTuple):
     bytes_more: int
 
 
+class Look(NamedTuple):
+    """What a look at a shared store found. names: whose records others changed since the last one. sent: by the store's
+    monotonic clock, when the question went out whose answer was that there is nothing newer."""
+
+    names: set[str]
+    sent: float
+
+
 Check = Callable[[Room], None]
 """Raises what the caller wants to see raised if a change does not fit what the store holds by then."""
 

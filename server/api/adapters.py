@@ -136,7 +136,8 @@ async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, serv
         message = "found if_active alone, expected active beside it: it is the condition of that change"
         raise InvalidRequestError(message, param="if_active")
     if change.allowed_keys:
-        services.registry.check_visible(name, caller)
+        await services.following.fresh()
+        services.registry.visible(name, caller)
         _check_labels(change.allowed_keys, services.registry.record(name), services.keys.labels)
     try:
         return _object(await services.adapters.patch(name, given, caller))
@@ -185,9 +186,9 @@ async def get_file(
     if _has_already(request.headers.getlist("if-none-match"), tag):
         return Response(status_code=304, headers={"ETag": tag})
     headers = {"ETag": tag, "Content-Disposition": f'attachment; filename="{name}"'}
-    content = registry.file(version, file)
-    if isinstance(content, bytes):
-        return Response(content, headers=headers, media_type=media_type)
+    if file == "config":
+        return Response(version.record.config.encode(), headers=headers, media_type=media_type)
+    content = await run_in_threadpool(registry.weights_file, version)
     try:
         found = await run_in_threadpool(os.stat, content)
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
 from server.engine.health import EngineHealth
 from server.engine.protocol import Engine
+from server.following.following import Alone, Following
 from server.inference.request_context import RequestFacts
 from server.inference.timing import RequestMetrics
 from server.registry.registry import Registry
@@ -92,6 +93,7 @@ class Services:
     close: Callable[[], Awaitable[None]]
     is_metrics_route_open: bool = True
     bodies: RequestBodies = field(default_factory=RequestBodies)
+    following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
 
@@ -116,7 +118,9 @@ ServicesOf = Annotated[Services, Depends(_services)]
 CallerOf = Annotated[Caller, Depends(_caller)]
 
 
-def _registry(services: ServicesOf) -> Registry:
+async def _registry(services: ServicesOf) -> Registry:
+    """With what other servers changed until now. Raises StoreUnreachableError."""
+    await services.following.fresh()
     return services.registry
 
 

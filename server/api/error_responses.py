@@ -61,6 +61,7 @@ ERROR_TABLE: dict[type[Exception], ErrorRow] = {
     errors.RequestTooLargeError: ErrorRow(413),
     errors.UnsupportedEncodingError: ErrorRow(415, "Content-Encoding"),
     errors.EngineUnavailableError: ErrorRow(503, retry_after_s=5),
+    errors.StoreUnreachableError: ErrorRow(503, retry_after_s=5),
     errors.InvalidKeyError: ErrorRow(401),
     errors.ForbiddenError: ErrorRow(403),
     errors.RateLimitedError: ErrorRow(429),

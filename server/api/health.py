@@ -10,7 +10,7 @@ from server.api.dependencies import ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import errors_of
 from server.engine.health import DOUBT_AFTER_S
-from server.errors import EngineUnavailableError
+from server.errors import EngineUnavailableError, StoreUnreachableError
 
 router = APIRouter(route_class=ContractRoute, tags=["server"])
 
@@ -30,6 +30,8 @@ async def ready(services: ServicesOf) -> Readiness:
     """200 once the engine answers and every rank carries the operator."""
     if (doubt := services.engine_health.doubt()) is not None:
         raise EngineUnavailableError(doubt)
+    if (problem := services.following.problem()) is not None:
+        raise StoreUnreachableError(problem)
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             status = await services.engine.status()

@@ -14,6 +14,7 @@ from server.api.dependencies import CallerOf, ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, KEY, errors_of
 from server.errors import ModelNotFoundError
+from server.inference.selection import selected
 
 router = APIRouter(route_class=ContractRoute, tags=["models"], dependencies=[KEY])
 _STARTED = int(time.time())
@@ -42,6 +43,7 @@ class ModelList(BaseModel):
 @router.get("/v1/models", summary="List models", response_model=ModelList, responses=errors_of(*ACCESS_ERRORS))
 async def list_models(caller: CallerOf, services: ServicesOf) -> Response:
     """The base, and every adapter that can be selected by its name."""
+    await services.following.admit()
     length, base_names = services.max_model_len, services.base_names
     cards = [_card(name, _STARTED, None, length).model_dump_json() for name in base_names]
     cards += _adapter_cards(services.registry.servable(caller), base_names[0], length)
@@ -52,11 +54,14 @@ async def list_models(caller: CallerOf, services: ServicesOf) -> Response:
 async def retrieve_model(model: str, caller: CallerOf, services: ServicesOf) -> ModelCard:
     """The base, NAME or NAME@version."""
     try:
-        version = services.registry.resolve(model, caller)
+        version = await selected(services, model, caller)
     except ModelNotFoundError:
         if (plain := _SLASHES.sub("/", model).strip("/")) == model:
             raise
-        model, version = plain, services.registry.resolve(plain, caller)  # as in every other path, slashes count once
+        model, version = (
+            plain,
+            await selected(services, plain, caller),
+        )  # as in every other path, slashes count once
     if version is None:
         return _card(model, _STARTED, None, services.max_model_len)
     return _card(model, version.record.created, services.base_names[0], services.max_model_len)

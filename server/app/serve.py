@@ -87,16 +87,17 @@ def check_model(model: str) -> None:
         raise StartError(f"found nothing at {model}, expected the folder of a model")
 
 
-def check_store(folder: Path) -> None:
-    """Raises StartError for a store that another server has open, before a model is loaded."""
+def check_store(place: Path | str) -> None:
+    """Raises StartError for a store that cannot be opened, before a model is loaded."""
     from adapters.errors import StoreError
+    from adapters.store.address import objects_at
     from adapters.store.folder.lock import FolderLock
 
-    lock = folder / "lock"
-    if not lock.exists():
-        return
     try:
-        FolderLock(lock).release()
+        if isinstance(place, str):
+            next(iter(objects_at(place).list("STORE.json")), None)
+        elif (place / "lock").exists():
+            FolderLock(place / "lock").release()
     except (StoreError, OSError) as error:
         raise StartError(f"--adapter-store: {error}") from error
 

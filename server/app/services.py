@@ -4,15 +4,13 @@ The real server and the tests' server with a fake engine are put together here a
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from adapters.errors import StoreError
-from adapters.store import FolderStore, Store
+from adapters.store import Store
 from perft.memory import memory_bytes
 from server.api.dependencies import Services
 from server.app.connections import serve_metrics
@@ -24,7 +22,7 @@ from server.bodies.limits import BodyLimits
 from server.bodies.models import RequestModel
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
-from server.errors import StartError
+from server.following.opening import bringing, follow, open_store_of
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
@@ -77,7 +75,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     assert side.status.base is not None
     audit = AuditLog(settings.audit_path)
     audit.open()
-    store = await _open_store(settings)
+    store = await open_store_of(settings)
     served = _ServedVersions(side)
     prometheus = CollectorRegistry()
     metrics = EventCounters(
@@ -85,14 +83,17 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     )
     served.metrics = metrics
     engine, asked_anyway = (WatchedEngine(side.engine, side.health, is_patient=patient) for patient in (False, True))
-    scheduler = ResidencyScheduler(engine, _capacity(side, settings), metrics, engine_problem=side.health.doubt)
+    scheduler = ResidencyScheduler(
+        engine, _capacity(side, settings), metrics, engine_problem=side.health.doubt, bring=bringing(store)
+    )
     registry = served.registry = Registry(store, scheduler, side.base_names)
     validator = UploadValidator(side.status.base, settings.adapter_limits, side.status.rows_total, side.check_lora)
     adapters = AdapterService(registry, store, scheduler, validator, settings, audit, served, side.abort)
+    follower = await follow(store, adapters, settings)
     await adapters.start()
     reconciler = Reconciler(asked_anyway, scheduler)
     monitor = EngineMonitor(asked_anyway, side.status, metrics, reconciler, served.by_engine_id)
-    snapshot = _Snapshot(registry, scheduler, monitor, settings, side.base_running)
+    snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
     stop_metrics = await serve_metrics(settings, page)
@@ -100,6 +101,8 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
 
     async def close() -> None:
         monitor.stop()
+        if follower is not None:
+            await follower.close()
         await adapters.close()
         if side.specs is not None:
             await side.specs.close()
@@ -113,6 +116,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         max_model_len=side.max_model_len,
         registry=registry,
         adapters=adapters,
+        following=adapters.following,
         scheduler=scheduler,
         metrics=metrics,
         metrics_page=_FreshPage(page, monitor),
@@ -181,6 +185,7 @@ class _FreshPage:
 class _Snapshot:
     """What a scrape reads."""
 
+    store: Store
     registry: Registry
     scheduler: ResidencyScheduler
     monitor: EngineMonitor
@@ -198,7 +203,6 @@ class _Snapshot:
                 waiting=sum(self.scheduler.requests_waiting(version.ref) for version in served.values()),
                 tier=self.scheduler.tier(active.ref) if active is not None else None,
             )
-        disk = os.statvfs(self.settings.adapter_store)
         return StateSnapshot(
             adapters=adapters,
             max_lora=self.scheduler.capacity.running,
@@ -207,17 +211,10 @@ class _Snapshot:
             device_rows_used=self.scheduler.rows_used,
             device_rows_total=self.monitor.status.rows_total,
             store_bytes=self.registry.store_bytes(),
-            store_free_bytes=disk.f_bavail * disk.f_frsize,
+            store_free_bytes=self.store.free_bytes(),
             moe_layers=self.monitor.status.moe_layers,
             step_load_bytes=self.monitor.counters.step_load_bytes,
         )
-
-
-async def _open_store(settings: Settings) -> Store:
-    try:
-        return await asyncio.get_running_loop().run_in_executor(None, FolderStore.open, settings.adapter_store)
-    except StoreError as error:
-        raise StartError(f"--adapter-store: {error}") from error
 
 
 def _capacity(side: EngineSide, settings: Settings) -> Capacity:

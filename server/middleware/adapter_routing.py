@@ -31,8 +31,8 @@ from server.bodies.models import InvalidItemsError
 from server.bodies.receive import ReceivedBody, check_json, receive_body
 from server.errors import ConnectionLimitError, InvalidRequestError, ServerError
 from server.inference.request_context import CURRENT, RequestContext
+from server.inference.selection import selected
 from server.middleware.stream_errors import FailureSender
-from server.registry.registry import Registry
 from server.registry.version import Version
 
 LONGEST_STEP_S = 0.005
@@ -171,7 +171,7 @@ async def _prepare(content: bytes, route: Route, state: dict[str, Any], services
         caller: Caller = state["caller"]
         fields = BodyFields(content)
         del content
-        version = _resolve(fields, services.registry, caller)
+        version = await _resolve(fields, services, caller)
         if version is not None:
             state["facts"].adapter, state["facts"].version = version.name, version.number
             fields.set("model", version.id)
@@ -192,7 +192,7 @@ def _shown(fields: BodyFields) -> dict[str, bytes]:
     return {name: raw if len(raw := fields.raw(name)) <= SHORT else b"" for name in fields.names}
 
 
-def _resolve(fields: BodyFields, registry: Registry, caller: Caller) -> Version | None:
+async def _resolve(fields: BodyFields, services: Services, caller: Caller) -> Version | None:
     """The version that `model` selects; None for the base, which has to be named too.
 
     Raises InvalidRequestError if no model is named, ModelNotFoundError if there is none of that name.
@@ -202,7 +202,7 @@ def _resolve(fields: BodyFields, registry: Registry, caller: Caller) -> Version 
         found = "an empty string" if model == "" else fields.kind("model") if "model" in fields else "no model"
         message = f"found {found}, expected the name of the base or of an adapter; GET /v1/models lists them"
         raise InvalidRequestError(message, param="model")
-    return registry.resolve(model, caller)
+    return await selected(services, model, caller)
 
 
 def _salt(fields: BodyFields, secret: bytes, label: str | None) -> None:

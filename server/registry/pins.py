@@ -4,20 +4,45 @@ Invariant: a version is pinned on the device exactly while the store says so, or
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
-from server.errors import AdapterUnavailableError
+from adapters.store import AdapterRecord
+from server.errors import AdapterUnavailableError, ServerError
 from server.registry.version import Version
 from server.residency.scheduler import ResidencyScheduler
 
+logger = logging.getLogger(__name__)
+
 
 class Pins:
-    """What is pinned on the device, by name. timeout_s: seconds that pinning may take."""
+    """What is pinned on the device, by name. known: a version by its name and number. timeout_s: seconds that pinning
+    may take."""
 
-    def __init__(self, scheduler: ResidencyScheduler, timeout_s: float) -> None:
-        self._scheduler, self._timeout_s = scheduler, timeout_s
+    def __init__(self, scheduler: ResidencyScheduler, known: Callable[[str, int], Version], timeout_s: float) -> None:
+        self._scheduler, self._known, self._timeout_s = scheduler, known, timeout_s
         self._pinned: dict[str, Version] = {}
+
+    def changed(self, record: AdapterRecord, changes: dict[str, Any]) -> AbstractAsyncContextManager[None]:
+        """Around a change of a record: moves the name's pin if the change concerns it, and leaves it alone if not."""
+        if not changes.keys() & {"active", "pinned"}:
+            return nullcontext()
+        return self.moved(record.name, self._wanted(record.changed(**changes)))
+
+    async def restore(self, record: AdapterRecord | None) -> None:
+        """Bring what is pinned to the device, as far as that is possible."""
+        if record is None:
+            return
+        try:
+            async with self.moved(record.name, self._wanted(record)):
+                pass
+        except ServerError as error:
+            logger.warning("%s is pinned, but not on the device: %s", record.name, error.message)
+
+    def _wanted(self, record: AdapterRecord) -> Version | None:
+        return self._known(record.name, record.active) if record.pinned and record.active is not None else None
 
     @asynccontextmanager
     async def moved(self, name: str, wanted: Version | None) -> AsyncIterator[None]:

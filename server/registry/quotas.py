@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.store import AdapterRecord
+from adapters.store import Room
 from server.errors import QuotaExceededError
 
 
@@ -24,8 +24,9 @@ class Quotas(Protocol):
     def load_timeout_s(self) -> float: ...
 
 
-def check_quotas(quotas: Quotas, record: AdapterRecord | None, adapters: int, bytes_used: int, bytes_more: int) -> None:
-    """Raises QuotaExceededError if one more version is too much. record: of its name, None for a new one."""
+def check_quotas(quotas: Quotas, room: Room) -> None:
+    """Raises QuotaExceededError if one more version is too much."""
+    record, adapters, bytes_used, bytes_more = room
     problem = None
     if record is None and adapters >= quotas.max_adapters:
         problem = f"found {adapters} adapters, which is the limit (max_adapters)"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from adapters.format.files import WEIGHTS_FILE
 from adapters.names import NAME_RULE, is_name, suggested_name
@@ -81,22 +81,16 @@ class Registry:
 
     def adapter(self, name: str, caller: Caller) -> AdapterView:
         """Raises AdapterNotFoundError."""
-        self.check_visible(name, caller)
+        self.visible(name, caller)
         return self.view(name, caller)
 
     def version(self, name: str, number: int, caller: Caller) -> Version:
         """Raises AdapterNotFoundError or VersionNotFoundError."""
-        self.check_visible(name, caller)
+        self.visible(name, caller)
         found = self._versions[name].get(number)
         if found is None:
             raise VersionNotFoundError(name, number)
         return found
-
-    def file(self, version: Version, which: Literal["config", "weights"]) -> Path | bytes:
-        """The bytes of one of a version's two files, or the path of the file."""
-        if which == "config":
-            return version.record.config.encode()
-        return self._store.folder(version.record.digest) / WEIGHTS_FILE
 
     def servable(self, caller: Caller) -> list[tuple[str, int]]:
         """Every name that can be selected, and when its active version was created (unix seconds)."""
@@ -108,10 +102,11 @@ class Registry:
             and version.accepted is not None
         ]
 
-    def check_visible(self, name: str, caller: Caller) -> None:
-        """Raises AdapterNotFoundError."""
+    def visible(self, name: str, caller: Caller) -> AdapterRecord:
+        """What the store holds of a name that the caller may use. Raises AdapterNotFoundError."""
         if name not in self._records or not self._may_use(name, caller):
             raise AdapterNotFoundError(name)
+        return self._records[name]
 
     def view(self, name: str, caller: Caller) -> AdapterView:
         """The adapter as it is now, without what `caller` may not know of other keys."""
@@ -178,6 +173,10 @@ class Registry:
     def snapshot(self) -> list[tuple[AdapterRecord, list[Version]]]:
         """Every name with its versions. Safe from any thread: the event loop may add and remove some meanwhile."""
         return [(record, self.versions(name)) for name, record in dict(self._records).items()]
+
+    def weights_file(self, version: Version) -> Path:
+        """The weights file of a version, on this machine (blocks where it must be fetched). Raises StoreError."""
+        return self._store.fetch(version.record.digest) / WEIGHTS_FILE
 
     def store_bytes(self) -> int:
         return self._store.bytes_used()

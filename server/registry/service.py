@@ -9,16 +9,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.errors import InvalidAdapterError, StoreError
-from adapters.store import UNCHANGED, AdapterRecord, Keys, Store
+from adapters.store import UNCHANGED, AdapterRecord, Check, Keys, Room, Store
 from perft.threads import compute_alone
 from server.auth.keys import Caller
 from server.errors import ActiveChangedError, ServerError, VersionActiveError, VersionNotFoundError
+from server.following.following import Alone, Following
+from server.following.others import OthersChanges
 from server.registry.deletion import Deletions
 from server.registry.pins import Pins, load_timeout
 from server.registry.quotas import Quotas, bytes_of, check_quotas
@@ -63,13 +66,17 @@ class AdapterService:
         audit: AuditTrail,
         events: ServiceEvents,
         abort: Callable[[str], Awaitable[None]],
+        following: Following | None = None,
     ) -> None:
         self._registry, self._store, self._scheduler = registry, store, scheduler
         self._validator, self._quotas, self._audit, self._events = validator, quotas, audit, events
-        self._pins = Pins(scheduler, quotas.load_timeout_s)
+        self._pins = Pins(scheduler, registry.known, quotas.load_timeout_s)
         self._deletions = Deletions(scheduler, abort, self._remove, quotas.drain_timeout_s)
         self._stored = StoredVersions(registry, store, scheduler, validator, events.version_added)
+        self._check_room = partial(check_quotas, quotas)
         self._queue = WriteQueue()
+        self.following: Following = following or Alone()
+        self._others = OthersChanges[Version](registry, store.get, self._stored.add, self._deletions.start)
         self._validation_thread = ThreadPoolExecutor(1, "perft-validate", initializer=compute_alone)
 
     async def start(self) -> None:
@@ -80,6 +87,12 @@ class AdapterService:
                 self._deletions.start(version)
         for record in records:
             await self._restore_pin(record.name)
+
+    async def take_over(self, name: str) -> None:
+        """Bring this server up to what the store says of a name, after another server changed it."""
+        async with self._queue.name_lock(name):
+            if self._others.take_over(name):
+                self._queue.start(self._restore_pin(name))
 
     async def close(self) -> None:
         """Finish the changes under way and close the store. Deletes go on at the next start."""
@@ -115,9 +128,11 @@ class AdapterService:
         only_if_new: content that is a version already changes nothing. Raises ServerError, InvalidAdapterError or
         StoreError.
         """
+        await self.following.fresh()
         upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new)
         try:
             adapter, created = await self._queue.finish(upload)
+            await self.following.committed()
         except Exception as error:
             self._events.upload_finished(upload_result(error))
             raise
@@ -141,29 +156,28 @@ class AdapterService:
             later = keys if activate and (is_known or _is_wider(keys, before)) else UNCHANGED  # with the activation
             details = {"name": name, "digest": accepted.digest, "activate": activate}
             details |= {} if keys is UNCHANGED else {"allowed_keys": keys}
-            async with self._queue.quota_lock:
-                if not is_known:
-                    bytes_more = 0 if self._store.holds(accepted.digest) else bytes_of(folder)
-                    names, bytes_used = self._registry.count(), self._registry.store_bytes()
-                    check_quotas(self._quotas, before, names, bytes_used, bytes_more)
-                if not is_nothing:
-                    await self._record("upload", caller, **details)
-                record, stored, created = await self._queue.in_thread(
-                    self._store.add,
-                    name,
-                    folder,
-                    accepted.digest,
-                    accepted.kind,
-                    activate=False,
-                    allowed_keys=keys if later is UNCHANGED else UNCHANGED,
-                    base=self._validator.base_record,
-                    prepared=prepared,
-                )
-                if created:
-                    self._stored.add(name, stored, accepted)
-                self._registry.put_record(record)
-                for mended in self._stored.mend(accepted.digest):
-                    self._queue.start(self._restore_pin(mended))
+            if not is_known:
+                bytes_more = 0 if self._store.holds(accepted.digest) else bytes_of(folder)
+                self._check_room(Room(before, self._registry.count(), self._registry.store_bytes(), bytes_more))
+            if not is_nothing:
+                await self._record("upload", caller, **details)
+            record, stored, created = await self._queue.in_thread(
+                self._store.add,
+                name,
+                folder,
+                accepted.digest,
+                accepted.kind,
+                activate=False,
+                allowed_keys=keys if later is UNCHANGED else UNCHANGED,
+                base=self._validator.base_record,
+                prepared=prepared,
+                check=None if is_known else self._check_room,
+            )
+            if created:
+                self._stored.add(name, stored, accepted)
+            self._others.take_over(name)
+            for mended in self._stored.mend(accepted.digest):
+                self._queue.start(self._restore_pin(mended))
             if activate:
                 kept = (before or record).allowed_keys if created else UNCHANGED
                 await self._activate_upload(self._registry.known(name, stored.version), later, kept, caller)
@@ -178,8 +192,8 @@ class AdapterService:
             record = self._registry.record(name)
             wanted = version if record is not None and record.pinned else None
             async with self._pins.moved(name, wanted):
-                update = self._queue.in_thread(self._store.update, name, active=number, allowed_keys=keys)
-                self._registry.put_record(await update)
+                await self._queue.in_thread(self._store.update, name, active=number, allowed_keys=keys)
+                self._others.take_over(name)
         except (ServerError, StoreError) as error:
             if keys_before is not UNCHANGED:
                 await self._take_back(version, keys_before, caller, error)
@@ -204,20 +218,23 @@ class AdapterService:
 
         A version is on the host before it becomes active. Raises ServerError or StoreError.
         """
-        return await self._queue.finish(self._patch(name, changes, caller))
+        await self.following.fresh()
+        adapter = await self._queue.finish(self._patch(name, changes, caller))
+        await self.following.committed()
+        return adapter
 
     async def _patch(self, name: str, changes: Mapping[str, Any], caller: Caller) -> AdapterView:
         async with self._queue.name_lock(name):
-            self._registry.check_visible(name, caller)
-            record = self._existing(name)
-            if changes.get("if_active", record.active) != record.active:
-                raise _active_changed(record, changes["if_active"])
+            record = self._registry.visible(name, caller)
+            check = _if_active(changes)
+            check(Room(record, 0, 0, 0))
             if changes.get("active") is not None:
                 await self._load(self._to_activate(name, changes["active"]), "active")
             stored = {key: value for key, value in changes.items() if key != "if_active"}
-            async with self._repinned(name, stored):
+            async with self._pins.changed(record, _as_stored(stored)):
                 await self._record("patch", caller, name=name, **changes)
-                self._registry.put_record(await self._queue.in_thread(self._store.update, name, **stored))
+                await self._queue.in_thread(self._store.update, name, check=check, **stored)
+                self._others.take_over(name)
             return self._registry.view(name, caller)
 
     async def delete(self, name: str, number: int | None, caller: Caller) -> AdapterView:
@@ -225,12 +242,14 @@ class AdapterService:
 
         Raises ServerError or StoreError.
         """
-        return await self._queue.finish(self._delete(name, number, caller))
+        await self.following.fresh()
+        adapter = await self._queue.finish(self._delete(name, number, caller))
+        await self.following.committed()
+        return adapter
 
     async def _delete(self, name: str, number: int | None, caller: Caller) -> AdapterView:
         async with self._queue.name_lock(name):
-            self._registry.check_visible(name, caller)
-            record = self._existing(name)
+            record = self._registry.visible(name, caller)
             if number is not None:
                 self._registry.version(name, number, caller)
                 _check_not_active_of_several(record, number)
@@ -242,26 +261,24 @@ class AdapterService:
 
     async def _start_delete(self, name: str, number: int | None, allowed_keys: Keys = UNCHANGED) -> None:
         """Let a version, or all of a name, drain. allowed_keys: set with it."""
-        chosen = [v.number for v in self._registry.versions(name) if number in (None, v.number) and not v.is_draining]
-        self._registry.put_record(await self._queue.in_thread(self._store.start_delete, name, number, allowed_keys))
-        for one in chosen:  # known anew: an upload of its content may have mended a version meanwhile
-            self._deletions.start(self._registry.known(name, one))
+        await self._queue.in_thread(self._store.start_delete, name, number, allowed_keys)
+        self._others.take_over(name)
 
     async def _remove(self, version: Version) -> None:
         """The end of a draining version. Raises StoreError."""
+        await self.following.may_remove()
         async with self._queue.name_lock(version.name):
-            record = await self._queue.beside(self._store.finish_delete, version.name, version.number)
+            try:
+                await self._queue.beside(self._store.finish_delete, version.name, version.number)
+            except KeyError:
+                logger.debug("%s was removed by another server", version.id)
+            record = self._others.without(version)
             self._registry.remove_version(version, record)
             self._events.version_removed(version)
             if record is None:
                 self._events.name_removed(version.name)
 
     # What a change needs
-
-    def _existing(self, name: str) -> AdapterRecord:
-        record = self._registry.record(name)
-        assert record is not None, name
-        return record
 
     def _to_activate(self, name: str, number: int) -> Version:
         version = self._registry.numbered(name, number)
@@ -276,30 +293,13 @@ class AdapterService:
         async with load_timeout(version, "on the host", self._quotas.load_timeout_s):
             await self._scheduler.load(version.ref)
 
-    def _repinned(self, name: str, stored: dict[str, Any]) -> AbstractAsyncContextManager[None]:
-        """Around a change: moves the name's pin if the change concerns it, and leaves it alone if not."""
-        if not stored.keys() & {"active", "pinned"}:
-            return nullcontext()
-        return self._pins.moved(name, self._to_pin(self._existing(name).changed(**_as_stored(stored))))
-
-    def _to_pin(self, record: AdapterRecord) -> Version | None:
-        return self._registry.known(record.name, record.active) if record.pinned and record.active is not None else None
-
     async def _record(self, action: str, caller: Caller, **details: Any) -> None:
         """Record a change in the audit log. Raises AuditLogError: then the change is not made."""
         await self._queue.in_thread(self._audit.record, action, caller, **details)
 
     async def _restore_pin(self, name: str) -> None:
-        """Bring what is pinned to the device, as far as that is possible."""
         async with self._queue.name_lock(name):
-            record = self._registry.record(name)
-            if record is None:
-                return
-            try:
-                async with self._pins.moved(name, self._to_pin(record)):
-                    pass
-            except ServerError as error:
-                logger.warning("%s is pinned, but not on the device: %s", name, error.message)
+            await self._pins.restore(self._registry.record(name))
 
 
 def upload_result(error: Exception) -> str:
@@ -312,6 +312,16 @@ def _active_changed(record: AdapterRecord, expected: int | None) -> ActiveChange
         f"found version {record.active} of {record.name!r} active, expected {expected}; read the adapter again before "
         "you change it"
     )
+
+
+def _if_active(changes: Mapping[str, Any]) -> Check:
+    """What raises ActiveChangedError where another version is active than the patch expects."""
+
+    def check(room: Room) -> None:
+        if room.record is not None and changes.get("if_active", room.record.active) != room.record.active:
+            raise _active_changed(room.record, changes["if_active"])
+
+    return check
 
 
 def _check_not_active_of_several(record: AdapterRecord, number: int) -> None:

@@ -63,7 +63,7 @@ class StoredVersions:
         failure = self._store.problem(stored.digest)
         if accepted is None and failure is None:
             try:
-                accepted = self._validator.stored(stored, folder)
+                accepted = self._validator.stored(stored, folder if folder.is_dir() else None)
             except (InvalidAdapterError, ValueError) as error:
                 failure = "; ".join(getattr(error, "violations", (str(error),)))
         ref = AdapterRef(f"{name}@{stored.version}", next(self._engine_ids), stored.kind, stored.digest, folder)

@@ -19,17 +19,16 @@ FILE_THREADS = 4
 
 
 class WriteQueue:
-    """The changes under way. quota_lock: held by an upload from the check of the quotas to its record."""
+    """The changes under way."""
 
     def __init__(self) -> None:
-        self.quota_lock = asyncio.Lock()
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._record_thread = ThreadPoolExecutor(1, "perft-store")
         self._file_threads = ThreadPoolExecutor(FILE_THREADS, "perft-store-files")
 
     def name_lock(self, name: str) -> asyncio.Lock:
-        """Held by a change to `name` from its first read to its last write; acquired before `quota_lock`."""
+        """Held by a change to `name` from its first read to its last write."""
         lock = self._name_locks.get(name)
         if lock is None:
             lock = self._name_locks[name] = asyncio.Lock()

@@ -17,7 +17,7 @@ a cost that depends on what is loaded and waited for, not on what is known.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import count
@@ -48,6 +48,10 @@ RETRY_FAILED_S = 10.0
 """Seconds for which a failed load is answered with its failure before it is tried again."""
 
 
+async def at_hand(adapter: AdapterRef) -> None:
+    """The files of adapters are on this machine."""
+
+
 class ResidencyScheduler:
     """See the module. clock: monotonic seconds. engine_problem: why the engine does not answer (None: it does)."""
 
@@ -58,9 +62,10 @@ class ResidencyScheduler:
         events: TransferEvents,
         clock: Callable[[], float] = time.monotonic,
         engine_problem: Callable[[], str | None] = lambda: None,
+        bring: Callable[[AdapterRef], Awaitable[None]] = at_hand,
     ) -> None:
         self.capacity, self._clock, self._engine_problem = capacity, clock, engine_problem
-        self.transfers = Transfers(engine, events, clock, self._transfer_settled)
+        self.transfers = Transfers(engine, events, clock, self._transfer_settled, bring)
         self._residents: dict[str, Resident] = {}
         self._leases = Leases(capacity.running, clock)
         self._waiters: WaitQueue[Resident] = WaitQueue()

@@ -30,7 +30,7 @@ class TransferEvents(Protocol):
 
 class Transfers:
     """Starts moves on background tasks; `on_settled` is called after each, with the resident that was read to the
-    host."""
+    host. bring: brings an adapter's files to this machine; raises AdapterLoadError."""
 
     def __init__(
         self,
@@ -38,14 +38,16 @@ class Transfers:
         events: TransferEvents,
         clock: Callable[[], float],
         on_settled: Callable[[Resident | None], None],
+        bring: Callable[[AdapterRef], Awaitable[None]],
     ) -> None:
         self._engine, self._events, self._clock, self._on_settled = engine, events, clock, on_settled
+        self._bring = bring
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, resident: Resident) -> None:
-        """Disk to host."""
+        """Disk to host; before that, from the store to the disk."""
         resident.start("reading")
-        self.spawn(self._load(resident, "host", partial(self._engine.prepare, resident.any_owner)))
+        self.spawn(self._load(resident, "host", partial(self._prepare, resident.any_owner)))
 
     def place(self, resident: Resident, evicted: Sequence[Resident]) -> None:
         """Host to device, into the room of the `evicted`, which is promised from now on."""
@@ -147,6 +149,10 @@ class Transfers:
             self._events.load_finished(tier, self._clock() - began, "failed" if resident.failed else "ok")
             self._on_settled(resident if tier == "host" else None)
 
+    async def _prepare(self, adapter: AdapterRef) -> None:
+        await self._bring(adapter)
+        await self._engine.prepare(adapter)
+
     async def _place(self, adapter: AdapterRef, evict: Sequence[AdapterRef]) -> None:
         try:
             await self._engine.place(adapter, evict)
@@ -166,7 +172,7 @@ class Transfers:
     async def _repair(self, resident: Resident, owner: AdapterRef, lost: Collection[LoadedTier]) -> None:
         try:
             if resident.is_lost:
-                await self._engine.prepare(owner)
+                await self._prepare(owner)
                 await self._engine.place(owner)
                 resident.last_used = self._clock()
                 resident.is_lost, resident.on_host, resident.failed = False, True, None

@@ -21,10 +21,12 @@ from pydantic_settings import (
 )
 
 from adapters.format.files import Limits
+from adapters.store.address import is_shared
 from perft.back_ends import BackEnd
 from server.auth.keys import KeyRing, key_problem, labelled_keys
 from server.settings.connections import ConnectionSettings
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
+from server.settings.sharing import SharingSettings
 
 LogFormat = Literal["text", "json"]
 ENVIRONMENT_PREFIX = "PERFT_"
@@ -45,7 +47,7 @@ def _shown(default: str) -> dict[str, Any]:
     return {"default": default}
 
 
-class Settings(ConnectionSettings):
+class Settings(SharingSettings, ConnectionSettings):
     """Named as in the TOML file; in the environment PERFT_ and capitals; flags --with-dashes (`api_keys`: --api-key).
 
     Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.
@@ -82,9 +84,9 @@ class Settings(ConnectionSettings):
     )
 
     # Adapters
-    adapter_store: Path = Field(
+    adapter_store: Path | str = Field(
         default_factory=default_store,
-        description="the folder that holds every version of every adapter",
+        description="the folder of every adapter, or an address that servers share: file:///PATH, s3://, gs://, az://",
         json_schema_extra=_shown(_STORE_DEFAULT),
     )
     allow_other_base: bool = Field(False, description="accept and serve adapters of other bases where their shapes fit")
@@ -229,7 +231,12 @@ class Settings(ConnectionSettings):
             raise ValueError(problem)
         return key
 
-    @field_validator("api_key_file", "admin_key_file", "adapter_store", "audit_log")
+    @field_validator("adapter_store", mode="before")
+    @classmethod
+    def _full_path_or_address(cls, place: object) -> object:
+        return place if is_shared(str(place)) else Path(str(place)).expanduser().absolute()
+
+    @field_validator("api_key_file", "admin_key_file", "audit_log", "adapter_cache")
     @classmethod
     def _full_path(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -244,7 +251,7 @@ class Settings(ConnectionSettings):
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":
         problems: list[str] = []
-        if self.audit_path.is_relative_to(self.adapter_store):
+        if isinstance(self.adapter_store, Path) and self.audit_path.is_relative_to(self.adapter_store):
             problems.append(
                 f"audit_log: found {str(self.audit_path)!r}, which lies inside the store {str(self.adapter_store)!r}; "
                 "expected a path outside it"
@@ -277,8 +284,9 @@ class Settings(ConnectionSettings):
 
     @property
     def audit_path(self) -> Path:
-        """The path of the audit log: beside the store unless it is set."""
-        return self.audit_log or self.adapter_store.with_name(f"{self.adapter_store.name}.audit.jsonl")
+        """The path of the audit log: beside the store unless it is set; each server has its own."""
+        beside = self.adapter_store if isinstance(self.adapter_store, Path) else self.adapter_cache
+        return self.audit_log or beside.with_name(f"{beside.name}.audit.jsonl")
 
     @property
     def adapter_limits(self) -> Limits:

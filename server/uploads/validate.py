@@ -85,20 +85,26 @@ class UploadValidator:
             raise InvalidAdapterError("the upload", [too_many_rows(need.rows, self.rows_total)])
         return ValidatedAdapter("PERFT", checked.digest, checked.config, need)
 
-    def stored(self, version: VersionRecord, folder: Path) -> ValidatedAdapter:
+    def stored(self, version: VersionRecord, folder: Path | None) -> ValidatedAdapter:
         """A version of the store, which was checked when it was uploaded; only the header of its weights is read.
+
+        folder: None if its files are not on this machine yet.
 
         Raises InvalidAdapterError if this base or pool cannot serve it, or if it was accepted on another base.
         """
         violations = self._other_base(version)
         if version.kind == "LORA":
-            violations += [LORA_IS_OFF] if self.check_lora is None else self.check_lora(folder, values=False)[0]
+            if self.check_lora is None:
+                violations.append(LORA_IS_OFF)
+            elif folder is not None:
+                violations += self.check_lora(folder, values=False)[0]
             if violations:
                 raise InvalidAdapterError("the stored adapter", violations)
             return ValidatedAdapter("LORA", version.digest, None, Need(0, 1, version.size_bytes))
         config = AdapterConfig.model_validate_json(version.config)
         violations += fit_violations(config, self.base, self.limits.allow_other_base)
-        violations += header_violations(folder / WEIGHTS_FILE, config, self.base)
+        if folder is not None:
+            violations += header_violations(folder / WEIGHTS_FILE, config, self.base)
         need = Need(0, 0, 0) if violations else self.need(config)
         if need.rows > self.rows_total:
             violations.append(too_many_rows(need.rows, self.rows_total))

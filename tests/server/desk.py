@@ -15,10 +15,14 @@ from adapters.format.files import Limits
 from adapters.ref import AdapterRef
 from adapters.store import UNCHANGED, FolderStore, Keys, Store
 from adapters.store.folder.durable import Disk
+from adapters.store.log.store import LogStore
 from perft.base_model import BaseShape
 from perft.operator.tables import pool_rows
 from server.auth.keys import Caller
 from server.errors import AuditLogError
+from server.following.follower import Follower
+from server.following.following import Following
+from server.following.opening import bringing
 from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.registry.version import AdapterView, Version
@@ -35,6 +39,7 @@ ROWS = pool_rows(2 * (4 + 2 * 4 * 16))
 """Rows that an adapter of RANDOM_R takes on the fakes' base."""
 SMALL = RANDOM_R | {"bottleneck": 4}
 PATIENCE_S = 20.0
+LAG_S, GRACE_S = 2.0, 60.0
 
 
 @dataclass
@@ -123,6 +128,10 @@ class Desk:
     on_abort: Callable[[str], None] = lambda request_id: None
     is_closed: bool = False
 
+    @property
+    def following(self) -> Following:
+        return self.service.following
+
     async def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
@@ -200,18 +209,21 @@ async def opened(
     allow_other_base: bool = False,
     check_lora: LoRACheck | None = None,
     disk_is_full: bool = False,
+    shared: LogStore | None = None,
 ) -> AsyncIterator[Desk]:
-    """The service over the store at `folder`, as one run of a server has it. Fails if an engine rule was broken."""
+    """The service over the store at `folder`, or a shared one, as one run of a server has it. Fails if an engine rule
+    was broken."""
     engine = engine or FakeEngine()
     engine.restart()
     disk = FullDisk()
-    store = FolderStore.open(folder, disk)
+    store: Store = FolderStore.open(folder, disk) if shared is None else shared
     disk.full = disk_is_full
     scheduler = ResidencyScheduler(
         engine,
         Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8),
         Events(),
         clock=asyncio.get_running_loop().time,
+        bring=bringing(store),
     )
     validator = UploadValidator(base, Limits(allow_other_base=allow_other_base), engine.answer.rows_total, check_lora)
     followed, audit = Followed(), audit or Audit()
@@ -223,13 +235,28 @@ async def opened(
     registry = Registry(store, scheduler, list(base_names))
     service = AdapterService(registry, store, scheduler, validator, quotas or Quotas(), audit, followed, abort)
     holder.append(Desk(service, registry, scheduler, store, engine, followed, audit, disk))
+    follower = None if shared is None else await follow_virtually(shared, service, quotas or Quotas())
     try:
         await service.start()
         yield holder[0]
         scheduler.check_integrity()
     finally:
+        if follower is not None:
+            await follower.close()
         await holder[0].close()
     assert not engine.broken_rules
+
+
+async def follow_virtually(store: LogStore, service: AdapterService, quotas: Quotas) -> Follower:
+    """As server/following/opening does, by the clock of the loop."""
+    loop = asyncio.get_running_loop()
+    follower = Follower(
+        store, service.take_over, lambda work: loop.run_in_executor(None, work), loop.time,
+        LAG_S, GRACE_S, quotas.drain_timeout_s,
+    )  # fmt: skip
+    service.following = follower
+    await follower.start()
+    return follower
 
 
 def on_a_loop(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -238,7 +239,7 @@ def test_a_file_that_the_client_has_is_not_sent_again(
 
 def test_a_file_deleted_meanwhile_is_404(client: TestClient, upload: Upload, services: Services) -> None:
     upload("poet", 0)
-    services.registry.file = lambda *_: Path("/nowhere/at/all")  # type: ignore[method-assign,assignment]
+    services.registry.weights_file = Mock(return_value=Path("/nowhere/at/all"))  # type: ignore[method-assign]
     refused(client.get("/v1/adapters/poet/versions/1/files/weights"), 404, "version_not_found", "version")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.errors import InvalidAdapterError, StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.store import FolderStore, Store
+from adapters.store import FolderStore
 from server.api.error_responses import as_api_error
 from server.auth.keys import Caller
 from server.errors import AdapterUnavailableError, ServerError
@@ -53,8 +53,8 @@ async def test_an_upload_is_the_active_version_on_the_host_and_on_disk(folder: P
         assert desk.found("poet") is desk.found("poet@1")
         assert desk.registry.adapter("poet", ADMIN) == replace(adapter, uploaded=None)
         assert desk.registry.servable(BOB) == [("poet", version.created)]
-        weights = desk.registry.file(desk.registry.version("poet", 1, BOB), "weights")
-        assert isinstance(weights, Path) and weights.stat().st_size < version.size_bytes
+        weights = desk.registry.weights_file(desk.registry.version("poet", 1, BOB))
+        assert weights.stat().st_size < version.size_bytes
         assert desk.followed.uploads == ["created"]
 
 
@@ -442,7 +442,7 @@ async def test_a_delete_beside_the_upload_that_mends_the_content_leaves_nothing_
 
         def add(*args: Any, **kwargs: Any) -> Any:
             time.sleep(0.05)  # the delete itself is next
-            return Store.add(desk.store, *args, **kwargs)
+            return FolderStore.add(desk.store, *args, **kwargs)
 
         desk.audit.on_record = on_record
         desk.store.add = add  # type: ignore[method-assign]
@@ -565,8 +565,6 @@ async def test_who_may_not_use_an_adapter_does_not_see_it(folder: Path) -> None:
                 desk.registry.adapter("poet", caller)
             async with refused("adapter_not_found", 404):
                 desk.registry.version("poet", 1, caller)
-            async with refused("adapter_not_found", 404):
-                desk.registry.file(desk.registry.version("poet", 1, caller), "config")
             async with refused("adapter_not_found", 404):
                 await desk.patch("poet", caller, active=None)
             async with refused("adapter_not_found", 404):

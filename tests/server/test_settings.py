@@ -169,7 +169,7 @@ def test_everything_wrong_is_in_one_message(file: File, monkeypatch: pytest.Monk
     lines = refusal("--perft-config", str(path), "--pool-rows", "many", "--metrics-bind", "here").splitlines()
     for expected in (
         "PERFT_ADMINKEY: found an unknown setting (did you mean PERFT_ADMIN_KEY?), expected one of PERFT_",
-        f"{path}: max_adapter: found an unknown setting (did you mean max_adapters?), expected one of adapter_store",
+        f"{path}: max_adapter: found an unknown setting (did you mean max_adapters?), expected one of adapter_cache",
         f"{path}: max_adapters: found 0; input should be greater than or equal to 1",
         "PERFT_LOG_FORMAT: found 'xml'; input should be 'text' or 'json'",
         "--pool-rows: found 'many'; input should be a valid integer",

@@ -227,9 +227,13 @@ def test_a_look_that_found_nothing_newer_counts_from_when_it_was_sent(memory: Sh
         now[0] += 7.0
 
     faulty.after = slow
-    assert store.looked == 100.0
-    assert store.catch_up() == {"a"} and store.position == 1
-    assert store.looked == 107.0, "the second look was sent when the first had come back, and came at 114"
+    look = store.catch_up()
+    assert (look.names, store.position) == ({"a"}, 1)
+    assert look.sent == 107.0, "the second look was sent when the first had come back, and came at 114"
+    other.update("a", pinned=True)
+    store.update("a", allowed_keys=("x",))
+    assert store.catch_up().names == {"a"}, "what a change of its own found on the way is told too"
+    assert store.catch_up().names == set()
     store.close()
     other.close()
 
@@ -241,7 +245,7 @@ def test_a_deleted_content_goes_from_every_cache(memory: Shared) -> None:
     folder = two.fetch(perft(1).digest)
     assert folder.is_dir()
     remove(one, "a")
-    assert two.catch_up() == {"a"} and not folder.exists() and memory.blob_bytes() == 0
+    assert two.catch_up().names == {"a"} and not folder.exists() and memory.blob_bytes() == 0
     with pytest.raises(StoreUnusableError, match="has no files of"):
         two.fetch(perft(1).digest)
     one.close()
@@ -257,7 +261,7 @@ def test_a_content_that_was_deleted_while_it_was_uploaded_again_is_there(memory:
     assert prepared.upload is None, "the store has it"
     remove(one, "a")
     two.add("b", staged, perft(1).digest, "PERFT", activate=True, prepared=prepared)
-    assert one.catch_up() == {"b"} and (one.fetch(perft(1).digest) / "adapter_config.json").is_file()
+    assert one.catch_up().names == {"b"} and (one.fetch(perft(1).digest) / "adapter_config.json").is_file()
     one.close()
     two.close()
     check_sound(memory)

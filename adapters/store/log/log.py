@@ -38,7 +38,8 @@ class Log:
     """The log at `objects`. clock: monotonic seconds. dropped: called with contents whose files nobody needs any more,
     once the entry that says so is read or written; is_own: whether this log wrote it.
 
-    looked: when, by `clock`, the last look was sent that found nothing newer. No lock: the caller takes turns.
+    looked: when, by `clock`, the last look was sent that found nothing newer. changed: names that others changed, until
+    it is emptied. No lock: the caller takes turns.
     """
 
     def __init__(
@@ -51,18 +52,18 @@ class Log:
         self._objects, self._dropped, self._clock, self._pause = objects, dropped, clock, pause
         self.state = self._newest_snapshot()
         self.looked = float("-inf")
+        self.changed: set[str] = set()
 
-    def catch_up(self) -> set[str]:
-        """Read what others appended. Returns the names whose records changed. Raises OSError or StoreUnusableError."""
-        changed: set[str] = set()
+    def catch_up(self) -> None:
+        """Read what others appended. Raises OSError or StoreUnusableError."""
         while True:
             sent = self._clock()
             entry = self._read(self.state.position + 1)
             if entry is None:
                 self.looked = sent
-                return changed
+                return
             self._take_over(entry, is_own=False)
-            changed.add(entry.name)
+            self.changed.add(entry.name)
 
     def append(self, decide: Callable[[State, int, str], Entry | None]) -> Entry | None:
         """Append what `decide` makes of the newest state (state, number, id of the attempt); None changes nothing.

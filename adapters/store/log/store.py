@@ -33,7 +33,7 @@ from adapters.store.log.entries import (
 from adapters.store.log.log import Log
 from adapters.store.log.objects import Objects
 from adapters.store.log.state import State
-from adapters.store.protocol import Check, Prepared, Room
+from adapters.store.protocol import Check, Look, Prepared, Room
 from adapters.store.records import AdapterRecord, BaseRecord, Tombstone, VersionRecord, is_digest, parse
 from adapters.store.transitions import UNCHANGED, Keys, Unchanged
 
@@ -62,7 +62,7 @@ class LogStore:
         self._contents = Contents(objects, cache)
         try:
             self._log = Log(objects, self._dropped, clock, pause)
-            self._log.catch_up()
+            self.catch_up()
             self._contents.find_problems(self._state.uploads)
         except BaseException:
             cache.close()
@@ -74,11 +74,6 @@ class LogStore:
             self._cache.close()
 
     # What there is
-
-    @property
-    def looked(self) -> float:
-        """When, by the clock, the last look was sent that found nothing newer."""
-        return self._log.looked
 
     @property
     def position(self) -> int:
@@ -117,10 +112,12 @@ class LogStore:
 
     # Following
 
-    def catch_up(self) -> set[str]:
-        """Read what other servers changed. Returns the names concerned. Raises StoreError."""
+    def catch_up(self) -> Look:
+        """Read what other servers changed. Raises StoreError."""
         with self._writing, _errors(self._objects, "reading the log"):
-            return self._log.catch_up()
+            self._log.catch_up()
+            names, self._log.changed = self._log.changed, set()
+            return Look(names, self._log.looked)
 
     def fetch(self, digest: str) -> Path:
         with _errors(self._objects, f"fetching {digest}"):

@@ -1,0 +1,137 @@
+"""Owns how far this server is behind the others that share its store, and what must wait until it has caught up.
+
+A change is answered `lag_s` after it was committed, and no server lets a request in that has not looked at the store
+within `lag_s`: so a request that arrives after the answer finds the change, on whichever server. Times are this
+server's own monotonic ones, and a look counts from when it was sent.
+
+Invariant: `seen` never moves past a change that the registry does not have.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from adapters.errors import StoreError
+from adapters.store import Look
+from server.errors import StoreUnreachableError
+
+logger = logging.getLogger(__name__)
+POLL_S = 0.5
+
+
+class FollowedStore(Protocol):
+    """A store that others change too."""
+
+    def catch_up(self) -> Look:
+        """Read what others changed (blocks). Raises StoreError."""
+
+
+class Follower:
+    """take_over: brings the registry up to what the store holds of a name. in_thread: runs blocking work.
+
+    lag_s: within how many seconds every server knows a change. grace_s: after how many without an answer of the store
+    this server says that it is not ready. drain_s: how long running requests of a deleted version may go on.
+    """
+
+    def __init__(
+        self,
+        store: FollowedStore,
+        take_over: Callable[[str], Awaitable[None]],
+        in_thread: Callable[[Callable[[], Look]], Awaitable[Look]],
+        clock: Callable[[], float],
+        lag_s: float,
+        grace_s: float,
+        drain_s: float,
+    ) -> None:
+        self._store, self._take_over, self._in_thread, self._clock = store, take_over, in_thread, clock
+        self._lag_s, self._grace_s, self._drain_s = lag_s, grace_s, drain_s
+        self.seen = float("-inf")
+        self._behind: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Catch up, and go on looking. Raises StoreError."""
+        await self._look()
+        self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        for task in (self._running, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def admit(self) -> None:
+        """Return once this server may let a request in. Raises StoreUnreachableError."""
+        await self.catch_up_to(self._clock() - self._lag_s)
+
+    async def catch_up_to(self, moment: float) -> None:
+        """Return once everything is known that was committed before `moment`. Raises StoreUnreachableError.
+
+        Any number of callers wait for one look.
+        """
+        try:
+            while self.seen < moment:
+                await self._look()
+        except StoreError as error:
+            raise StoreUnreachableError(
+                f"the store does not answer, without which this server cannot know what others changed: {error}"
+            ) from error
+
+    async def fresh(self) -> None:
+        """Return once everything is known that was committed before now. Raises StoreUnreachableError."""
+        await self.catch_up_to(self._clock())
+
+    async def may_remove(self) -> None:
+        """After a version has ended here: return once it has ended on every server, those too that are cut off."""
+        await asyncio.sleep(self._lag_s + self._grace_s + self._drain_s)
+
+    async def committed(self) -> None:
+        """After a change: return once no server lets a request in that does not know it."""
+        await asyncio.sleep(self._lag_s)
+
+    def problem(self) -> str | None:
+        """Why this server is not ready: it was cut off from the store for too long."""
+        silent = self._clock() - self.seen
+        if silent <= self._grace_s:
+            return None
+        return f"the store has not answered for {silent:.0f} s, expected at most {self._grace_s:g} s"
+
+    async def _look(self) -> None:
+        """One look, shared by all who wait for one. Raises StoreError."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look_once())
+            self._looking.add_done_callback(self._looked)
+        await asyncio.shield(self._looking)
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled():
+            task.exception()  # told to whoever waited; the poll logs it
+
+    async def _look_once(self) -> None:
+        look = await self._in_thread(self._store.catch_up)
+        self._behind |= look.names
+        for name in sorted(self._behind):
+            await self._take_over(name)
+            self._behind.discard(name)
+        self.seen = max(self.seen, look.sent)
+
+    async def _run(self) -> None:
+        is_cut_off = False
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self._look()
+            except StoreError as error:
+                if not is_cut_off:
+                    logger.error("the store does not answer; trying again every %g s: %s", POLL_S, error)
+                is_cut_off = True
+            except Exception:
+                logger.exception("what another server changed could not be taken over; trying again")
+            else:
+                if is_cut_off:
+                    logger.warning("the store answers again")
+                is_cut_off = False

@@ -1,0 +1,41 @@
+"""Owns what the rest of the server asks of a store, whether others change it too or not."""
+
+from typing import Protocol
+
+
+class Following(Protocol):
+    """Raises StoreUnreachableError where a shared store does not answer."""
+
+    async def admit(self) -> None:
+        """Return once a request may be let in: every change is known that was answered before it came."""
+
+    async def fresh(self) -> None:
+        """Return once everything is known that was committed before now."""
+
+    async def committed(self) -> None:
+        """After a change: return once no server lets a request in that does not know it."""
+
+    async def may_remove(self) -> None:
+        """After a version has ended here: return once it has ended on every server."""
+
+    def problem(self) -> str | None:
+        """Why this server is not ready; None if it is."""
+
+
+class Alone:
+    """Of a store that only this server changes."""
+
+    async def admit(self) -> None:
+        return
+
+    async def fresh(self) -> None:
+        return
+
+    async def committed(self) -> None:
+        return
+
+    async def may_remove(self) -> None:
+        return
+
+    def problem(self) -> None:
+        return None

@@ -1,0 +1,71 @@
+"""Owns opening the store that the settings name, and following it where other servers change it too."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+from adapters.errors import StoreError
+from adapters.ref import AdapterRef
+from adapters.store import Store, open_store
+from adapters.store.log.store import LogStore
+from server.engine.protocol import AdapterLoadError
+from server.errors import StartError
+from server.following.follower import Follower
+from server.following.following import Following
+from server.settings.model import Settings
+
+FETCH_THREADS = 4
+
+
+class Followers(Protocol):
+    """What is brought up to what others changed (registry/service)."""
+
+    following: Following
+
+    async def take_over(self, name: str) -> None: ...
+
+
+async def open_store_of(settings: Settings) -> Store:
+    """Raises StartError."""
+    opening = partial(
+        open_store, settings.adapter_store, settings.adapter_cache,
+        cache_bytes=settings.adapter_cache_bytes, writer=socket.gethostname(),
+    )  # fmt: skip
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, opening)
+    except StoreError as error:
+        raise StartError(f"--adapter-store: {error}") from error
+
+
+def bringing(store: Store) -> Callable[[AdapterRef], Awaitable[None]]:
+    """How an adapter's files come to this machine, on threads of their own. Raises AdapterLoadError."""
+    threads = ThreadPoolExecutor(FETCH_THREADS, "perft-fetch")
+
+    async def bring(adapter: AdapterRef) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(threads, store.fetch, adapter.digest)
+        except StoreError as error:
+            raise AdapterLoadError(str(error)) from error
+
+    return bring
+
+
+async def follow(store: Store, adapters: Followers, settings: Settings) -> Follower | None:
+    """Follow what others change in a shared store; None for another. Raises StartError."""
+    if not isinstance(store, LogStore):
+        return None
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "perft-follow")
+    follower = Follower(
+        store, adapters.take_over, partial(loop.run_in_executor, thread), time.monotonic,
+        settings.store_lag_s, settings.store_grace_s, settings.drain_timeout_s,
+    )  # fmt: skip
+    adapters.following = follower
+    try:
+        await follower.start()
+    except StoreError as error:
+        raise StartError(f"--adapter-store: {error}") from error
+    return follower

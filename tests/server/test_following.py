@@ -1,0 +1,192 @@
+"""Several servers over one store, in virtual time: what one answered, all keep to, whatever becomes of the network."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from adapters.store.log.bucket import Bucket
+from adapters.store.log.objects import Objects
+from adapters.store.log.store import LogStore
+from server.errors import ActiveChangedError, ModelNotFoundError, QuotaExceededError, StoreUnreachableError
+from server.inference.selection import selected
+from server.registry.version import Version
+from tests.server.desk import ADMIN, ALICE, BOB, GRACE_S, LAG_S, SMALL, Desk, Quotas, on_a_loop, opened
+from tests.store.faults import Faulty
+
+
+@asynccontextmanager
+async def servers(folder: Path, count: int = 2, quotas: Quotas | None = None) -> AsyncIterator[list[Desk]]:
+    """Servers of one store, each behind a network of its own (`networks[desk]`)."""
+    place = Bucket("memory:///")
+    async with AsyncExitStack() as stack:
+        desks = []
+        for number in range(count):
+            network = Faulty(place)
+            desk = await stack.enter_async_context(
+                opened(folder, shared=log_store(network, folder / str(number)), quotas=quotas)
+            )
+            desk.network = network  # type: ignore[attr-defined]
+            desks.append(desk)
+        yield desks
+
+
+def log_store(objects: Objects, cache: Path) -> LogStore:
+    loop = asyncio.get_running_loop()
+    return LogStore.open(objects, cache, clock=loop.time, pause=lambda seconds: None)
+
+
+async def found(desk: Desk, model: str) -> Version:
+    version = await selected(desk, model, ADMIN)
+    assert version is not None
+    return version
+
+
+def cut(desk: Desk) -> None:
+    def refuse(operation: str, key: str) -> None:
+        raise OSError("no route to host")
+
+    desk.network.before = refuse  # type: ignore[attr-defined]
+
+
+def mend(desk: Desk) -> None:
+    desk.network.before = lambda operation, key: None  # type: ignore[attr-defined]
+
+
+@on_a_loop
+async def test_what_was_uploaded_on_one_is_usable_on_the_other_at_once(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        assert (await found(two, "poet")).id == "poet@1"
+        async with two.request("poet@1") as version:
+            assert version.accepted is not None and two.is_on_device("poet@1")
+        two_again, created = await two.upload("poet", 1)
+        assert not created and two_again.active == 1
+
+
+@on_a_loop
+async def test_no_server_serves_the_old_version_after_the_answer(folder: Path) -> None:
+    async with servers(folder, 3) as desks:
+        one, two, three = desks
+        await one.upload("poet", 1)
+        await two.upload("poet", 2)
+        for desk in desks:
+            assert (await found(desk, "poet")).number == 2
+        for number in (1, 2, 1):
+            began = asyncio.get_running_loop().time()
+            await three.patch("poet", active=number)
+            assert asyncio.get_running_loop().time() - began >= LAG_S
+            for desk in desks:
+                assert (await found(desk, "poet")).number == number
+
+
+@on_a_loop
+async def test_a_restriction_holds_everywhere_after_the_answer(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        assert await selected(two, "poet", BOB) is not None
+        await one.patch("poet", allowed_keys=["alice"])
+        assert await selected(two, "poet", ALICE) is not None
+        with pytest.raises(ModelNotFoundError):
+            await selected(two, "poet", BOB)
+
+
+@on_a_loop
+async def test_a_deleted_version_ends_on_every_server_and_then_in_the_store(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1, values=SMALL)
+        await found(two, "poet")
+        finished = asyncio.Event()
+
+        async def stream() -> None:
+            async with two.request("poet"):
+                await finished.wait()
+
+        running = asyncio.create_task(stream())
+        await two.until(lambda: two.is_on_device("poet@1"))
+        await one.service.delete("poet", None, ADMIN)
+        with pytest.raises(ModelNotFoundError):
+            await selected(two, "poet", ADMIN)
+        await asyncio.sleep(10)
+        assert two.is_on_device("poet@1"), "a running request may finish"
+        finished.set()
+        await running
+        await asyncio.sleep(LAG_S + GRACE_S + Quotas().drain_timeout_s + 40)
+        for desk in (one, two):
+            assert not desk.registry.has("poet") and not desk.engine.on_device and not desk.engine.on_host
+        assert not list(two.network.inner.list("blobs/"))  # type: ignore[attr-defined]
+        assert (await two.upload("poet", 1, values=SMALL))[0].active == 2, "its number is not given again"
+
+
+@on_a_loop
+async def test_a_server_that_is_cut_off_admits_nobody_and_serves_on_what_runs(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        await one.upload("poet", 2)
+        assert (await found(two, "poet")).number == 2
+        async with two.request("poet"):
+            cut(two)
+            await asyncio.sleep(LAG_S + 1)
+            with pytest.raises(StoreUnreachableError, match="the store does not answer"):
+                await selected(two, "poet", ADMIN)
+            assert await selected(two, "base", ADMIN) is None, "the base needs no store"
+            await one.patch("poet", active=1)
+            assert two.service.following.problem() is None
+            await asyncio.sleep(GRACE_S)
+            assert "has not answered for" in (two.service.following.problem() or "")
+        mend(two)
+        assert (await found(two, "poet")).number == 1
+        assert two.service.following.problem() is None
+
+
+@on_a_loop
+async def test_quotas_and_if_active_are_decided_on_what_the_store_holds_by_then(folder: Path) -> None:
+    async with servers(folder, quotas=Quotas(max_adapters=2)) as (one, two):
+        await one.upload("a", 1)
+        await one.upload("a", 2)
+        results = await asyncio.gather(
+            one.patch("a", active=1, if_active=2), two.patch("a", active=1, if_active=2), return_exceptions=True
+        )
+        assert sorted(isinstance(result, ActiveChangedError) for result in results) == [False, True]
+        results = await asyncio.gather(
+            *(desk.upload(f"{n}", n) for n, desk in enumerate((one, two))), return_exceptions=True
+        )
+        assert sorted(isinstance(result, QuotaExceededError) for result in results) == [False, True]
+
+
+@on_a_loop
+async def test_a_pin_is_kept_on_every_server(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        await one.patch("poet", pinned=True)
+        await two.until(lambda: two.is_on_device("poet@1"))
+        await two.patch("poet", pinned=False)
+        await one.until(lambda: not one.scheduler.resident(one.ref("poet@1").key).pinned_by)  # type: ignore[union-attr]
+
+
+@on_a_loop
+async def test_many_wait_for_one_look(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        steps = len(two.network.steps)  # type: ignore[attr-defined]
+        results = await asyncio.gather(
+            *(selected(two, f"nobody-{n}", ADMIN) for n in range(200)), return_exceptions=True
+        )
+        assert all(isinstance(result, ModelNotFoundError) for result in results)
+        assert len(two.network.steps) - steps <= 6  # type: ignore[attr-defined]
+
+
+@on_a_loop
+async def test_a_server_that_starts_again_has_everything(folder: Path) -> None:
+    place = Bucket("memory:///")
+    async with opened(folder, shared=log_store(place, folder / "a")) as desk:
+        await desk.upload("poet", 1)
+        await desk.upload("poet", 2)
+        await desk.patch("poet", active=1, pinned=True)
+        await desk.service.delete("poet", 2, ADMIN)
+    async with opened(folder, shared=log_store(place, folder / "a")) as desk:
+        assert (await found(desk, "poet")).number == 1 and desk.is_on_device("poet@1")
+        await asyncio.sleep(LAG_S + GRACE_S + Quotas().drain_timeout_s + 5)
+        assert [v.number for v in desk.registry.versions("poet")] == [1]
