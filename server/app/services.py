@@ -22,7 +22,7 @@ from server.bodies.limits import BodyLimits
 from server.bodies.models import RequestModel
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
-from server.following.opening import bringing, follow, open_store_of
+from server.following.opening import bringing, make_follower, open_store_of, start_following
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
@@ -89,8 +89,9 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     registry = served.registry = Registry(store, scheduler, side.base_names)
     validator = UploadValidator(side.status.base, settings.adapter_limits, side.status.rows_total, side.check_lora)
     adapters = AdapterService(registry, store, scheduler, validator, settings, audit, served, side.abort)
-    follower = await follow(store, adapters, settings)
+    follower = make_follower(store, adapters, settings)
     await adapters.start()
+    await start_following(follower)
     reconciler = Reconciler(asked_anyway, scheduler)
     monitor = EngineMonitor(asked_anyway, side.status, metrics, reconciler, served.by_engine_id)
     snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)

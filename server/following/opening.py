@@ -54,8 +54,8 @@ def bringing(store: Store) -> Callable[[AdapterRef], Awaitable[None]]:
     return bring
 
 
-async def follow(store: Store, adapters: Followers, settings: Settings) -> Follower | None:
-    """Follow what others change in a shared store; None for another. Raises StartError."""
+def make_follower(store: Store, adapters: Followers, settings: Settings) -> Follower | None:
+    """What follows the changes of others in a shared store, not started; None for another store."""
     if not isinstance(store, LogStore):
         return None
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "perft-follow")
@@ -64,8 +64,14 @@ async def follow(store: Store, adapters: Followers, settings: Settings) -> Follo
         settings.store_lag_s, settings.store_grace_s, settings.drain_timeout_s,
     )  # fmt: skip
     adapters.following = follower
+    return follower
+
+
+async def start_following(follower: Follower | None) -> None:
+    """Once this server knows what the store held when it was opened. Raises StartError."""
+    if follower is None:
+        return
     try:
         await follower.start()
     except StoreError as error:
         raise StartError(f"--adapter-store: {error}") from error
-    return follower

@@ -132,7 +132,8 @@ class AdapterService:
         upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new)
         try:
             adapter, created = await self._queue.finish(upload)
-            await self.following.committed()
+            if activate or allowed_keys is not UNCHANGED:  # a version that nothing selects yet takes nothing back
+                await self.following.committed()
         except Exception as error:
             self._events.upload_finished(upload_result(error))
             raise

@@ -235,9 +235,11 @@ async def opened(
     registry = Registry(store, scheduler, list(base_names))
     service = AdapterService(registry, store, scheduler, validator, quotas or Quotas(), audit, followed, abort)
     holder.append(Desk(service, registry, scheduler, store, engine, followed, audit, disk))
-    follower = None if shared is None else await follow_virtually(shared, service, quotas or Quotas())
+    follower = None if shared is None else make_follower(shared, service, quotas or Quotas())
     try:
         await service.start()
+        if follower is not None:
+            await follower.start()
         yield holder[0]
         scheduler.check_integrity()
     finally:
@@ -247,7 +249,7 @@ async def opened(
     assert not engine.broken_rules
 
 
-async def follow_virtually(store: LogStore, service: AdapterService, quotas: Quotas) -> Follower:
+def make_follower(store: LogStore, service: AdapterService, quotas: Quotas) -> Follower:
     """As server/following/opening does, by the clock of the loop."""
     loop = asyncio.get_running_loop()
     follower = Follower(
@@ -255,7 +257,6 @@ async def follow_virtually(store: LogStore, service: AdapterService, quotas: Quo
         LAG_S, GRACE_S, quotas.drain_timeout_s,
     )  # fmt: skip
     service.following = follower
-    await follower.start()
     return follower
 
 
