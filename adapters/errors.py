@@ -52,8 +52,11 @@ class StorageFullError(StoreError):
 
 
 @contextmanager
-def store_errors(root: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError raised while `doing` something into an error of the store at `root`."""
+def store_errors(
+    root: Path | str, doing: str, otherwise: str = "look at the disk, then start the server again"
+) -> Iterator[None]:
+    """Turn an OSError raised while `doing` something into an error of the store at `root`. otherwise: what to do about
+    one that is not of room or rights."""
     try:
         yield
     except OSError as error:
@@ -64,4 +67,4 @@ def store_errors(root: Path, doing: str) -> Iterator[None]:
             raise StoreUnusableError(
                 f"{found}; expected a folder that the server may change: check its owner, mode and mount"
             ) from error
-        raise StoreUnusableError(f"{found}; look at the disk, then start the server again") from error
+        raise StoreUnusableError(f"{found}; {otherwise}") from error

@@ -1,19 +1,30 @@
 """Several servers over one store, in virtual time: what one answered, all keep to, whatever becomes of the network."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adapters.errors import StoreError
 from adapters.store.log.bucket import Bucket
 from adapters.store.log.objects import Objects
 from adapters.store.log.store import LogStore
-from server.errors import ActiveChangedError, ModelNotFoundError, QuotaExceededError, StoreUnreachableError
+from server.errors import (
+    ActiveChangedError,
+    AdapterNotFoundError,
+    AdapterUnavailableError,
+    ModelNotFoundError,
+    QuotaExceededError,
+    StoreUnreachableError,
+    VersionNotFoundError,
+)
 from server.inference.selection import selected
 from server.registry.version import Version
 from tests.server.desk import ADMIN, ALICE, BOB, GRACE_S, LAG_S, SMALL, Desk, Quotas, on_a_loop, opened
+from tests.server.virtual_time import run_virtually
 from tests.store.faults import Faulty
 
 
@@ -38,6 +49,96 @@ def log_store(objects: Objects, cache: Path) -> LogStore:
     return LogStore.open(objects, cache, clock=loop.time, pause=lambda seconds: None)
 
 
+def ready(desk: Desk, name: str) -> list[int]:
+    return [version.number for version in desk.registry.versions(name) if not version.is_draining]
+
+
+SCRIPT: list[tuple[int, Callable[[Desk], Coroutine[Any, Any, object]]]] = [
+    (0, lambda desk: desk.upload("a", 1)),
+    (1, lambda desk: desk.upload("b", 2, allowed_keys=("alice",))),
+    (1, lambda desk: desk.upload("a", 2)),
+    (0, lambda desk: desk.patch("a", active=ready(desk, "a")[0], pinned=True)),
+    (1, lambda desk: desk.patch("b", allowed_keys=None)),
+    (0, lambda desk: desk.service.delete("a", ready(desk, "a")[-1], ADMIN)),
+    (1, lambda desk: desk.service.delete("b", None, ADMIN)),
+    (0, lambda desk: desk.upload("b", 1)),
+]
+"""Changes, and the server (0, 1) that makes each. A version that cannot be activated is taken back, and its number not
+given again: so versions are named by what is there."""
+
+
+async def follow_script(desks: list[Desk]) -> int:
+    """Make the changes; one that fails because of the store is made once more. Returns how many failed."""
+    failed = 0
+    for who, change in SCRIPT:
+        try:
+            await change(desks[who])
+        except (StoreError, StoreUnreachableError, AdapterUnavailableError):
+            failed += 1
+            with suppress(VersionNotFoundError, AdapterNotFoundError):  # it was made, and its answer was lost
+                await change(desks[who])
+    return failed
+
+
+def known(desk: Desk) -> dict[str, Any]:
+    """What a server knows of names and versions, without what is being deleted."""
+    return {
+        record.name: (
+            record.active,
+            record.pinned,
+            record.allowed_keys,
+            [v.number for v in versions if not v.is_draining],
+        )
+        for record, versions in desk.registry.snapshot()
+        if any(not version.is_draining for version in versions)
+    }
+
+
+def store_steps(folder: Path) -> int:
+    """How many steps the first server's store takes for the script."""
+    counted: list[int] = []
+
+    async def run() -> None:
+        async with servers(folder) as desks:
+            assert await follow_script(desks) == 0
+            counted.append(len(desks[0].network.steps))  # type: ignore[attr-defined]
+
+    run_virtually(run())
+    return counted[0]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_fault_at_every_step_of_the_store(tmp_path: Path, moment: str) -> None:
+    """Nothing is sent, or an answer is lost: in the end all servers and the store agree, and serve what they list."""
+    steps = store_steps(tmp_path / "undisturbed")
+    assert steps > 30
+
+    async def run(step: int) -> None:
+        async with servers(tmp_path / f"{moment}-{step}") as desks:
+            network = desks[0].network  # type: ignore[attr-defined]
+            begun = len(network.steps)
+
+            def fail(operation: str, key: str) -> None:
+                if len(network.steps) == begun + step:
+                    raise OSError(f"{operation} {key}: lost")
+
+            setattr(network, moment, fail)
+            await follow_script(desks)
+            mend(desks[0])
+            for desk in desks:
+                await desk.following.fresh()
+            found = known(desks[0])
+            assert found == known(desks[1]) and found.keys() == {"a", "b"}, step
+            assert found["a"][1:3] == (True, None) and found["b"][1:3] == (False, None), step
+            for desk in desks:
+                for name in found:
+                    async with desk.request(name):
+                        pass
+
+    for step in range(1, steps):
+        run_virtually(run(step))
+
+
 async def found(desk: Desk, model: str) -> Version:
     version = await selected(desk, model, ADMIN)
     assert version is not None
@@ -52,7 +153,8 @@ def cut(desk: Desk) -> None:
 
 
 def mend(desk: Desk) -> None:
-    desk.network.before = lambda operation, key: None  # type: ignore[attr-defined]
+    network = desk.network  # type: ignore[attr-defined]
+    network.before = network.after = lambda operation, key: None
 
 
 @on_a_loop

@@ -83,6 +83,7 @@ class Cache:
                 staged = self.stage()
                 try:
                     bring(staged)
+                    _check(staged, digest)
                     self.keep(staged, digest)
                 finally:
                     self.discard(staged)
@@ -91,19 +92,13 @@ class Cache:
         return self.folder(digest)
 
     def keep(self, folder: Path, digest: str) -> None:
-        """Move a staged folder with the two files of a content into the cache. Raises StoreUnusableError."""
-        found = content_digest((folder / CONFIG_FILE).read_bytes(), file_hash(folder / WEIGHTS_FILE))
-        if found != digest:
-            raise StoreUnusableError(
-                f"the files of {digest} came with the content {found}: they were changed where they are kept; upload "
-                "the adapter again"
-            )
+        """Move a staged folder with the two files of that content into the cache, unless it is there."""
         with self._changing:
-            size = blob_bytes(folder)
-            self._make_room(size)
-            with suppress(OSError):
+            if digest not in self._sizes:
+                size = blob_bytes(folder)
+                self._make_room(size)
                 os.rename(folder, self.folder(digest))
-            self._sizes[digest] = size
+                self._sizes[digest] = size
 
     @contextmanager
     def used(self, digest: str) -> Iterator[None]:
@@ -148,3 +143,13 @@ class Cache:
         logger.warning("store: %s is not whole, and removed", path)
         shutil.rmtree(path, ignore_errors=True)
         return False
+
+
+def _check(folder: Path, digest: str) -> None:
+    """Raises StoreUnusableError if the files in `folder` are not of that content."""
+    found = content_digest((folder / CONFIG_FILE).read_bytes(), file_hash(folder / WEIGHTS_FILE))
+    if found != digest:
+        raise StoreUnusableError(
+            f"the files of {digest} came with the content {found}: they were changed where they are kept; upload the "
+            "adapter again"
+        )

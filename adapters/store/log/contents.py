@@ -50,6 +50,13 @@ class Contents:
             self._objects.put_file(blob_key(digest, upload, file), folder / file)
         return upload
 
+    def keep(self, folder: Path, digest: str) -> None:
+        """The staged folder of a new version: this machine needs no copy of it from elsewhere."""
+        try:
+            self._cache.keep(folder, digest)
+        except OSError as error:
+            logger.warning("store: %s is fetched again when it is needed: %s", digest, error)
+
     def used(self, folder: Path, digest: str) -> None:
         """The upload of a staged folder is that of a version now, or may be: it stays."""
         self._unused.pop(folder, None)

@@ -181,6 +181,7 @@ class LogStore:
             entry = self._change("upload", name, decide, check, size)
             if entry is not None and digest in entry.uploads:
                 self._contents.used(folder, digest)
+            self._contents.keep(folder, digest)
             assert made is not None
             return made.record, made.version, made.is_new
         except StoreUnusableError:
@@ -326,5 +327,5 @@ def _existing(room: Room, name: str) -> AdapterRecord:
 @contextmanager
 def _errors(place: object, doing: str) -> Iterator[None]:
     """Turn an OSError into an error of the store."""
-    with store_errors(Path(str(place)), doing):
+    with store_errors(str(place), doing, "check the network and that place, then try again"):
         yield
