@@ -16,7 +16,8 @@ from tests.convert import authors
 from tests.engine import engines
 from tests.engine.engines import TinyEngine
 
-NUMBERS = count(1000)
+NUMBERS = count(20_000)
+"""Of adapters in the engines that all tests of the session share."""
 TOKENS = 16
 
 
@@ -58,6 +59,7 @@ def check(engine: TinyEngine, tmp_path: Path, variant: str, kind: str, **sizes: 
     prompts = [{"prompt_token_ids": prompt} for prompt in engines.prompts(3, seed=number)]
     found = engine.llm.generate(prompts, engines.greedy(TOKENS), lora_request=request, use_tqdm=False)
     plain = engine.llm.generate(prompts, engines.greedy(TOKENS), use_tqdm=False)
+    engine.llm.llm_engine.remove_lora(number)
     with authors_model(engine, config, tensors) as model, torch.inference_mode():
         for output in found:
             sequence = [*output.prompt_token_ids, *output.outputs[0].token_ids]
