@@ -85,7 +85,7 @@ def test_the_wheel_holds_the_three_packages_their_types_and_the_demos_adapters(w
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {*PACKAGES, "perft_server"}
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     shipped = [path for path in (PROJECT / "server" / "demo" / "adapters").rglob("*") if path.is_file()]
-    assert len(shipped) == 6 and {str(path.relative_to(PROJECT)) for path in shipped} <= names
+    assert len(shipped) == 9 and {str(path.relative_to(PROJECT)) for path in shipped} <= names
 
 
 def test_the_environment_uses_the_wheels_packages(installed: Path, tmp_path: Path) -> None:

@@ -554,9 +554,13 @@ def test_the_loss_is_drawn_from_the_first_step_to_the_last() -> None:
 
 
 def test_an_adapter_that_is_worse_is_said_to_be(
-    olmoe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    olmoe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = trained(olmoe, data, tmp_path / "a", "--learning-rate", "3", "--evaluate-every", "6")
+    """It learns to answer with letters, and is asked for digits."""
+    letters = [{"instruction": f"{number}", "output": "A" * 20} for number in range(40)]
+    data = tiny_base.write_lines(tmp_path / "letters.jsonl", letters)
+    held_out = tiny_base.write_lines(tmp_path / "digits.jsonl", tiny_base.additions(9))
+    output = trained(olmoe, data, tmp_path / "a", "--validation", str(held_out), "--evaluate-every", "30", steps=30)
     assert "worse than the base" in capsys.readouterr().err
     assert "Its loss is higher than the base's" in (output / "README.md").read_text()
 
