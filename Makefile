@@ -63,7 +63,7 @@ train:
 	@ln -sfn "$$($(BIN)/python -c 'from server.demo.base.build import default_folder as f; print(f())')" build/demo-base
 	@for name in arithmetic pirate json; do \
 	  $(BIN)/python -m server.demo.data $$name --output build/demo-data && \
-	  env -u OMP_WAIT_POLICY $(BIN)/perft train --config server/demo/recipes/$$name.yaml --overwrite \
+	  $(BIN)/perft train --config server/demo/recipes/$$name.yaml --overwrite \
 	    --base build/demo-base --base-name 'the demo base (server.demo.base)' \
 	    --data build/demo-data/$$name.jsonl --validation build/demo-data/$$name-held-out.jsonl \
 	    --output server/demo/adapters/$$name || exit 1; done

@@ -5,6 +5,7 @@ wrong usage, 130 interrupted: the same command goes on where it stopped.
 """
 
 import argparse
+import os
 import sys
 import types
 from pathlib import Path
@@ -22,6 +23,7 @@ HEADLINE = (
 
 def run(arguments: list[str]) -> int:
     """Run `perft train ARGUMENTS` and return the exit status. Wrong usage raises SystemExit(2)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch: threads that spin make a busy machine crawl
     parser = make_parser()
     given = vars(parser.parse_args(arguments))
     push, server, activate, file = (given.pop(name) for name in ("push", "server", "activate", "config"))
