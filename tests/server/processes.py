@@ -3,6 +3,7 @@
 No test depends on how fast the machine is: what must come about is waited for, for minutes.
 """
 
+import atexit
 import os
 import random
 import signal
@@ -121,7 +122,14 @@ def launch(arguments: list[str], port: int, log: Path, **environment: str) -> Se
             [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **ENVIRONMENT, **environment},
         )  # fmt: skip
+    atexit.register(_end, process)
     return ServerProcess(process, port, log)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """A server whose test failed before it was stopped must not outlive the tests."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_to_end(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
