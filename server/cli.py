@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
-    from server.app.serve import EXIT_DIED, serve
+    from server.app.serve import serve
+    from server.hosting.run import EXIT_DIED
 
     try:
         serve(arguments[1:])

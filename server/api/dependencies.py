@@ -70,7 +70,7 @@ class Services:
     """The parts of a running server. base_names: the names the base model is served under.
 
     upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
-    is_metrics_route_open: /metrics is served here, and not on a listener of its own.
+    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here.
     """
 
     settings: Settings
@@ -91,7 +91,7 @@ class Services:
     upload_slots: asyncio.Semaphore
     cache_salt_secret: bytes
     close: Callable[[], Awaitable[None]]
-    is_metrics_route_open: bool = True
+    metrics_address: str | None = None
     bodies: RequestBodies = field(default_factory=RequestBodies)
     following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

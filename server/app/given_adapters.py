@@ -7,6 +7,7 @@ nothing, so that a restart undoes no rollback. Invariant: any failure refuses th
 import logging
 import shutil
 from asyncio import to_thread
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class NamedFolder:
     folder: Path
 
 
-def parse_named_folders(given: list[str], base_names: list[str]) -> list[NamedFolder]:
+def parse_named_folders(given: Sequence[str], base_names: list[str]) -> list[NamedFolder]:
     """The `--adapter` flags. Raises StartError with everything wrong about them."""
     folders: list[NamedFolder] = []
     problems: list[str] = []

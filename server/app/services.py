@@ -97,7 +97,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
-    stop_metrics = await serve_metrics(settings, page)
+    listener = await serve_metrics(settings, page)
     monitor.start()
 
     async def close() -> None:
@@ -107,7 +107,8 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         await adapters.close()
         if side.specs is not None:
             await side.specs.close()
-        await stop_metrics()
+        if listener is not None:
+            await listener.close()
 
     return Services(
         settings=settings,
@@ -130,7 +131,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         ),
         upload_slots=asyncio.Semaphore(settings.max_uploads),
         cache_salt_secret=store.secret,
-        is_metrics_route_open=settings.metrics_bind is None,
+        metrics_address=None if listener is None else listener.address,
         bodies=RequestBodies(
             BodyLimits(side.max_model_len, settings.max_body_bytes, settings.max_sequences),
             side.request_models,

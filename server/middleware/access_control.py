@@ -141,7 +141,7 @@ class _RequestCycle:
             if route.path != "/health":
                 raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
             return
-        if route.need == "metrics" and not services.is_metrics_route_open:
+        if route.need == "metrics" and services.metrics_address is not None:
             raise not_found(self.method, self.scope, self._shown_path())
         client, peer = ((scope.get("client") or (None,))[0] for scope in (self.scope, self._outer))
         caller = caller_of(services, route, self._headers, services.settings.proxies.has(peer))

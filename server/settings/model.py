@@ -80,7 +80,7 @@ class Settings(SharingSettings, ConnectionSettings):
     metrics_bind: str | None = Field(
         None,
         description="HOST:PORT of a separate listener for /metrics, which the main one then does not serve; it asks "
-        "for no key: keep it on a private network",
+        "for no key: keep it on a private network; port 0 takes a free one, and says which",
     )
 
     # Adapters
@@ -301,6 +301,8 @@ class Settings(SharingSettings, ConnectionSettings):
 
 def _address(text: str) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(text)
-    if found is None or not 0 < int(found["port"]) < 65536:
-        raise ValueError(f"found {text!r}, expected HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError(
+            f"found {text!r}, expected HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090; port 0: any free one"
+        )
     return found["host"].strip("[]"), int(found["port"])

@@ -20,6 +20,7 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.app.connections import METRICS_CONNECTIONS, serve_metrics
+from server.connections.listener import Listener
 from server.errors import StartError
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, clear_vllms_adapter_lists, render
@@ -427,6 +428,23 @@ def test_single_samples_can_be_asked_for(metrics: Metrics) -> None:
     }
 
 
+async def listening(settings: Settings, metrics: Metrics) -> Listener:
+    listener = await serve_metrics(settings, metrics.page)
+    assert listener is not None
+    return listener
+
+
+def test_a_free_port_is_found_and_said(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        listener = await listening(Settings(metrics_bind="127.0.0.1:0"), metrics)
+        url = f"http://{listener.address}/metrics"
+        assert (await asyncio.to_thread(httpx.get, url)).status_code == 200
+        assert f"/metrics is at {url}" in capsys.readouterr().out and ":0/" not in url
+        await listener.close()
+
+    asyncio.run(test())
+
+
 def test_a_bind_of_its_own(metrics: Metrics) -> None:
     settings = Settings(metrics_bind=f"127.0.0.1:{free_port()}")
     url = f"http://{settings.metrics_bind}"
@@ -436,7 +454,7 @@ def test_a_bind_of_its_own(metrics: Metrics) -> None:
         return asked.status_code, asked.headers["content-type"], asked.text
 
     async def test() -> None:
-        close = await serve_metrics(settings, metrics.page)
+        listener = await listening(settings, metrics)
         try:
             for path in ("/metrics", "/metrics/"):
                 status, kind, text = await asyncio.to_thread(ask, path)
@@ -446,8 +464,8 @@ def test_a_bind_of_its_own(metrics: Metrics) -> None:
             with pytest.raises(StartError, match=f"{settings.metrics_bind}: cannot be used"):
                 await serve_metrics(settings, metrics.page)
         finally:
-            await close()
-        await (await serve_metrics(settings, metrics.page))()
+            await listener.close()
+        await (await listening(settings, metrics)).close()
 
     asyncio.run(test())
 
@@ -470,8 +488,8 @@ def test_a_bind_of_its_own_holds_no_connection_that_asks_nothing(metrics: Metric
         return httpx.get(f"http://{settings.metrics_bind}/metrics").status_code
 
     async def test() -> None:
-        close = await serve_metrics(settings, metrics.page)
+        listener = await listening(settings, metrics)
         assert await asyncio.to_thread(abuse) == 200
-        await close()
+        await listener.close()
 
     asyncio.run(test())

@@ -300,6 +300,7 @@ def test_an_audit_log_inside_the_store_is_refused(place: str, tmp_path: Path) ->
         ("127.0.0.1:9090", ("127.0.0.1", 9090)),
         ("[::1]:1", ("::1", 1)),
         ("metrics.local:65535", ("metrics.local", 65535)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
     ],
 )
 def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None:
@@ -308,7 +309,7 @@ def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None
 
 @pytest.mark.parametrize(
     "given",
-    ["", "9090", ":9090", "h:", "h:0", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1", "h:port", "h:-1", "h:²"],
+    ["", "9090", ":9090", "h:", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1", "h:port", "h:-1", "h:²"],
 )
 def test_addresses_that_are_none(given: str) -> None:
     assert f"found {given!r}, expected HOST:PORT" in refusal("--metrics-bind", given)

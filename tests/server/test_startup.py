@@ -23,10 +23,15 @@ from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
 from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
 from server.app.given_adapters import NamedFolder, check_folders, parse_named_folders, store_given_adapters
-from server.app.serve import Run, _explain, check_model, check_store, load_plugins, prepare_environment
-from server.app.startup import banner, check_status, warm_up
+from server.app.plugin import create
+from server.app.serve import _explain, check_model, check_store
+from server.app.startup import check_status, warm_up
 from server.engine.protocol import EngineStatus
 from server.errors import StartError, StartFailedError
+from server.hosting.environment import load_plugins, prepare_environment
+from server.hosting.process import banner
+from server.hosting.run import Run
+from server.settings.model import Settings
 from server.settings.sources import load
 from tests.server.desk import ADMIN, ROWS, Desk, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
@@ -148,7 +153,8 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
             (["--uds", "/run/a b"], "/run/a b", "curl --unix-socket '/run/a b' http://localhost/v1"),
             (["--uds", "/s", "--ssl-certfile", "/c"], "/s", "curl --unix-socket /s https://localhost/v1"),
         ):
-            said = banner(make_parser().parse_args(["/m", *flags]), services)
+            args = make_parser().parse_args(["/m", *flags])
+            said = banner(args, services, args.port)
             assert f"PERFT is serving at {url}: base 'base' and 1 adapter: poet. Try:" in said
             assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
             assert '"model": "poet"' in said and "first-key" not in said
@@ -427,7 +433,7 @@ def test_a_plugin_that_cannot_be_imported_refuses_the_start(module: str, monkeyp
 
 
 def test_a_plugin_that_is_not_installed_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.app.serve.entry_points", lambda group: [])
+    monkeypatch.setattr("server.hosting.environment.entry_points", lambda group: [])
     with pytest.raises(StartError, match="not installed"):
         load_plugins()
 
@@ -460,3 +466,16 @@ def test_whatever_ends_a_start_is_said_in_one_line(capsys: pytest.CaptureFixture
     with pytest.raises(StartFailedError, match=r"^vLLM ended: OSError: Repo id must be in the form .*'$"):
         _explain(error, Run(), Namespace(port=1, host="127.0.0.1"))
     assert "Use `repo_type`" in capsys.readouterr().err, "the whole of it comes before"
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0", "::"])
+def test_whoever_hosts_the_server_it_needs_an_admin_key_where_others_can_connect(host: str | None) -> None:
+    """The command line refuses earlier; a host that parses no command line meets the same rule."""
+    args = Namespace(host=host, uds=None, perft_host=Namespace(settings=Settings(), adapters=()))
+    with pytest.raises(StartError, match="found no admin key on an address that others can reach"):
+        asyncio.run(create().init_state(object(), object(), args))  # type: ignore[arg-type]
+
+
+def test_a_server_without_a_host_does_not_start() -> None:
+    with pytest.raises(StartError, match="is a part of `perft serve`; run that"):
+        asyncio.run(create().init_state(object(), object(), Namespace()))  # type: ignore[arg-type]
