@@ -1,7 +1,7 @@
 """Owns which replica a request goes to: where its adapter lies already, unless that one is much busier than the rest.
 
-Every adapter has its own order of all replicas (rendezvous hashing). Its homes are the first few of that order, more
-for a popular adapter. A request goes to the least busy home within the bound; if there is none, on along the order.
+Every adapter has its own order of all replicas (rendezvous hashing). Its homes are the first two of that order, or more
+if it is popular. A request goes to the least busy home within the bound; if there is none, on along the order.
 
 Invariant: the order depends on the adapter's name and the replicas' ranks alone, so every router, in every process,
 finds the same; a replica that leaves or joins moves the adapters that it was, or becomes, a home of, and no others.
@@ -19,9 +19,13 @@ from struct import unpack
 
 BOUND = 1.25
 """How many times the mean load a replica may carry and still be chosen for what it holds."""
-HOMES_PER_SHARE = 2.0
+FREE_LOAD = 4
+"""Requests that a replica may always have: an engine that runs so few at once is not busy."""
+LEAST_HOMES = 2
+"""With a second home a busy or a lost one costs no load: benchmarks/routing."""
+HOMES_PER_SHARE = 4.0
 """Homes of an adapter whose requests alone would fill one replica."""
-HALF_LIFE_S = 60.0
+HALF_LIFE_S = 20.0
 COUNTED_NAMES = 4096
 CACHED_ORDERS = 8192
 """Each takes 4 bytes for every replica: 32 MiB for 1,000 replicas."""
@@ -32,25 +36,24 @@ def name_of(model: str) -> str:
     return model.partition("@")[0]
 
 
-def preferences(name: str, loads: Mapping[int, int], homes: int = 1, bound: float = BOUND) -> Iterator[int]:
-    """The replicas for a request of the adapter `name`, best first; each within the bound, each once.
+def choose(name: str, loads: Mapping[int, int], homes: int, bound: float = BOUND) -> int:
+    """The replica for a request of the adapter `name`, within the bound: with this request it has at most FREE_LOAD, or
+    `bound` times the mean with this request, rounded up. There always is such a replica.
 
     loads: the rank of every live replica -> its requests under way. A rank is a small integer that a replica keeps or
-    hands on when it restarts, never a process id. Within the bound: fewer than bound * mean + 1 requests; there always
-    is such a replica. homes: from `home_count`. Raises ValueError if `loads` is empty.
+    hands on when it restarts, never a process id. homes: from `home_count`. Raises ValueError if `loads` is empty.
     """
-    if not loads:
-        raise ValueError("found no live replica, expected at least one")
-    limit = bound * sum(loads.values()) / len(loads) + 1
-    rest = (rank for rank in order(name, _size(max(loads))) if rank in loads)
-    first = [*islice(rest, homes)]
-    yield from sorted((rank for rank in first if loads[rank] < limit), key=loads.__getitem__)
-    yield from (rank for rank in rest if loads[rank] < limit)
+    along, limit = _along(name, loads), _limit(loads, bound)
+    best = min(islice(along, homes), key=loads.__getitem__)
+    return best if loads[best] < limit else next(rank for rank in along if loads[rank] < limit)
 
 
-def choose(name: str, loads: Mapping[int, int], homes: int = 1, bound: float = BOUND) -> int:
-    """The best replica for a request of the adapter `name` (see `preferences`)."""
-    return next(preferences(name, loads, homes, bound))
+def preferences(name: str, loads: Mapping[int, int], homes: int, bound: float = BOUND) -> Iterator[int]:
+    """The replicas within the bound in the order in which `choose` would take them, were the ones before gone: for a
+    router that tries one after the other."""
+    along, limit = _along(name, loads), _limit(loads, bound)
+    yield from sorted(filter(lambda rank: loads[rank] < limit, islice(along, homes)), key=loads.__getitem__)
+    yield from filter(lambda rank: loads[rank] < limit, along)
 
 
 def two_choices(loads: Mapping[int, int], random: Random) -> int:
@@ -64,7 +67,7 @@ def home_count(share: float, loads: Mapping[int, int]) -> int:
 
     As many as its requests would fill replicas, HOMES_PER_SHARE times; in quiet hours no more than it has requests.
     """
-    return max(1, math.ceil(HOMES_PER_SHARE * share * min(len(loads), sum(loads.values()))))
+    return max(LEAST_HOMES, math.ceil(HOMES_PER_SHARE * share * min(len(loads), sum(loads.values()))))
 
 
 @lru_cache(CACHED_ORDERS)
@@ -78,9 +81,16 @@ def order(name: str, size: int) -> "array[int]":
     return array("I", sorted(range(size), key=scores.__getitem__, reverse=True))
 
 
-def _size(rank: int) -> int:
-    """The power of two above a rank: one more replica seldom makes other orders."""
-    return int(1 << rank.bit_length())
+def _along(name: str, loads: Mapping[int, int]) -> Iterator[int]:
+    """The live replicas in the adapter's order, which is made for a power of two, and seldom made anew."""
+    if not loads:
+        raise ValueError("found no live replica, expected at least one")
+    return filter(loads.__contains__, order(name, 1 << max(loads).bit_length()))
+
+
+def _limit(loads: Mapping[int, int], bound: float) -> int:
+    """A replica with fewer requests is within the bound."""
+    return max(FREE_LOAD, math.ceil(bound * (sum(loads.values()) + 1) / len(loads)))
 
 
 class Popularity:

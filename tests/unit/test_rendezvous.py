@@ -27,10 +27,16 @@ def idle(ranks: range) -> dict[int, int]:
 @given(names, fleets, st.integers(1, 50), st.floats(1, 3))
 def test_no_replica_is_chosen_above_the_bound(name: str, loads: dict[int, int], homes: int, bound: float) -> None:
     found = list(preferences(name, loads, homes, bound))
-    limit = bound * sum(loads.values()) / len(loads) + 1
+    allowed = max(4, math.ceil(bound * (sum(loads.values()) + 1) / len(loads)))
     assert found and len(set(found)) == len(found)
-    assert set(found) == {rank for rank, load in loads.items() if load < limit}
+    assert set(found) == {rank for rank, load in loads.items() if load + 1 <= allowed}
     assert choose(name, loads, homes, bound) == found[0]
+
+
+def test_a_few_requests_make_nobody_too_busy() -> None:
+    home, other = [*order("pirate", 8)][:2]
+    assert choose("pirate", {**idle(range(8)), home: 3}, 1) == home
+    assert choose("pirate", {**idle(range(8)), home: 4}, 1) == other
 
 
 @given(names, fleets, st.integers(1, 50))
@@ -47,20 +53,20 @@ def test_the_least_busy_home_comes_first_then_the_order(name: str, loads: dict[i
 @given(names, fleets, st.data())
 def test_who_leaves_or_joins_changes_no_other_order(name: str, loads: dict[int, int], data: st.DataObject) -> None:
     """Also past a power of two, where longer orders are made."""
-    everyone = [*preferences(name, dict.fromkeys(loads, 0))]
+    everyone = [*preferences(name, dict.fromkeys(loads, 0), 1)]
     left = data.draw(st.sampled_from(everyone))
     others = {rank: 0 for rank in loads if rank != left}
     if others:
-        assert [*preferences(name, others)] == [rank for rank in everyone if rank != left]
+        assert [*preferences(name, others, 1)] == [rank for rank in everyone if rank != left]
     joined = data.draw(st.integers(0, 300).filter(lambda rank: rank not in loads))
-    more = [*preferences(name, dict.fromkeys([*loads, joined], 0))]
+    more = [*preferences(name, dict.fromkeys([*loads, joined], 0), 1)]
     assert [rank for rank in more if rank != joined] == everyone
 
 
 @pytest.mark.parametrize("replicas", [10, 63, 64])
 def test_one_of_n_homes_moves(replicas: int) -> None:
-    before = {name: choose(name, idle(range(replicas))) for name in NAMES}
-    after = {name: choose(name, idle(range(replicas + 1))) for name in NAMES}
+    before = {name: choose(name, idle(range(replicas)), 1) for name in NAMES}
+    after = {name: choose(name, idle(range(replicas + 1)), 1) for name in NAMES}
     moved = [name for name in NAMES if before[name] != after[name]]
     assert {after[name] for name in moved} == {replicas}
     assert abs(len(moved) - len(NAMES) / (replicas + 1)) < 5 * math.sqrt(len(NAMES) / replicas)
@@ -69,7 +75,7 @@ def test_one_of_n_homes_moves(replicas: int) -> None:
 def test_homes_are_spread_evenly() -> None:
     counts = [0] * 20
     for name in NAMES:
-        for rank in [*preferences(name, idle(range(20)))][:4]:
+        for rank in [*preferences(name, idle(range(20)), 1)][:4]:
             counts[rank] += 1
     assert max(counts) < 1.3 * min(counts), counts
 
@@ -77,7 +83,7 @@ def test_homes_are_spread_evenly() -> None:
 @given(names, st.integers(1, 10**6), fleets)
 def test_a_version_goes_where_its_name_goes(name: str, version: int, loads: dict[int, int]) -> None:
     assert name_of(f"{name}@{version}") == name_of(name) == name
-    assert choose(name_of(f"{name}@{version}"), loads) == choose(name, loads)
+    assert choose(name_of(f"{name}@{version}"), loads, 2) == choose(name, loads, 2)
 
 
 def test_every_process_finds_the_same() -> None:
@@ -93,7 +99,7 @@ def test_every_process_finds_the_same() -> None:
 
 def test_without_a_replica_there_is_no_choice() -> None:
     with pytest.raises(ValueError, match="no live replica"):
-        choose("pirate", {})
+        choose("pirate", {}, 2)
 
 
 @given(fleets, st.randoms(use_true_random=False))
@@ -118,13 +124,13 @@ def test_homes_grow_with_popularity() -> None:
     popularity = counted({"hot": 500, "warm": 50, "cold": 1, "other": 449})
     busy = dict.fromkeys(range(100), 20)
     found = [home_count(popularity.share(name), busy) for name in ("hot", "warm", "cold", "unknown")]
-    assert found == [100, 10, 1, 1]
+    assert found == [200, 20, 2, 2]
 
 
 def test_a_quiet_fleet_has_no_more_homes_than_requests() -> None:
     hot = counted({"hot": 5}).share("hot")
-    assert home_count(hot, idle(range(100))) == 1
-    assert home_count(hot, {**idle(range(100)), 3: 2}) == 4
+    assert home_count(hot, idle(range(100))) == 2
+    assert home_count(hot, {**idle(range(100)), 3: 2}) == 8
 
 
 @given(st.floats(0, 1), st.floats(0, 1), fleets)
