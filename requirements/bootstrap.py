@@ -30,6 +30,7 @@ TESTED_PYTHON = (3, 11)
 SIZES = {
     "cpu": "1 GB to download, 2 to 4 minutes",
     "test": "small, half a minute",
+    "ray": "0.2 GB to download, a minute",
     "eval": "0.2 GB to download, a minute",
 }
 ENVIRONMENT_BYTES = 6 * 10**9

