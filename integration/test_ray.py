@@ -98,7 +98,7 @@ def test_the_front_passes_on_keys_errors_and_large_uploads(cluster: Cluster, fol
     client, stranger = TinyClient(cluster.front), TinyClient(cluster.front, None)
     assert stranger.refusal("DELETE", "/v1/adapters/x") == (401, "invalid_api_key")
     assert client.refusal("GET", "/v1/nothing") == (404, "not_found")
-    assert client.refusal("POST", "/v1/completions", content=b"{") == (400, "invalid_json")
+    assert client.refusal("POST", "/v1/completions", content=b"{") == (400, "invalid_request")
     large = {"name": "large", "activate": "true"}
     files = {"config": b"{}", "weights": b"x" * 20_000_000}  # more than HAProxy shows the router
     assert client.http.post("/v1/adapters", data=large, files=files).status_code == 400

@@ -60,12 +60,12 @@ def _up(config: dict[str, Any]) -> int:
 
     [given] = config["applications"]
     configured = configure(given.get("args") or {})
-    asked_to_end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked_to_end.set())
     logging.getLogger("ray").setLevel(logging.WARNING)
     print("perft: Ray starts", flush=True)
     ray.init(log_to_driver=False, logging_level="warning")
+    asked_to_end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own
+        signal.signal(number, lambda *_: asked_to_end.set())
     name = given.get("name", "perft")
     try:
         serve.start(http_options=config.get("http_options"))
