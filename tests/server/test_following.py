@@ -298,13 +298,14 @@ async def test_a_server_that_starts_again_has_everything(folder: Path) -> None:
 
 
 @on_a_loop
-async def test_who_asks_just_as_a_look_ends_asks_again() -> None:
+async def test_who_asks_just_as_a_look_ends_asks_again(folder: Path) -> None:
     """The look is over and those who waited for it were not told yet: whoever comes then must not wait for it."""
     times = itertools.count()
 
     def clock() -> float:
-        assert (now := next(times)) < 100, "the event loop is held"
-        return float(now)
+        now = float(next(times))
+        assert now < 100, "the event loop is held"
+        return now
 
     answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
     questions = iter(answers)
