@@ -297,6 +297,7 @@ async def test_a_server_that_starts_again_has_everything(folder: Path) -> None:
         assert [v.number for v in desk.registry.versions("poet")] == [1]
 
 
+@pytest.mark.timeout(120)  # an event loop that is held ends in nothing else
 @on_a_loop
 async def test_who_asks_just_as_a_look_ends_asks_again(folder: Path) -> None:
     """The look is over and those who waited for it were not told yet: whoever comes then must not wait for it."""
