@@ -419,21 +419,21 @@ def test_what_is_no_plain_file_is_not_waited_for(start: Start, folder: Path, kin
     assert plane.is_tidy()
 
 
-@pytest.mark.parametrize("when", ["team", "clerk", "adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("swapped", ["team", "team/clerk"])
+@pytest.mark.parametrize("when", ["team", "clerk", *FILES])
 def test_a_link_put_there_meanwhile_is_not_followed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, swapped: str
 ) -> None:
-    """At every step of the walk the folder is swapped for a link to one outside, as fast as an attacker could be."""
-    spy, into, opened = folder.parent / "allowed-evil" / "spy", tmp_path / "into", os.open
+    """Just before each step of the walk a folder of the path becomes a link to one outside."""
+    write_adapter(folder.parent / "allowed-evil" / "team" / "clerk", BASE, 9)
+    into, opened = tmp_path / "into", os.open
     into.mkdir()
     inside = {name: (folder / "team" / "clerk" / name).read_bytes() for name in FILES}
 
     def open_just_after_a_swap(path: Any, flags: int, *more: Any, **options: Any) -> int:
-        if path == when:
-            target = folder / "team" if when == "team" else folder / "team" / "clerk"
-            if not target.is_symlink():
-                target.rename(folder / "gone")
-                target.symlink_to(spy.parent if when == "team" else spy)
+        if os.path.basename(path) == when and not (folder / swapped).is_symlink():
+            (folder / swapped).rename(folder / "gone")
+            (folder / swapped).symlink_to(folder.parent / "allowed-evil" / swapped)
         return opened(path, flags, *more, **options)
 
     monkeypatch.setattr(child.os, "open", open_just_after_a_swap)
@@ -441,9 +441,10 @@ def test_a_link_put_there_meanwhile_is_not_followed(
     try:
         child._from_folder(len(folder.parts) - 1, ["team", "clerk"], parts, into, 10**6)
     except child._CannotFetchError as error:
-        assert when in ("team", "clerk") and error.outcome == "refused"
+        assert error.outcome == "refused"
     else:
         assert {name: (into / name).read_bytes() for name in FILES} == inside, "what was judged is what was read"
+    assert (folder / swapped).is_symlink()
 
 
 OUTSIDE_THE_BUCKET = [
