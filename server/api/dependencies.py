@@ -24,6 +24,7 @@ from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.residency.scheduler import ResidencyScheduler
 from server.settings.model import Settings
+from server.sources.loading import AdapterSources
 from server.uploads.receive import UploadLimits
 
 
@@ -89,6 +90,7 @@ class Services:
     access_log: AccessLog
     upload_limits: UploadLimits
     upload_slots: asyncio.Semaphore
+    sources: AdapterSources
     cache_salt_secret: bytes
     close: Callable[[], Awaitable[None]]
     metrics_address: str | None = None

@@ -21,9 +21,10 @@ from perft.engine.grammar_probe import install_validation, pack_setup
 from perft.engine.peft_lora import check_peft_lora, lora_problem
 from perft.logs import escape_records
 from server.api import adapters, health, metrics, models
+from server.api.control_planes import loading
 from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
-from server.api.route_table import ROUTES, missing, prune
+from server.api.route_table import LOADING_ROUTES, ROUTES, missing, prune
 from server.app import serving_log
 from server.app.given_adapters import parse_named_folders, store_given_adapters
 from server.app.services import EngineSide, build_services
@@ -66,7 +67,7 @@ class PerftEndpoints:
         settings = host.settings
         if problem := bind_problem(args.host, settings.key_ring.has_admin, args.uds):
             raise StartError(problem)
-        prune(self._app)
+        prune(self._app, more=LOADING_ROUTES if settings.adapter_sources else ())
         answer_in_our_shape(self._app)
         if lacking := missing(self._app):
             raise StartError(f"vLLM's app lacks the routes {[f'{route.method} {route.path}' for route in lacking]}")
@@ -123,7 +124,7 @@ class PerftEndpoints:
         TextTurns(services.max_model_len, _refuse_text).install(engine_client.renderer)
         hooks.append(hook)
         given = parse_named_folders(host.adapters, services.base_names)
-        await store_given_adapters(services.registry, services.adapters, given)
+        await store_given_adapters(services.registry, services.adapters, given, services.sources)
         escape_records()
         state.services = services
         host.serving(state, services)
@@ -180,7 +181,7 @@ def tell_before_shutdown(client: EngineClient, health: EngineHealth) -> None:
 
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to an app; the middleware added last is the outermost."""
-    for module in (adapters, models, metrics, health):
+    for module in (adapters, models, metrics, health, loading):
         app.include_router(module.router)
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):

@@ -22,7 +22,13 @@ from adapters.store import FolderStore
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
 from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
-from server.app.given_adapters import NamedFolder, check_folders, parse_named_folders, store_given_adapters
+from server.app.given_adapters import (
+    NamedFolder,
+    NamedUrl,
+    check_folders,
+    parse_named_folders,
+    store_given_adapters,
+)
 from server.app.plugin import create
 from server.app.serve import _explain, check_model, check_store
 from server.app.startup import check_status, warm_up
@@ -33,6 +39,7 @@ from server.hosting.process import banner
 from server.hosting.run import Run
 from server.settings.model import Settings
 from server.settings.sources import load
+from server.sources.place import Place
 from tests.server.desk import ADMIN, ROWS, Desk, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.server.partial_services import partial_services
@@ -293,7 +300,9 @@ def test_bad_adapter_flags_are_refused(given: list[str], expected: str) -> None:
         ["--kv-sharing-fast-prefill"],
         ["--headless"],
         ["--grpc"],
-        ["--lora-modules", "a=/x"],
+        ["--lora-modules", '{"name": "a", "path": "/x", "base_model_name": "another"}'],
+        ["--lora-modules", '{"name": "a", "path": "/x", "is_3d_lora_weight": true}'],
+        ["--lora-modules", '{"name": "a=b", "path": "/x"}'],
         ["--worker-extension-cls", "a.B"],
     ],
     ids=lambda flags: flags[0],
@@ -348,6 +357,39 @@ def test_adapters_of_vllms_config_file_come_before_those_of_the_flags(
     assert args.perft_api_keys == ["one=key-of-one", "two=key-of-two"]
     args = parse_arguments([*argv, "--adapter", "c=/z", "--api-key=three=key-of-three"])
     assert (args.adapter, args.model_tag) == ([*of_file, "c=/z"], "/m") and len(args.perft_api_keys) == 3
+
+
+def test_vllms_lora_modules_are_adapters_given_at_start() -> None:
+    modules = ["a=/x", '{"name": "b", "path": "hf://acme/poet@v1", "base_model_name": "served"}']
+    args = parse_arguments(["/m", "--served-model-name", "served", "--adapter", "c=/z", "--lora-modules", *modules])
+    prepare_arguments(args)
+    assert args.adapter == ["c=/z", "a=/x", "b=hf://acme/poet@v1"]
+    assert args.lora_modules is None, "vLLM must not load them as well"
+    given = parse_named_folders(args.adapter, ["served"])
+    assert given[:2] == [NamedFolder("c", Path("/z")), NamedFolder("a", Path("/x"))]
+    assert given[2] == NamedUrl("b", Place("hf", ("acme", "poet"), "v1"))
+    twice = parse_arguments(["/m", "--adapter", "a=/z", "--lora-modules", "a=/x"])
+    prepare_arguments(twice)
+    with pytest.raises(StartError, match="the name 'a' is given twice"):
+        parse_named_folders(twice.adapter, ["/m"])
+
+
+def test_the_model_itself_is_a_base_that_a_lora_module_may_name() -> None:
+    module = '{"name": "a", "path": "/x", "base_model_name": "/m"}'
+    args = parse_arguments(["/m", "--served-model-name", "served", "--lora-modules", module])
+    prepare_arguments(args)
+    assert args.adapter == ["a=/x"]
+
+
+def test_places_that_adapters_are_given_by() -> None:
+    given = ["a=file:///data/x", "b=s3://bucket/poet", "c=relative/folder", "d=hf://acme/poet"]
+    places = [
+        each.folder if isinstance(each, NamedFolder) else str(each.place) for each in parse_named_folders(given, [])
+    ]
+    assert places == [Path("/data/x"), "s3://bucket/poet", Path("relative/folder").absolute(), "hf://acme/poet"]
+    with pytest.raises(StartError) as refused:
+        parse_named_folders(["a=http://x/y", "b=hf://acme", "c=s3://bucket/../x"], [])
+    assert str(refused.value).count("expected") == 3
 
 
 def test_no_adapter_is_none() -> None:

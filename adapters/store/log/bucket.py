@@ -7,6 +7,7 @@ environment, as obstore documents: https://developmentseed.org/obstore/latest/au
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from errno import EFBIG
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,13 @@ class Bucket:
         with self._os_errors():
             self._obstore.put(self._store, key, file)
 
-    def get_file(self, key: str, file: Path) -> None:
+    def get_file(self, key: str, file: Path, most_bytes: int | None = None) -> None:
+        """most_bytes: of an object that is not ours; a larger one is OSError (EFBIG) before it is read."""
         with self._os_errors(), file.open("xb") as target:
-            for block in self._obstore.get(self._store, key).stream(min_chunk_size=8 * 1024 * 1024):
+            found = self._obstore.get(self._store, key)
+            if most_bytes is not None and found.meta["size"] > most_bytes:
+                raise OSError(EFBIG, f"found {found.meta['size']} bytes, expected at most {most_bytes}")
+            for block in found.stream(min_chunk_size=8 * 1024 * 1024):
                 target.write(block)
 
     def remove(self, key: str) -> None:
