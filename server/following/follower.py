@@ -18,6 +18,8 @@ from server.errors import StoreUnreachableError
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.5
+WAIT_S = 5.0
+"""How long a request waits for the store."""
 
 
 class FollowedStore(Protocol):
@@ -68,17 +70,26 @@ class Follower:
         await self.catch_up_to(self._clock() - self._lag_s)
 
     async def catch_up_to(self, moment: float) -> None:
-        """Return once everything is known that was committed before `moment`. Raises StoreUnreachableError.
+        """Return once everything is known that was committed before `moment`. Raises StoreUnreachableError, within
+        WAIT_S.
 
         Any number of callers wait for one look.
         """
+        if self.seen >= moment:
+            return
         try:
-            while self.seen < moment:
-                await self._look()
+            async with asyncio.timeout(WAIT_S):
+                while self.seen < moment:
+                    await self._look()
         except StoreError as error:
             raise StoreUnreachableError(
                 f"the store does not answer, without which this server cannot know what others changed: {error}"
             ) from error
+        except TimeoutError:
+            silent_s = self._clock() - self.seen
+            raise StoreUnreachableError(
+                f"this server has not caught up with the store for {silent_s:.0f} s: what others changed is not known"
+            ) from None
 
     async def fresh(self) -> None:
         """Return once everything is known that was committed before now. Raises StoreUnreachableError."""

@@ -91,8 +91,9 @@ class AdapterService:
     async def take_over(self, name: str) -> None:
         """Bring this server up to what the store says of a name, after another server changed it."""
         async with self._queue.name_lock(name):
-            if self._others.take_over(name):
-                self._queue.start(self._restore_pin(name))
+            is_there = self._others.take_over(name)
+            for changed in {*self._stored.mend_all(), *([name] if is_there else [])}:
+                self._queue.start(self._restore_pin(changed))
 
     async def close(self) -> None:
         """Finish the changes under way and close the store. Deletes go on at the next start."""
