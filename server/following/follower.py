@@ -83,7 +83,8 @@ class Follower:
                     await self._look()
         except StoreError as error:
             raise StoreUnreachableError(
-                f"the store does not answer, without which this server cannot know what others changed: {error}"
+                "the store does not answer, without which this server cannot know what others changed; see the server's "
+                "log"
             ) from error
         except TimeoutError:
             silent_s = self._clock() - self.seen
