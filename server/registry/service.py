@@ -129,7 +129,7 @@ class AdapterService:
         only_if_new: content that is a version already changes nothing. Raises ServerError, InvalidAdapterError or
         StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new)
         try:
             adapter, created = await self._queue.finish(upload)
@@ -220,7 +220,7 @@ class AdapterService:
 
         A version is on the host before it becomes active. Raises ServerError or StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         adapter = await self._queue.finish(self._patch(name, changes, caller))
         await self.following.committed()
         return adapter
@@ -244,7 +244,7 @@ class AdapterService:
 
         Raises ServerError or StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         adapter = await self._queue.finish(self._delete(name, number, caller))
         await self.following.committed()
         return adapter
