@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from typing import NamedTuple
 
 
 class InvalidAdapterError(ValueError):
@@ -51,20 +52,26 @@ class StorageFullError(StoreError):
     code = "storage_full"
 
 
+class Advice(NamedTuple):
+    """What to do about an error of the system: no room, no right, anything else. By default of one server's folder."""
+
+    full: str = "free space or delete adapters, then retry"
+    forbidden: str = "expected a folder that the server may change: check its owner, mode and mount"
+    otherwise: str = "look at the disk, then start the server again"
+
+
+OF_A_FOLDER = Advice()
+
+
 @contextmanager
-def store_errors(
-    root: Path | str, doing: str, otherwise: str = "look at the disk, then start the server again"
-) -> Iterator[None]:
-    """Turn an OSError raised while `doing` something into an error of the store at `root`. otherwise: what to do about
-    one that is not of room or rights."""
+def store_errors(root: Path | str, doing: str, advice: Advice = OF_A_FOLDER) -> Iterator[None]:
+    """Turn an OSError raised while `doing` something into an error of the store at `root`."""
     try:
         yield
     except OSError as error:
         found = f"{doing} in the store {root}: {error}"
         if error.errno in (ENOSPC, EDQUOT):
-            raise StorageFullError(f"{found}; nothing changed: free space or delete adapters, then retry") from error
+            raise StorageFullError(f"{found}; nothing changed: {advice.full}") from error
         if error.errno in (EROFS, EACCES, EPERM):
-            raise StoreUnusableError(
-                f"{found}; expected a folder that the server may change: check its owner, mode and mount"
-            ) from error
-        raise StoreUnusableError(f"{found}; {otherwise}") from error
+            raise StoreUnusableError(f"{found}; {advice.forbidden}") from error
+        raise StoreUnusableError(f"{found}; {advice.otherwise}") from error

@@ -113,7 +113,7 @@ def test_each_replica_has_a_cache_and_a_page_of_metrics_of_its_own(cluster: Clus
     for _ in range(40):
         client.complete("counted", long_prompt(5, 8), 2)
     pages = [httpx.get(url).text for url in metrics_urls(cluster)]
-    counted = [Samples.of(page).total("perft_requests_total", adapter="counted") for page in pages]
+    counted = [Samples.of(page).total("perft_adapter_requests_total", adapter="counted") for page in pages]
     assert len(pages) == 2 and sum(counted) == 40, counted
     client.remove("counted")
 

@@ -13,6 +13,7 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
        perft import CHECKPOINT --base MODEL --output FOLDER
        perft export FOLDER --base MODEL --output CHECKPOINT
        perft inspect FOLDER [--prompts FILE] [--plot OUT.png]
+       perft ray up CONFIG
        perft eval FILE --model NAME [--model NAME ...]
        perft --version
 
@@ -20,13 +21,13 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 `perft adapters --help` lists the commands that manage the adapters of a running server."""
 
 COMMANDS = {
-    "ray": ("server.ray_serve.command", "run"),
     "adapters": ("server.client.commands", "run"),
     "store": ("server.commands.store", "run"),
     "train": ("server.commands.train", "run"),
     "import": ("server.commands.convert", "run_import"),
     "export": ("server.commands.convert", "run_export"),
     "inspect": ("server.commands.inspect", "run"),
+    "ray": ("server.commands.ray", "run"),
     "eval": ("server.commands.evaluate", "run"),
 }
 """Command -> the module and the function that run it, imported when it is asked for: each needs other libraries."""

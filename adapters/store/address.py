@@ -14,7 +14,7 @@ from adapters.store.folder.verify import verify_folder
 from adapters.store.log.bucket import SCHEMES, Bucket
 from adapters.store.log.objects import Objects
 from adapters.store.log.shared_folder import SharedFolder
-from adapters.store.log.store import LogStore
+from adapters.store.log.store import OF_A_SHARED_PLACE, LogStore
 from adapters.store.log.verify import verify_log
 from adapters.store.protocol import Store
 
@@ -34,8 +34,7 @@ def objects_at(address: str) -> Objects:
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):
             raise StoreUnusableError(f"the store {address}: expected file:///PATH, with an absolute path")
-        with store_errors(Path(parts.path), "opening"):
-            return SharedFolder(Path(unquote(parts.path)))
+        return SharedFolder(Path(unquote(parts.path)))
     if parts.scheme not in SCHEMES:
         raise StoreUnusableError(
             f"the store {address}: found the scheme {parts.scheme!r}, expected file, {', '.join(SCHEMES)}, or a path"
@@ -62,5 +61,5 @@ def verify_store(place: str | Path) -> list[str]:
     if not is_shared(place):
         return verify_folder(Path(place))
     objects = objects_at(str(place))
-    with store_errors(Path(str(place)), "verifying"):
+    with store_errors(str(place), "verifying", OF_A_SHARED_PLACE):
         return verify_log(objects)

@@ -22,7 +22,7 @@ from adapters.store.folder.opening import read_store_file
 from adapters.store.folder.store import FolderStore
 from adapters.store.log.entries import SCHEMA, STORE_FILE, Deleted, LogFile, Upload, blob_key, entry_key, new_entry
 from adapters.store.log.objects import Objects
-from adapters.store.log.store import LogStore, read_log_file
+from adapters.store.log.store import OF_A_SHARED_PLACE, LogStore, read_log_file
 from adapters.store.records import StoreFile
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -44,7 +44,7 @@ def _to_log(folder: Path, address: str, say: Callable[[str], None]) -> int:
     layout, objects = Layout(folder.absolute()), objects_at(address)
     if not layout.store_file.is_file():
         raise StoreUnusableError(f"{folder}: found no STORE.json, expected the store of a server")
-    with store_errors(Path(address), "migrating"), _opened(folder) as store:
+    with store_errors(address, "migrating", OF_A_SHARED_PLACE), _opened(folder) as store:
         if next(objects.list(""), None) is not None:
             raise StoreUnusableError(f"{address}: found objects, expected nothing: give another prefix, or empty it")
         number, uploads = 0, dict[str, Upload]()

@@ -4,6 +4,7 @@ Methods raise KeyError for an unknown name or version, and StoreError if the dis
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -68,6 +69,12 @@ class Store(Protocol):
 
     def fetch(self, digest: str) -> Path:
         """`folder`, with the files brought there if they are not (blocks)."""
+
+    def used(self, digest: str) -> AbstractContextManager[None]:
+        """Keep the files on this machine, once they are there, while they are read."""
+
+    def renew(self, digest: str) -> bool:
+        """Bring files again that are on this machine and not what they were; False if they are (blocks)."""
 
     def bytes_used(self) -> int:
         """The size of all contents; one that several versions share counts once."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from perft.config import FOR_PEOPLE, AdapterConfig
+from perft.durable import sync
 from perft.hf.adapter import PerftAdapter
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -35,11 +36,11 @@ def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, torch.T
         weights.chmod(0o644)  # safetensors makes it readable only by its owner
         described.write_text(config.file_json(), encoding="utf-8")
         for file in (weights, described):
-            _sync(file)
+            sync(file)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         os.replace(weights, folder / WEIGHTS_FILE)
         os.replace(described, folder / CONFIG_FILE)
-    _sync(folder)
+    sync(folder)
 
 
 def read_config(folder: Path | str) -> AdapterConfig:
@@ -65,14 +66,6 @@ def load(adapter: PerftAdapter, folder: Path | str) -> None:
         for name, tensor in found.items():
             _, layer, part = name.split(".")
             own[int(layer)].get_parameter(part).copy_(tensor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception, folder: Path) -> str:

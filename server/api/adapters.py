@@ -136,7 +136,7 @@ async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, serv
         message = "found if_active alone, expected active beside it: it is the condition of that change"
         raise InvalidRequestError(message, param="if_active")
     if change.allowed_keys:
-        await services.following.fresh()
+        await services.following.fresh(name)
         services.registry.visible(name, caller)
         _check_labels(change.allowed_keys, services.registry.record(name), services.keys.labels)
     try:

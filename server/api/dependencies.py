@@ -120,9 +120,9 @@ ServicesOf = Annotated[Services, Depends(_services)]
 CallerOf = Annotated[Caller, Depends(_caller)]
 
 
-async def _registry(services: ServicesOf) -> Registry:
+async def _registry(request: Request, services: ServicesOf) -> Registry:
     """With what other servers changed until now. Raises StoreUnreachableError."""
-    await services.following.fresh()
+    await services.following.fresh(request.path_params.get("name"))
     return services.registry
 
 

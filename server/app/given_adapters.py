@@ -1,4 +1,4 @@
-"""Owns the adapters given at start (`--adapter NAME=PATH`, or a URL): checked early, then brought into the store.
+"""Owns how the adapters given at start (`--adapter NAME=PATH`, or a URL) come into the store.
 
 Content that is new to its name becomes the next version and the active one; content that the name has already changes
 nothing, so that a restart undoes no rollback. Invariant: any failure refuses the start, with every reason.
@@ -9,89 +9,22 @@ import shutil
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import InvalidAdapterError, StoreError
 from adapters.format.beside import adapter_in
-from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits
-from adapters.format.folder import check_handed_in
-from perft.base_model import BaseShape
+from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from server.auth.keys import Caller
 from server.errors import ServerError, StartError
-from server.registry.registry import Registry, name_problem
+from server.hosting.given import Given, NamedFolder, NamedUrl
+from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.sources.fetching import Allowed
 from server.sources.loading import AdapterSources
-from server.sources.place import Place, parse_place
-from server.uploads.validate import peft_type
 
 logger = logging.getLogger(__name__)
 
 AT_START = Caller("--adapter", True)
-
-
-@dataclass(frozen=True)
-class NamedFolder:
-    """`--adapter NAME=PATH`."""
-
-    name: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class NamedUrl:
-    """`--adapter NAME=URL`: on the hub or in a bucket. The operator may name any."""
-
-    name: str
-    place: Place
-
-
-Given = NamedFolder | NamedUrl
-
-
-def parse_named_folders(given: Sequence[str], base_names: list[str]) -> list[Given]:
-    """The `--adapter` flags. Raises StartError with everything wrong about them."""
-    folders: list[Given] = []
-    problems: list[str] = []
-    for item in given:
-        name, equals, path = item.partition("=")
-        if not equals or not path:
-            problems.append(f"--adapter {item}: expected NAME=PATH")
-        elif problem := name_problem(name, base_names):
-            problems.append(f"--adapter {item}: {problem}")
-        elif name in (named.name for named in folders):
-            problems.append(f"--adapter {item}: the name {name!r} is given twice")
-        elif "://" not in path:
-            folders.append(NamedFolder(name, Path(path).absolute()))
-        else:
-            try:
-                folders.append(_at_url(name, parse_place(path)))
-            except ValueError as error:
-                problems.append(f"--adapter {item}: {error}")
-    if problems:
-        raise StartError("\n".join(problems))
-    return folders
-
-
-def _at_url(name: str, place: Place) -> Given:
-    return NamedFolder(name, Path(str(place))) if place.scheme == "file" else NamedUrl(name, place)
-
-
-def check_folders(given: Sequence[Given], base: BaseShape | None, limits: Limits) -> None:
-    """Check every PERFT folder as far as `base` is known. Raises StartError with every violation of every adapter.
-
-    PEFT LoRA adapters are checked once the engine's own settings are known, and what a URL names once it is fetched.
-    """
-    problems: list[str] = []
-    for named in (each for each in given if isinstance(each, NamedFolder)):
-        found, violations = check_handed_in(named.folder, base, limits)
-        if peft_type(found.folder) == "LORA":
-            violations = list(found.violations)
-        if violations:
-            problems.append(f"--adapter {named.name}: {InvalidAdapterError(str(named.folder), violations)}")
-    if problems:
-        raise StartError("\n".join(problems))
 
 
 async def store_given_adapters(

@@ -26,7 +26,7 @@ from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
 from server.api.route_table import LOADING_ROUTES, ROUTES, missing, prune
 from server.app import serving_log
-from server.app.given_adapters import parse_named_folders, store_given_adapters
+from server.app.given_adapters import store_given_adapters
 from server.app.services import EngineSide, build_services
 from server.app.startup import check_status, warm_up
 from server.auth.origin import bind_problem, is_local_bind
@@ -35,6 +35,7 @@ from server.bodies.texts import TextTurns
 from server.engine.health import CONFIRM_S, EngineHealth, WatchedEngine
 from server.engine.vllm import VllmEngine, VllmProcesses, lora_request
 from server.errors import EngineUnavailableError, InvalidRequestError, ServerError, StartError, StartFailedError
+from server.hosting.given import parse_named_folders
 from server.hosting.host import HOST_ARGUMENT, Host
 from server.hosting.process import ProcessHost
 from server.inference.engine_hook import EngineHook

@@ -1,19 +1,14 @@
 """Owns `perft serve`: reject early what must be rejected, then hand over to vLLM's own server."""
 
 import errno
-import os
 import traceback
 from argparse import Namespace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from server.errors import ServerDiedError, StartError, StartFailedError
-from server.hosting.environment import limit_sequences, load_plugins, prepare_environment
+from server.hosting.prepare import prepare
 from server.hosting.run import Run
-
-if TYPE_CHECKING:
-    from perft.base_model import BaseShape
 
 NO_MODEL = "found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]"
 FLAGS_WITHOUT_MODEL = ("-h", "-v", "--help", "--version", "--model", "--config")
@@ -41,47 +36,6 @@ def serve(argv: list[str]) -> NoReturn:
     raise SystemExit(0)
 
 
-def prepare(argv: list[str]) -> Namespace:
-    """The arguments of vLLM's server, with our settings as `perft_settings`, from those of `perft serve`; the process's
-    environment is set to fit. Raises StartError for whatever can be refused before a model is loaded."""
-    prepare_environment()
-    load_plugins()
-
-    from server.app.arguments import base_names, parse_arguments, prepare_arguments
-    from server.app.given_adapters import check_folders, parse_named_folders
-
-    args = parse_arguments(argv)
-    prepare_arguments(args)
-    limit_sequences(args.perft_settings.max_sequences)
-    check_model(args.model)
-    check_store(args.perft_settings.adapter_store)
-    folders = parse_named_folders(args.adapter or [], base_names(args))
-    check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
-    return args
-
-
-def check_model(model: str) -> None:
-    """Raises StartError for a folder that does not exist: vLLM would take its path for the name of a repository."""
-    is_path = model.startswith(("/", "./", "../", "~"))
-    if is_path and not os.path.exists(model):
-        raise StartError(f"found nothing at {model}, expected the folder of a model")
-
-
-def check_store(place: Path | str) -> None:
-    """Raises StartError for a store that cannot be opened, before a model is loaded."""
-    from adapters.errors import StoreError
-    from adapters.store.address import objects_at
-    from adapters.store.folder.lock import FolderLock
-
-    try:
-        if isinstance(place, str):
-            next(iter(objects_at(place).list("STORE.json")), None)
-        elif (place / "lock").exists():
-            FolderLock(place / "lock").release()
-    except (StoreError, OSError) as error:
-        raise StartError(f"--adapter-store: {error}") from error
-
-
 def may_name_model(argv: list[str]) -> bool:
     """Whether these arguments may name a model, or ask for help instead. Only a clear no is False.
 
@@ -94,25 +48,6 @@ def may_name_model(argv: list[str]) -> bool:
         if not word.startswith("-") and before not in VALUED_FLAGS:
             return True
     return False
-
-
-def known_base(args: Namespace) -> "BaseShape | None":
-    """The base's shape from its config alone, before anything is loaded; None where it cannot be known yet.
-
-    Adapters are checked again once the engine runs: it knows the dtype and every architecture.
-    """
-    import torch
-    from transformers import AutoConfig
-
-    from perft.base_model import base_of_config
-
-    if args.hf_overrides or args.hf_config_path:
-        return None
-    try:
-        config = AutoConfig.from_pretrained(args.model, revision=args.revision)
-    except (OSError, ValueError):
-        return None
-    return base_of_config(config, torch.float32)
 
 
 def run(args: Namespace) -> None:

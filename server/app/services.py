@@ -22,7 +22,7 @@ from server.bodies.limits import BodyLimits
 from server.bodies.models import RequestModel
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
-from server.following.opening import bringing, make_follower, open_store_of, start_following
+from server.following.opening import make_follower, open_store_of, reading, start_following
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot, device_capacity
@@ -86,7 +86,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     served.metrics = metrics
     engine, asked_anyway = (WatchedEngine(side.engine, side.health, is_patient=patient) for patient in (False, True))
     scheduler = ResidencyScheduler(
-        engine, _capacity(side, settings), metrics, engine_problem=side.health.doubt, bring=bringing(store)
+        engine, _capacity(side, settings), metrics, engine_problem=side.health.doubt, read_files=reading(store)
     )
     registry = served.registry = Registry(store, scheduler, side.base_names)
     validator = UploadValidator(side.status.base, settings.adapter_limits, side.status.rows_total, side.check_lora)

@@ -4,7 +4,7 @@
 where, and what is evicted, is decided in one place (`server.residency.scheduler`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -60,6 +60,11 @@ class RankInventory:
 
 class AdapterLoadError(Exception):
     """A rank could not read, check or pack an adapter; the message says why. The engine goes on."""
+
+
+ReadFiles = Callable[[AdapterRef, Callable[[AdapterRef], Awaitable[None]]], Awaitable[None]]
+"""Has an adapter's files at hand while its second argument (Engine.prepare) reads them, and may call it twice. Raises
+AdapterLoadError."""
 
 
 class Engine(Protocol):

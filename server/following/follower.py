@@ -4,7 +4,8 @@ A change is answered `lag_s` after it was committed, and no server lets a reques
 within `lag_s`: so a request that arrives after the answer finds the change, on whichever server. Times are this
 server's own monotonic ones, and a look counts from when it was sent.
 
-Invariant: `seen` never moves past a change that the registry does not have.
+Invariant: who waits for a name goes on only when the registry has every change of it up to `seen`. A name whose change
+waits, for one under way here, holds up no other.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from server.errors import StoreUnreachableError
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.5
+WAIT_S = 5.0
+"""How long a request waits for the store."""
 
 
 class FollowedStore(Protocol):
@@ -47,42 +50,57 @@ class Follower:
         self._store, self._take_over, self._in_thread, self._clock = store, take_over, in_thread, clock
         self._lag_s, self._grace_s, self._drain_s = lag_s, grace_s, drain_s
         self.seen = float("-inf")
-        self._behind: set[str] = set()
+        self._news: set[str] = set()
+        """Names that others changed, and that no task has begun to take over since."""
+        self._taking_over: dict[str, asyncio.Task[None]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Catch up, and go on looking. Raises StoreError."""
         await self._look()
+        await self._until_taken_over(None)
         self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
         """Stop looking."""
-        for task in (self._running, self._looking):
+        for task in (self._running, self._looking, *self._taking_over.values()):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def admit(self) -> None:
-        """Return once this server may let a request in. Raises StoreUnreachableError."""
-        await self.catch_up_to(self._clock() - self._lag_s)
+    async def admit(self, name: str | None = None) -> None:
+        """Return once this server may let a request for a name in. Raises StoreUnreachableError."""
+        await self.catch_up_to(self._clock() - self._lag_s, name)
 
-    async def catch_up_to(self, moment: float) -> None:
-        """Return once everything is known that was committed before `moment`. Raises StoreUnreachableError.
+    async def catch_up_to(self, moment: float, name: str | None) -> None:
+        """Return once everything is known of a name (None: of all) that was committed before `moment`. Raises
+        StoreUnreachableError, within WAIT_S.
 
         Any number of callers wait for one look.
         """
+        if self.seen >= moment and not self._taking_over:
+            return
         try:
-            while self.seen < moment:
-                await self._look()
+            async with asyncio.timeout(WAIT_S):
+                while self.seen < moment:
+                    await self._look()
+                await self._until_taken_over(name)
         except StoreError as error:
             raise StoreUnreachableError(
-                f"the store does not answer, without which this server cannot know what others changed: {error}"
+                "the store does not answer, without which this server cannot know what others changed; see its log"
             ) from error
+        except TimeoutError:
+            silent_s = self._clock() - self.seen
+            raise StoreUnreachableError(
+                f"this server has not caught up with the store for {silent_s:.0f} s: what others changed is not known"
+                if self.seen < moment
+                else "what another server changed waits for a change under way on this one: try again"
+            ) from None
 
-    async def fresh(self) -> None:
+    async def fresh(self, name: str | None = None) -> None:
         """Return once everything is known that was committed before now. Raises StoreUnreachableError."""
-        await self.catch_up_to(self._clock())
+        await self.catch_up_to(self._clock(), name)
 
     async def may_remove(self) -> None:
         """After a version has ended here: return once it has ended on every server, those too that are cut off."""
@@ -114,11 +132,28 @@ class Follower:
 
     async def _look_once(self) -> None:
         look = await self._in_thread(self._store.catch_up)
-        self._behind |= look.names
-        for name in sorted(self._behind):
-            await self._take_over(name)
-            self._behind.discard(name)
+        self._news |= look.names
+        for name in look.names - self._taking_over.keys():
+            self._taking_over[name] = asyncio.get_running_loop().create_task(self._take_over_news(name))
         self.seen = max(self.seen, look.sent)
+
+    async def _take_over_news(self, name: str) -> None:
+        """Until there are none of the name."""
+        try:
+            while name in self._news:
+                self._news.discard(name)
+                try:
+                    await self._take_over(name)
+                except Exception:
+                    logger.exception("what another server changed of %r could not be taken over; trying again", name)
+                    self._news.add(name)
+                    await asyncio.sleep(POLL_S)
+        finally:
+            del self._taking_over[name]
+
+    async def _until_taken_over(self, name: str | None) -> None:
+        while tasks := [task for each, task in self._taking_over.items() if name in (None, each)]:
+            await asyncio.wait(tasks)
 
     async def _run(self) -> None:
         is_cut_off = False
@@ -130,8 +165,6 @@ class Follower:
                 if not is_cut_off:
                     logger.error("the store does not answer; trying again every %g s: %s", POLL_S, error)
                 is_cut_off = True
-            except Exception:
-                logger.exception("what another server changed could not be taken over; trying again")
             else:
                 if is_cut_off:
                     logger.warning("the store answers again")

@@ -4,12 +4,12 @@ from typing import Protocol
 
 
 class Following(Protocol):
-    """Raises StoreUnreachableError where a shared store does not answer."""
+    """Raises StoreUnreachableError where a shared store does not answer. name: the one that matters (None: all do)."""
 
-    async def admit(self) -> None:
+    async def admit(self, name: str | None = None) -> None:
         """Return once a request may be let in: every change is known that was answered before it came."""
 
-    async def fresh(self) -> None:
+    async def fresh(self, name: str | None = None) -> None:
         """Return once everything is known that was committed before now."""
 
     async def committed(self) -> None:
@@ -25,10 +25,10 @@ class Following(Protocol):
 class Alone:
     """Of a store that only this server changes."""
 
-    async def admit(self) -> None:
+    async def admit(self, name: str | None = None) -> None:
         return
 
-    async def fresh(self) -> None:
+    async def fresh(self, name: str | None = None) -> None:
         return
 
     async def committed(self) -> None:

@@ -2,23 +2,24 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from adapters.errors import StoreError
 from adapters.ref import AdapterRef
 from adapters.store import Store, open_store
+from adapters.store.log.log import clock
 from adapters.store.log.store import LogStore
-from server.engine.protocol import AdapterLoadError
+from server.engine.protocol import AdapterLoadError, ReadFiles
 from server.errors import StartError
 from server.following.follower import Follower
 from server.following.following import Following
 from server.settings.model import Settings
 
 FETCH_THREADS = 4
+T = TypeVar("T")
 
 
 class Followers(Protocol):
@@ -41,17 +42,29 @@ async def open_store_of(settings: Settings) -> Store:
         raise StartError(f"--adapter-store: {error}") from error
 
 
-def bringing(store: Store) -> Callable[[AdapterRef], Awaitable[None]]:
-    """How an adapter's files come to this machine, on threads of their own. Raises AdapterLoadError."""
+def reading(store: Store) -> ReadFiles:
+    """How the engine reads an adapter's files: they are brought to this machine, and kept there meanwhile. A copy that
+    was damaged here is brought again. Raises AdapterLoadError."""
     threads = ThreadPoolExecutor(FETCH_THREADS, "perft-fetch")
 
-    async def bring(adapter: AdapterRef) -> None:
+    async def on_thread(work: Callable[[str], T], adapter: AdapterRef) -> T:
         try:
-            await asyncio.get_running_loop().run_in_executor(threads, store.fetch, adapter.digest)
+            return await asyncio.get_running_loop().run_in_executor(threads, work, adapter.digest)
         except StoreError as error:
             raise AdapterLoadError(str(error)) from error
 
-    return bring
+    async def read(adapter: AdapterRef, load: Callable[[AdapterRef], Awaitable[None]]) -> None:
+        with store.used(adapter.digest):
+            if not store.folder(adapter.digest).is_dir():
+                await on_thread(store.fetch, adapter)
+            try:
+                await load(adapter)
+            except AdapterLoadError:
+                if not await on_thread(store.renew, adapter):
+                    raise
+                await load(adapter)
+
+    return read
 
 
 def make_follower(store: Store, adapters: Followers, settings: Settings) -> Follower | None:
@@ -60,7 +73,7 @@ def make_follower(store: Store, adapters: Followers, settings: Settings) -> Foll
         return None
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "perft-follow")
     follower = Follower(
-        store, adapters.take_over, partial(loop.run_in_executor, thread), time.monotonic,
+        store, adapters.take_over, partial(loop.run_in_executor, thread), clock,
         settings.store_lag_s, settings.store_grace_s, settings.drain_timeout_s,
     )  # fmt: skip
     adapters.following = follower

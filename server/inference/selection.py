@@ -26,9 +26,10 @@ async def selected(names: Names, model: str, caller: Caller) -> Version | None:
     """
     if model in names.registry.base_names:
         return None
-    await names.following.admit()
+    name = model.partition("@")[0]
+    await names.following.admit(name)
     try:
         return names.registry.resolve(model, caller)
     except ModelNotFoundError:
-        await names.following.fresh()  # another server may have it since a moment ago
+        await names.following.fresh(name)  # another server may have it since a moment ago
         return names.registry.resolve(model, caller)

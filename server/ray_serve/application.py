@@ -13,9 +13,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
 from server.errors import StartError
-from server.ray_serve.configuration import RayArguments
+from server.ray_serve.configuration import FLAGS_KEY, RayArguments, prepared
 from server.ray_serve.needs import check_switches
-from server.ray_serve.replica import FLAGS_KEY, PerftServer, prepared
 from server.ray_serve.router import AdapterRouter
 from server.settings.model import Settings
 
@@ -27,19 +26,9 @@ LAST_CHANGES_S = 30.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application of a config file's `args` (see RayArguments). Raises StartError."""
+    """The application of a config file's `args` (see RayArguments). Raises StartError for what no replica could start
+    with: flags, keys, adapters and the store are checked here, where the message is seen at once."""
     check_switches()
-    return application_of(configure(args))
-
-
-def application_of(config: LLMConfig) -> Application:
-    """Connects to Ray."""
-    return build_openai_app({"llm_configs": [config]})
-
-
-def configure(args: dict[str, Any]) -> LLMConfig:
-    """What Ray Serve LLM is told. Raises StartError for what no replica could start with: flags, keys, adapters and the
-    store are checked here, where the message is seen at once."""
     try:
         arguments = RayArguments(**args)
     except ValidationError as error:
@@ -63,9 +52,9 @@ def configure(args: dict[str, Any]) -> LLMConfig:
     }
     if "autoscaling_config" in arguments.deployment:
         del options["num_replicas"]
-    return LLMConfig(
+    config = LLMConfig(
         model_loading_config=ModelLoadingConfig(model_id=arguments.name, model_source=arguments.model),
-        server_cls=PerftServer,
+        server_cls="server.ray_serve.replica:PerftServer",
         engine_kwargs=engine_arguments(parsed),
         accelerator_config={"kind": arguments.device},
         deployment_config=options | arguments.deployment,
@@ -73,6 +62,7 @@ def configure(args: dict[str, Any]) -> LLMConfig:
         log_engine_metrics=False,
         **({"runtime_env": {"env_vars": _variables()}} | arguments.llm),
     )
+    return build_openai_app({"llm_configs": [config]})
 
 
 def engine_arguments(parsed: Namespace) -> dict[str, Any]:

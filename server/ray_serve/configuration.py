@@ -1,10 +1,16 @@
 """Owns the `args` of our application in a Ray Serve config file."""
 
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from server.hosting.prepare import prepare
+
+FLAGS_KEY = "perft_flags"
+"""Of LLMConfig.experimental_configs: the command line of `perft serve`."""
 SECRET_FLAGS = ("--api-key", "--admin-key", "--metrics-key")
 RAYS_FLAGS = ("--host", "--port", "--uds", "--ssl-", "--root-path", "--served-model-name")
 
@@ -55,3 +61,8 @@ class RayArguments(BaseModel):
     def command_line(self) -> list[str]:
         """As `perft serve` has it."""
         return [self.model, "--served-model-name", self.name, *self.flags]
+
+
+def prepared(command_line: Sequence[str]) -> Namespace:
+    """The arguments of a server that Ray hosts. Raises StartError."""
+    return prepare([*command_line, "--host", "0.0.0.0"])  # where Ray's replicas listen: an admin key is needed

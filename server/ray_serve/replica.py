@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ from starlette.types import ASGIApp
 from adapters.errors import StoreError
 from adapters.store.folder.lock import FolderLock
 from server.api.dependencies import Services
-from server.app.serve import prepare
 from server.errors import StartError
 from server.hosting.host import HOST_ARGUMENT
+from server.ray_serve.configuration import FLAGS_KEY, prepared
 from server.ray_serve.router import routing_stats
 from server.routing.choice import ReplicaReport
 from server.settings.model import Settings
 
-FLAGS_KEY = "perft_flags"
-"""Of LLMConfig.experimental_configs: the command line of `perft serve`."""
 CLOSE_TIMEOUT_S = 5.0
 TESTED_RAY = "2.60.0"
 CACHES_TRIED = 256
@@ -122,11 +119,6 @@ class PerftServer(LLMServer):
     async def __del__(self) -> None:
         """Ray calls and awaits it, once no response is under way."""
         await self._host.close()
-
-
-def prepared(flags: Sequence[str]) -> Namespace:
-    """The arguments of a server that Ray hosts. Raises StartError."""
-    return prepare([*flags, "--host", "0.0.0.0"])  # where Ray's replicas listen: an admin key is needed
 
 
 def cache_of_its_own(settings: Settings, rank: int) -> Settings:

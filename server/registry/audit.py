@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
+from perft.durable import sync
 from server.auth.keys import Caller
 from server.errors import AuditLogError, StartError
 
@@ -130,7 +131,7 @@ class AuditLog:
                 os.close(file)
                 raise OSError("it is no regular file")
             self._file = file
-            _sync_folder(self._path.parent)
+            sync(self._path.parent)
             self._fill_reserve()
         return self._file
 
@@ -145,11 +146,3 @@ def _is_same(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -91,8 +91,9 @@ class AdapterService:
     async def take_over(self, name: str) -> None:
         """Bring this server up to what the store says of a name, after another server changed it."""
         async with self._queue.name_lock(name):
-            if self._others.take_over(name):
-                self._queue.start(self._restore_pin(name))
+            is_there = self._others.take_over(name)
+            for changed in {*self._stored.mend_all(), *([name] if is_there else [])}:
+                self._queue.start(self._restore_pin(changed))
 
     async def close(self) -> None:
         """Finish the changes under way and close the store. Deletes go on at the next start."""
@@ -130,7 +131,7 @@ class AdapterService:
         only_if_new: content that is a version already changes nothing. replaces: other content may be active. source:
         where it is from, for the record. Raises ServerError, InvalidAdapterError or StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         recorded = {} if source is None else {"source": source}
         upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new, replaces, recorded)
         try:
@@ -225,7 +226,7 @@ class AdapterService:
 
         A version is on the host before it becomes active. Raises ServerError or StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         adapter = await self._queue.finish(self._patch(name, changes, caller))
         await self.following.committed()
         return adapter
@@ -249,7 +250,7 @@ class AdapterService:
 
         Raises ServerError or StoreError.
         """
-        await self.following.fresh()
+        await self.following.fresh(name)
         adapter = await self._queue.finish(self._delete(name, number, caller))
         await self.following.committed()
         return adapter

@@ -46,6 +46,8 @@ class StoredVersions:
         self._registry, self._store, self._scheduler = registry, store, scheduler
         self._validator, self._on_added = validator, on_added
         self._engine_ids = count(1)
+        self._damaged: set[str] = set()
+        """Digests of versions that cannot be served because their files were damaged."""
 
     async def bring_in(self, queue: WriteQueue) -> list[AdapterRecord]:
         """Make all that the store holds known; returns its records."""
@@ -61,9 +63,12 @@ class StoredVersions:
         """Make a version of the store known. accepted: as the upload was validated, if it just was."""
         folder = self._store.folder(stored.digest)
         failure = self._store.problem(stored.digest)
+        if accepted is None and failure is not None:
+            self._damaged.add(stored.digest)
         if accepted is None and failure is None:
             try:
-                accepted = self._validator.stored(stored, folder if folder.is_dir() else None)
+                with self._store.used(stored.digest):
+                    accepted = self._validator.stored(stored, folder if folder.is_dir() else None)
             except (InvalidAdapterError, ValueError) as error:
                 failure = "; ".join(getattr(error, "violations", (str(error),)))
         ref = AdapterRef(f"{name}@{stored.version}", next(self._engine_ids), stored.kind, stored.digest, folder)
@@ -75,10 +80,16 @@ class StoredVersions:
 
     def mend(self, digest: str) -> list[str]:
         """A content was uploaded again: versions whose files were damaged have them back. Returns their names."""
+        self._damaged.discard(digest)
         failed = [v for v in self._registry.with_digest(digest) if v.accepted is None and not v.is_draining]
         for version in failed:
             self.add(version.name, version.record)
         return [version.name for version in failed]
+
+    def mend_all(self) -> list[str]:
+        """The same for every content that was uploaded again, here or on another server."""
+        whole = [digest for digest in self._damaged if self._store.problem(digest) is None]
+        return [name for digest in whole for name in self.mend(digest)]
 
     async def _adopt_base(self, records: list[AdapterRecord], queue: WriteQueue) -> None:
         """Record the served base for versions of a store of schema 1 that fit it: it knew nothing of bases."""

@@ -24,7 +24,7 @@ from itertools import count
 from typing import Literal
 
 from adapters.ref import AdapterRef
-from server.engine.protocol import Engine
+from server.engine.protocol import Engine, ReadFiles
 from server.errors import (
     AdapterDeletedError,
     AdapterUnavailableError,
@@ -48,8 +48,9 @@ RETRY_FAILED_S = 10.0
 """Seconds for which a failed load is answered with its failure before it is tried again."""
 
 
-async def at_hand(adapter: AdapterRef) -> None:
+async def at_hand(adapter: AdapterRef, load: Callable[[AdapterRef], Awaitable[None]]) -> None:
     """The files of adapters are on this machine."""
+    await load(adapter)
 
 
 class ResidencyScheduler:
@@ -62,10 +63,10 @@ class ResidencyScheduler:
         events: TransferEvents,
         clock: Callable[[], float] = time.monotonic,
         engine_problem: Callable[[], str | None] = lambda: None,
-        bring: Callable[[AdapterRef], Awaitable[None]] = at_hand,
+        read_files: ReadFiles = at_hand,
     ) -> None:
         self.capacity, self._clock, self._engine_problem = capacity, clock, engine_problem
-        self.transfers = Transfers(engine, events, clock, self._transfer_settled, bring)
+        self.transfers = Transfers(engine, events, clock, self._transfer_settled, read_files)
         self._residents: dict[str, Resident] = {}
         self._leases = Leases(capacity.running, clock)
         self._waiters: WaitQueue[Resident] = WaitQueue()

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from adapters.ref import AdapterRef
-from server.engine.protocol import AdapterLoadError, Engine, LoadedTier
+from server.engine.protocol import AdapterLoadError, Engine, LoadedTier, ReadFiles
 from server.errors import EngineUnavailableError
 from server.residency.state import GRACE_S, Failure, Resident
 
@@ -30,7 +30,7 @@ class TransferEvents(Protocol):
 
 class Transfers:
     """Starts moves on background tasks; `on_settled` is called after each, with the resident that was read to the
-    host. bring: brings an adapter's files to this machine; raises AdapterLoadError."""
+    host. read_files: has an adapter's files at hand while the engine reads them; raises AdapterLoadError."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Transfers:
         events: TransferEvents,
         clock: Callable[[], float],
         on_settled: Callable[[Resident | None], None],
-        bring: Callable[[AdapterRef], Awaitable[None]],
+        read_files: ReadFiles,
     ) -> None:
         self._engine, self._events, self._clock, self._on_settled = engine, events, clock, on_settled
-        self._bring = bring
+        self._read_files = read_files
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, resident: Resident) -> None:
@@ -150,8 +150,7 @@ class Transfers:
             self._on_settled(resident if tier == "host" else None)
 
     async def _prepare(self, adapter: AdapterRef) -> None:
-        await self._bring(adapter)
-        await self._engine.prepare(adapter)
+        await self._read_files(adapter, self._engine.prepare)
 
     async def _place(self, adapter: AdapterRef, evict: Sequence[AdapterRef]) -> None:
         try:

@@ -22,7 +22,7 @@ from server.auth.keys import Caller
 from server.errors import AuditLogError
 from server.following.follower import Follower
 from server.following.following import Following
-from server.following.opening import bringing
+from server.following.opening import reading
 from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.registry.version import AdapterView, Version
@@ -223,7 +223,7 @@ async def opened(
         Capacity(engine.answer.rows_total, engine.answer.lora_slots, 2**40, 8),
         Events(),
         clock=asyncio.get_running_loop().time,
-        bring=bringing(store),
+        read_files=reading(store),
     )
     validator = UploadValidator(base, Limits(allow_other_base=allow_other_base), engine.answer.rows_total, check_lora)
     followed, audit = Followed(), audit or Audit()

@@ -107,7 +107,7 @@ class Server:
         for _ in range(times):
             came = asyncio.get_running_loop().time()
             try:
-                await self.follower.admit()
+                await self.follower.admit(name)
             except StoreUnreachableError:
                 self.promises.refused += 1
                 return
@@ -195,7 +195,7 @@ class Careless(Server):
     def make_follower(self) -> Follower:
         follower = super().make_follower()
 
-        async def at_once() -> None:
+        async def at_once(name: str | None = None) -> None:
             return
 
         follower.admit = at_once  # type: ignore[method-assign]
@@ -218,10 +218,38 @@ class Optimist(Server):
 
 
 class Forgetful(Server):
-    """Counts a look before it took over what it found."""
+    """Does not wait for what a look found to be taken over."""
+
+    def make_follower(self) -> Follower:
+        follower = super().make_follower()
+
+        async def at_once(name: str | None) -> None:
+            return
+
+        follower._until_taken_over = at_once  # type: ignore[method-assign]
+        return follower
 
     async def take_over(self, name: str) -> None:
-        self.follower.seen = self.clock()
         position = self.store.position
         await asyncio.sleep(3.0)
         self.known[name] = position
+
+
+class Overhasty(Server):
+    """Takes a change for known that came while an earlier one of its name was taken over."""
+
+    def make_follower(self) -> Follower:
+        follower = super().make_follower()
+        take_over = follower._take_over
+
+        async def and_all_since(name: str) -> None:
+            await take_over(name)
+            follower._news.discard(name)
+
+        follower._take_over = and_all_since
+        return follower
+
+    async def take_over(self, name: str) -> None:
+        position = self.store.position
+        await asyncio.sleep(3.0)
+        self.known[name] = max(position, self.known.get(name, 0))

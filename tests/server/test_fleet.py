@@ -28,6 +28,6 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
     assert all(sum(map(len, promises.answered.values())) > 50 and promises.refused > 50 for promises in found)
 
 
-@pytest.mark.parametrize("make", [fleet.Hasty, fleet.Careless, fleet.Optimist, fleet.Forgetful])
+@pytest.mark.parametrize("make", [fleet.Hasty, fleet.Careless, fleet.Optimist, fleet.Forgetful, fleet.Overhasty])
 def test_without_a_safeguard_promises_are_broken(tmp_path: Path, make: ServerClass) -> None:
     assert any(promises_of(tmp_path / str(seed), seed, make).broken for seed in SEEDS)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from adapters.errors import StoreError
+from adapters.format.files import WEIGHTS_FILE
+from adapters.store import Look
 from adapters.store.log.bucket import Bucket
 from adapters.store.log.objects import Objects
 from adapters.store.log.store import LogStore
-from adapters.store.protocol import Look
 from server.errors import (
     ActiveChangedError,
     AdapterNotFoundError,
@@ -23,7 +24,7 @@ from server.errors import (
     StoreUnreachableError,
     VersionNotFoundError,
 )
-from server.following.follower import Follower
+from server.following.follower import POLL_S, WAIT_S, Follower
 from server.inference.selection import selected
 from server.registry.version import Version
 from tests.server.desk import ADMIN, ALICE, BOB, GRACE_S, LAG_S, SMALL, Desk, Quotas, on_a_loop, opened
@@ -32,7 +33,9 @@ from tests.store.faults import Faulty
 
 
 @asynccontextmanager
-async def servers(folder: Path, count: int = 2, quotas: Quotas | None = None) -> AsyncIterator[list[Desk]]:
+async def servers(
+    folder: Path, count: int = 2, quotas: Quotas | None = None, cache_bytes: int | None = None
+) -> AsyncIterator[list[Desk]]:
     """Servers of one store, each behind a network of its own (`networks[desk]`)."""
     place = Bucket("memory:///")
     async with AsyncExitStack() as stack:
@@ -40,16 +43,16 @@ async def servers(folder: Path, count: int = 2, quotas: Quotas | None = None) ->
         for number in range(count):
             network = Faulty(place)
             desk = await stack.enter_async_context(
-                opened(folder, shared=log_store(network, folder / str(number)), quotas=quotas)
+                opened(folder, shared=log_store(network, folder / str(number), cache_bytes), quotas=quotas)
             )
             desk.network = network  # type: ignore[attr-defined]
             desks.append(desk)
         yield desks
 
 
-def log_store(objects: Objects, cache: Path) -> LogStore:
+def log_store(objects: Objects, cache: Path, cache_bytes: int | None = None) -> LogStore:
     loop = asyncio.get_running_loop()
-    return LogStore.open(objects, cache, clock=loop.time, pause=lambda seconds: None)
+    return LogStore.open(objects, cache, cache_bytes=cache_bytes, clock=loop.time, pause=lambda seconds: None)
 
 
 def ready(desk: Desk, name: str) -> list[int]:
@@ -329,3 +332,113 @@ class FakeStore:
 
 
 async def take_nothing_over(name: str) -> None: ...
+
+
+@on_a_loop
+async def test_a_request_waits_for_the_store_for_a_moment_only(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        assert (await found(two, "poet")).number == 1
+        follower = two.following
+        assert isinstance(follower, Follower)
+        answers = follower._in_thread
+
+        async def hang(work: Callable[[], Look]) -> Look:
+            await asyncio.sleep(3600)
+            return await answers(work)
+
+        follower._in_thread = hang
+        await asyncio.sleep(LAG_S + POLL_S)
+        began = asyncio.get_running_loop().time()
+        waiting = [selected(two, model, ADMIN) for model in ("poet", "poet@1", "painter")]
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(each, StoreUnreachableError) and "has not caught up" in str(each) for each in results)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(WAIT_S)
+
+
+@on_a_loop
+async def test_a_name_whose_change_waits_for_another_holds_up_no_other_name(folder: Path) -> None:
+    """A pinned adapter that is being loaded, and was changed again elsewhere: as after a release that is taken back."""
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        await one.upload("painter", 2)
+        await one.patch("poet", pinned=True)
+        await two.until(lambda: two.is_on_device("poet@1"))
+        two.engine.delays["prepare"] = 30
+        await one.upload("poet", 3)
+        await two.until(lambda: ("prepare", "poet@2") in two.engine.calls)
+        await one.patch("poet", active=1)
+        assert (await found(two, "painter")).number == 1
+        with pytest.raises(StoreUnreachableError, match="waits for a change under way on this one"):
+            await selected(two, "poet", ADMIN)
+        await asyncio.sleep(31)
+        assert (await found(two, "poet")).number == 1
+        assert two.following.problem() is None
+
+
+@on_a_loop
+async def test_what_is_being_loaded_stays_in_a_cache_that_is_too_small(folder: Path) -> None:
+    """Both at once are more than it may have: the second to come does not take the place of the first."""
+    async with servers(folder, cache_bytes=1) as (one, two):
+        for seed, name in enumerate(("poet", "painter", "singer", "dancer")):
+            await one.upload(name, seed)
+        await two.following.fresh()
+        two.engine.delays["prepare"] = 5
+        network = two.network  # type: ignore[attr-defined]
+        begun = len(network.steps)
+
+        async def ask(name: str, after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            async with two.request(name):
+                pass
+
+        await asyncio.gather(ask("poet", 0), ask("painter", 1), ask("singer", 2))
+        assert sum(operation == "get_file" for operation, _ in network.steps[begun:]) == 6, "each came once"
+        await ask("dancer", 0)
+        here = [two.store.folder(two.ref(f"{name}@1").digest).exists() for name in ("poet", "painter", "singer")]
+        assert here == [False] * 3, "once it is loaded, it may go"
+
+
+@on_a_loop
+async def test_a_copy_that_was_damaged_on_this_machine_is_fetched_again(folder: Path) -> None:
+    async with servers(folder) as (one, two):
+        await one.upload("poet", 1)
+        await two.following.fresh()
+        weights = two.store.fetch(two.ref("poet@1").digest) / WEIGHTS_FILE
+        whole = weights.read_bytes()
+        weights.write_bytes(bytes(len(whole)))
+        two.engine.failures["prepare", "poet@1"] = 1  # which the engine finds out, by the digest
+        async with two.request("poet"):
+            assert weights.read_bytes() == whole
+        await one.upload("painter", 2)
+        await two.following.fresh()
+        two.engine.failures["prepare", "painter@1"] = 1
+        with pytest.raises(AdapterUnavailableError, match="told to fail"):
+            async with two.request("painter"):
+                pass
+        assert two.engine.calls.count(("prepare", "painter@1")) == 1, "its files are whole: it fails for another reason"
+
+
+@on_a_loop
+async def test_an_upload_on_one_server_mends_damaged_files_on_all_and_under_every_name(folder: Path) -> None:
+    place = Bucket("memory:///")
+    async with opened(folder, shared=log_store(place, folder / "first")) as desk:
+        await desk.upload("poet", 1)
+        await desk.upload("double", 1)
+    for lost in [each.key for each in place.list("blobs/")]:
+        place.remove(lost)
+    async with (
+        opened(folder, shared=log_store(place, folder / "one")) as one,
+        opened(folder, shared=log_store(place, folder / "two")) as two,
+    ):
+        for desk in (one, two):
+            for name in ("poet", "double"):
+                with pytest.raises(AdapterUnavailableError, match="its files are missing"):
+                    async with desk.request(name):
+                        pass
+        assert (await one.upload("poet", 1))[1] is False
+        for desk in (one, two):
+            await desk.following.fresh()
+            for name in ("poet", "double"):
+                async with desk.request(name):
+                    assert desk.is_on_device(f"{name}@1")

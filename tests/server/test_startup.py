@@ -21,20 +21,16 @@ from adapters.format.files import Limits
 from adapters.store import FolderStore
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
-from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
-from server.app.given_adapters import (
-    NamedFolder,
-    NamedUrl,
-    check_folders,
-    parse_named_folders,
-    store_given_adapters,
-)
+from server.app.given_adapters import store_given_adapters
 from server.app.plugin import create
-from server.app.serve import _explain, check_model, check_store
+from server.app.serve import _explain
 from server.app.startup import check_status, warm_up
 from server.engine.protocol import EngineStatus
 from server.errors import StartError, StartFailedError
+from server.hosting.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
 from server.hosting.environment import load_plugins, prepare_environment
+from server.hosting.given import NamedFolder, NamedUrl, check_folders, parse_named_folders
+from server.hosting.prepare import check_model, check_store
 from server.hosting.process import banner
 from server.hosting.run import Run
 from server.settings.model import Settings

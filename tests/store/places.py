@@ -10,11 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from adapters.store import FolderStore, Store
+from adapters.store import FolderStore, Store, verify_folder
 from adapters.store.log.bucket import Bucket
 from adapters.store.log.objects import Objects
 from adapters.store.log.shared_folder import SharedFolder
 from adapters.store.log.store import LogStore
+from adapters.store.log.verify import verify_log
 from tests.store_contents import bytes_of
 
 S3_OPTIONS: dict[str, Any] = {
@@ -30,6 +31,9 @@ class Place(Protocol):
     def blob_bytes(self) -> int:
         """What the contents really take."""
 
+    def problems(self) -> list[str]:
+        """What `perft adapters verify` finds."""
+
 
 @dataclass
 class InFolder:
@@ -42,6 +46,9 @@ class InFolder:
 
     def blob_bytes(self) -> int:
         return bytes_of(self.folder)
+
+    def problems(self) -> list[str]:
+        return verify_folder(self.folder)
 
 
 @dataclass
@@ -56,6 +63,9 @@ class Shared:
 
     def blob_bytes(self) -> int:
         return sum(found.size for found in self.objects.list("blobs/"))
+
+    def problems(self) -> list[str]:
+        return verify_log(self.objects)
 
 
 @contextmanager

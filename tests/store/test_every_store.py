@@ -56,7 +56,7 @@ def test_an_uploaded_version_is_there_with_all_that_was_given(store: Store, plac
     assert (folder / "adapter_config.json").read_bytes() == content.config
     assert (folder / "adapter_model.safetensors").read_bytes() == content.weights
     assert reopened.bytes_used() == content.size == place.blob_bytes()
-    assert reopened.holds(content.digest) and reopened.problem(content.digest) is None
+    assert reopened.holds(content.digest) and reopened.problem(content.digest) is None and place.problems() == []
     reopened.close()
 
 
@@ -75,15 +75,15 @@ def test_the_same_content_again_is_the_version_that_is_there(store: Store, place
     upload(store, "a", perft(2))
     record, version, created = upload(store, "a", perft(1, "told differently"), activate)
     assert (version, created, record.active, record.highest) == (first, False, 1 if activate else 2, 2)
-    assert place.blob_bytes() == perft(1).size + perft(2).size
+    assert place.blob_bytes() == perft(1).size + perft(2).size and place.problems() == []
 
 
 def test_one_content_under_two_names_is_kept_once(store: Store, place: Place) -> None:
     upload(store, "a", perft(1))
     assert "b's own" in upload(store, "b", perft(1, "b's own"))[1].config
-    assert store.bytes_used() == perft(1).size == place.blob_bytes()
+    assert store.bytes_used() == perft(1).size == place.blob_bytes() and place.problems() == []
     remove(store, "a")
-    assert store.bytes_used() == place.blob_bytes() == perft(1).size
+    assert store.bytes_used() == place.blob_bytes() == perft(1).size and place.problems() == []
     remove(store, "b")
     assert store.bytes_used() == place.blob_bytes() == 0 and not store.holds(perft(1).digest)
     assert not store.folder(perft(1).digest).exists()
@@ -91,8 +91,11 @@ def test_one_content_under_two_names_is_kept_once(store: Store, place: Place) ->
 
 def test_a_readme_is_dropped_and_a_lora_kept_byte_by_byte(store: Store) -> None:
     staged = store.stage()
-    (staged / "README.md").write_text("read me")
-    version = store.add("a", lora().write(staged), lora().digest, "LORA", activate=True)[1]
+    inner = staged / "unpacked"
+    inner.mkdir()
+    (inner / "README.md").write_text("read me")
+    version = store.add("a", lora().write(inner), lora().digest, "LORA", activate=True)[1]
+    store.discard(staged)
     assert version.config.encode() == lora().config and version.kind == "LORA" and not staged.exists()
     assert sorted(path.name for path in store.fetch(version.digest).iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",
@@ -116,33 +119,129 @@ def test_activation(store: Store, place: Place) -> None:
     reopened.close()
 
 
+def test_the_folder_given_is_consumed_whatever_comes_of_it(store: Store) -> None:
+    upload(store, "a", perft(1))
+    there, broken = perft(1).write(store.stage()), perft(2).write(store.stage())
+    store.add("a", there, perft(1).digest, "PERFT", activate=True)
+    (broken / "adapter_config.json").write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        store.add("a", broken, perft(2).digest, "PERFT", activate=True)
+    assert not there.exists() and not broken.exists() and numbers(store, "a") == [1]
+
+
+def test_an_update_is_one_commit(store: Store, place: Place) -> None:
+    for number in (1, 2):
+        upload(store, "a", perft(number))
+    store.start_delete("a", 1)
+    before = store.get("a")
+    with pytest.raises(ValueError, match="a@1 is being deleted"):
+        store.update("a", active=1, allowed_keys=["one"], pinned=True)
+    with pytest.raises(KeyError):
+        store.update("a", active=3, pinned=True)
+    assert store.get("a") == before
+    record = store.update("a", active=None, allowed_keys=["one"], pinned=True)
+    assert (record.active, record.allowed_keys, record.pinned) == (None, ("one",), True)
+    assert store.update("a", active=2).pinned
+
+
+def test_update_changes_only_what_is_given(store: Store, place: Place) -> None:
+    upload(store, "a", perft(1))
+    assert store.update("a", allowed_keys=["one", "two"]).allowed_keys == ("one", "two")
+    assert store.update("a", pinned=True).allowed_keys == ("one", "two")
+    record = store.update("a", allowed_keys=())
+    assert (record.allowed_keys, record.pinned, record.active) == ((), True, 1)
+    store = again(store, place)
+    assert store.get("a") == record
+    assert store.update("a", allowed_keys=None, pinned=False).allowed_keys is None
+    with pytest.raises(KeyError):
+        store.update("b", pinned=True)
+    store.close()
+
+
 def test_a_version_drains_across_a_restart_and_then_goes(store: Store, place: Place) -> None:
     upload(store, "a", perft(1))
     upload(store, "a", perft(2))
     with pytest.raises(ValueError, match="a@1 is ready, expected draining"):
         store.finish_delete("a", 1)
-    store.start_delete("a", 2)
-    reopened = again(store, place)
-    record = reopened.get("a")
-    assert record is not None and record.active is None
-    assert [version.state for version in record.versions] == ["ready", "draining"]
-    assert reopened.finish_delete("a", 2) == reopened.get("a")
-    assert numbers(reopened, "a") == [1] and place.blob_bytes() == perft(1).size
-    assert upload(reopened, "a", perft(3))[1].version == 3, "a number is not given twice"
-    reopened.close()
+    store.start_delete("a", 1)
+    store = again(store, place)
+    assert [v.state for v in store.adapters()[0].versions] == ["draining", "ready"]
+    assert store.fetch(perft(1).digest).is_dir(), "what drains still runs"
+    left = store.finish_delete("a", 1)
+    assert left is not None and (left.active, left.highest, [v.version for v in left.versions]) == (2, 2, [2])
+    assert store.bytes_used() == perft(2).size == place.blob_bytes() and place.problems() == []
+    with pytest.raises(KeyError):
+        store.finish_delete("a", 1)
+    with pytest.raises(KeyError):
+        store.start_delete("a", 1)
+    store.close()
 
 
-def test_a_name_made_again_is_as_private_as_it_was(store: Store, place: Place) -> None:
-    upload(store, "a", perft(1), allowed_keys=("x",))
-    upload(store, "a", perft(2))
+def test_deleting_the_highest_version_does_not_free_its_number(store: Store, place: Place) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2), activate=False)
+    remove(store, "a", 2)
+    store = again(store, place)
+    assert upload(store, "a", perft(2))[1].version == 3
+    store.close()
+
+
+def test_the_active_version_that_drains_is_active_no_more(store: Store) -> None:
+    upload(store, "a", perft(1))
+    assert store.start_delete("a", 1).active is None
+    assert store.finish_delete("a", 1) is None and store.get("a") is None
+
+
+@pytest.mark.parametrize("opened_again", [False, True])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_name_made_again_is_as_private_as_it_was_and_no_more(
+    store: Store, place: Place, opened_again: bool, is_gone: bool
+) -> None:
+    """While it is being deleted, and after."""
+    upload(store, "a", perft(1))
+    store.update("a", allowed_keys=["one"], pinned=True)
+    assert store.start_delete("a", None).allowed_keys == ("one",)
+    if is_gone:
+        assert store.finish_delete("a", 1) is None
+    store = again(store, place) if opened_again else store
+    record = upload(store, "a", perft(2))[0]
+    assert (record.allowed_keys, record.pinned, record.active, record.highest) == (("one",), False, 2, 2)
+    left = store.get("a") if is_gone else store.finish_delete("a", 1)
+    assert left is not None and left.allowed_keys == ("one",) and not left.pinned
+    store.update("a", allowed_keys=None)
     remove(store, "a")
-    assert store.get("a") is None
-    reopened = again(store, place)
-    record, version, _ = upload(reopened, "a", perft(1))
-    assert (version.version, record.allowed_keys) == (3, ("x",))
-    remove(reopened, "a")
-    assert upload(reopened, "a", perft(1), allowed_keys=None)[0].allowed_keys is None
-    reopened.close()
+    assert upload(store, "a", perft(3))[0].allowed_keys is None, "it was open when it was deleted"
+    store.close()
+
+
+@pytest.mark.parametrize("keys", [None, (), ("two",), ("one", "two")])
+def test_a_name_made_again_has_the_keys_that_are_given(
+    store: Store, place: Place, keys: tuple[str, ...] | None
+) -> None:
+    upload(store, "a", perft(1), allowed_keys=("one",))
+    remove(store, "a")
+    assert upload(store, "a", perft(1), allowed_keys=keys)[0].allowed_keys == keys
+    store = again(store, place)
+    record = store.get("a")
+    assert record is not None and record.allowed_keys == keys
+    store.close()
+
+
+def test_a_name_of_which_a_version_stays_keeps_what_it_has(store: Store) -> None:
+    upload(store, "a", perft(1))
+    upload(store, "a", perft(2))
+    store.update("a", allowed_keys=["one"], pinned=True)
+    store.start_delete("a", 1)
+    record = upload(store, "a", perft(3))[0]
+    assert (record.allowed_keys, record.pinned) == (("one",), True)
+
+
+def test_a_closed_store_changes_nothing(store: Store) -> None:
+    upload(store, "a", perft(1))
+    store.close()
+    with pytest.raises(AssertionError, match="closed"):
+        store.update("a", active=None)
+    assert store.adapters()[0].active == 1
 
 
 def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The store: names and versions as docs/api.md has them, one owner of a folder, nothing lost and nothing unknown."""
+"""The store in a folder: one owner, nothing lost and nothing unknown. What every store does: tests/store."""
 
 import errno
 import json
@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from time import time
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapters.errors import StoreLockedError, StoreSchemaError, StoreUnusableError
-from adapters.store import UNCHANGED, AdapterRecord, FolderStore, Keys, Store, VersionRecord, verify_folder
+from adapters.store import UNCHANGED, FolderStore, Keys, Store, verify_folder
 from adapters.store.folder import opening
 from adapters.store.folder.durable import Disk
 from adapters.store.records import record_file
@@ -49,160 +48,6 @@ def reopened(store: Store, folder: Path) -> Store:
 def numbers(store: Store, name: str) -> list[int]:
     record = store.get(name)
     return [] if record is None else [version.version for version in record.versions]
-
-
-def test_an_uploaded_version_is_there_with_all_that_was_given(store: Store, folder: Path) -> None:
-    content, before = perft(1, "a description"), int(time())
-    record, version, created = upload(store, "pirate", content)
-    expected = VersionRecord(
-        version=1, digest=content.digest, kind="PERFT", config=content.config.decode(), size_bytes=content.size,
-        created=version.created, state="ready",
-    )  # fmt: skip
-    assert created and version == expected and before <= version.created <= time()
-    assert record == AdapterRecord(
-        name="pirate", active=1, allowed_keys=None, pinned=False, highest=1, versions=(version,)
-    )
-    assert store.get("pirate") == record and store.adapters() == [record] and store.get("other") is None
-    assert (store.folder(content.digest) / "adapter_config.json").read_bytes() == content.config
-    assert (store.folder(content.digest) / "adapter_model.safetensors").read_bytes() == content.weights
-    assert store.bytes_used() == content.size == bytes_of(folder)
-    again = reopened(store, folder)
-    assert again.adapters() == [record] and again.bytes_used() == content.size and again.secret == store.secret
-    assert verify_folder(folder) == [] and again.problems == []
-    again.close()
-
-
-def test_versions_count_up_and_only_the_wanted_one_becomes_active(store: Store) -> None:
-    upload(store, "a", perft(1), activate=False)
-    assert store.get("a") is not None and store.adapters()[0].active is None
-    assert upload(store, "a", perft(2))[0].active == 2
-    assert upload(store, "a", perft(3), activate=False)[0].active == 2
-    assert numbers(store, "a") == [1, 2, 3]
-    assert upload(store, "b", perft(4))[1].version == 1, "each name has its own numbers"
-
-
-@pytest.mark.parametrize("activate", [False, True])
-def test_the_same_content_again_is_the_version_that_is_there(store: Store, folder: Path, activate: bool) -> None:
-    first = upload(store, "a", perft(1))[1]
-    upload(store, "a", perft(2))
-    record, version, created = upload(store, "a", perft(1, "told differently"), activate)
-    assert (version, created, record.active, record.highest) == (first, False, 1 if activate else 2, 2)
-    assert not list((folder / "staging").iterdir()) and verify_folder(folder) == []
-
-
-def test_the_folder_given_is_consumed_whatever_comes_of_it(store: Store) -> None:
-    upload(store, "a", perft(1))
-    there, broken = perft(1).write(store.stage()), perft(2).write(store.stage())
-    store.add("a", there, perft(1).digest, "PERFT", activate=True)
-    (broken / "adapter_config.json").write_bytes(b"\xff")
-    with pytest.raises(UnicodeDecodeError):
-        store.add("a", broken, perft(2).digest, "PERFT", activate=True)
-    assert not there.exists() and not broken.exists() and numbers(store, "a") == [1]
-
-
-def test_one_content_under_two_names_is_one_blob_with_two_descriptions(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    config = upload(store, "b", perft(1, "b's own"))[1].config
-    assert json.loads(config)["description"] == "b's own" and verify_folder(folder) == []
-    assert store.bytes_used() == perft(1).size == bytes_of(folder)
-    remove(store, "a")
-    assert store.bytes_used() == bytes_of(folder) == perft(1).size and verify_folder(folder) == []
-    remove(store, "b")
-    assert store.bytes_used() == bytes_of(folder) == 0 and not list((folder / "blobs").iterdir())
-
-
-def test_a_readme_is_dropped_and_a_lora_kept_byte_by_byte(store: Store, folder: Path) -> None:
-    staged = store.stage()
-    inner = staged / "unpacked"
-    inner.mkdir()
-    (inner / "README.md").write_text("read me")
-    version = store.add("a", lora().write(inner), lora().digest, "LORA", activate=True)[1]
-    store.discard(staged)
-    assert version.config.encode() == lora().config and version.kind == "LORA"
-    assert sorted(path.name for path in store.folder(version.digest).iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
-    assert not list((folder / "staging").iterdir()) and verify_folder(folder) == []
-
-
-def test_activation(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    upload(store, "a", perft(2))
-    assert store.update("a", active=1).active == 1 and store.update("a", active=None).active is None
-    assert store.update("a", active=2).active == 2
-    for name, version in (("a", 3), ("b", 1), ("b", None)):
-        with pytest.raises(KeyError):
-            store.update(name, active=version)
-    store.start_delete("a", 1)
-    with pytest.raises(ValueError, match="a@1 is being deleted, expected a ready version"):
-        store.update("a", active=1)
-    again = reopened(store, folder)
-    record = again.get("a")
-    assert record is not None and record.active == 2
-    again.close()
-
-
-def test_an_update_is_one_commit(store: Store, folder: Path) -> None:
-    for number in (1, 2):
-        upload(store, "a", perft(number))
-    store.start_delete("a", 1)
-    before = store.get("a")
-    with pytest.raises(ValueError, match="a@1 is being deleted"):
-        store.update("a", active=1, allowed_keys=["one"], pinned=True)
-    with pytest.raises(KeyError):
-        store.update("a", active=3, pinned=True)
-    assert store.get("a") == before
-    record = store.update("a", active=None, allowed_keys=["one"], pinned=True)
-    assert (record.active, record.allowed_keys, record.pinned) == (None, ("one",), True)
-    assert store.update("a", active=2).pinned
-
-
-def test_update_changes_only_what_is_given(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    assert store.update("a", allowed_keys=["one", "two"]).allowed_keys == ("one", "two")
-    assert store.update("a", pinned=True).allowed_keys == ("one", "two")
-    record = store.update("a", allowed_keys=())
-    assert (record.allowed_keys, record.pinned, record.active) == ((), True, 1)
-    again = reopened(store, folder)
-    assert again.get("a") == record
-    assert again.update("a", allowed_keys=None, pinned=False).allowed_keys is None
-    with pytest.raises(KeyError):
-        again.update("b", pinned=True)
-    again.close()
-
-
-def test_a_version_drains_across_a_restart_and_then_goes(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    upload(store, "a", perft(2))
-    with pytest.raises(ValueError, match="a@1 is ready, expected draining"):
-        store.finish_delete("a", 1)
-    store.start_delete("a", 1)
-    store = reopened(store, folder)
-    assert [v.state for v in store.adapters()[0].versions] == ["draining", "ready"]
-    assert store.folder(perft(1).digest).is_dir(), "what drains still runs"
-    left = store.finish_delete("a", 1)
-    assert left is not None and (left.active, left.highest, [v.version for v in left.versions]) == (2, 2, [2])
-    assert store.bytes_used() == perft(2).size == bytes_of(folder) and verify_folder(folder) == []
-    with pytest.raises(KeyError):
-        store.finish_delete("a", 1)
-    with pytest.raises(KeyError):
-        store.start_delete("a", 1)
-    store.close()
-
-
-def test_deleting_the_highest_version_does_not_free_its_number(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    upload(store, "a", perft(2), activate=False)
-    remove(store, "a", 2)
-    store = reopened(store, folder)
-    assert upload(store, "a", perft(2))[1].version == 3
-    store.close()
-
-
-def test_the_active_version_that_drains_is_active_no_more(store: Store) -> None:
-    upload(store, "a", perft(1))
-    assert store.start_delete("a", 1).active is None
-    assert store.finish_delete("a", 1) is None and store.get("a") is None
 
 
 def test_a_deleted_name_leaves_no_file_and_no_number_to_use_again(store: Store, folder: Path) -> None:
@@ -261,50 +106,6 @@ class Unsynced(Disk):
     def sync_folder(self, path: Path) -> None: ...
 
 
-def test_a_name_being_deleted_lives_on_with_what_is_added_meanwhile(store: Store, folder: Path) -> None:
-    upload(store, "a", perft(1))
-    store.start_delete("a", None)
-    record, version, created = upload(store, "a", perft(1))
-    assert created and version.version == 2 == record.active, "a draining version is not the one that is there"
-    assert store.finish_delete("a", 1) is not None
-    assert store.folder(perft(1).digest).is_dir() and numbers(store, "a") == [2] and verify_folder(folder) == []
-
-
-@pytest.mark.parametrize("opened_again", [False, True])
-@pytest.mark.parametrize("is_gone", [False, True])
-def test_a_name_made_again_is_as_private_as_it_was_and_no_more(
-    store: Store, folder: Path, opened_again: bool, is_gone: bool
-) -> None:
-    """While it is being deleted, and after."""
-    upload(store, "a", perft(1))
-    store.update("a", allowed_keys=["one"], pinned=True)
-    assert store.start_delete("a", None).allowed_keys == ("one",)
-    if is_gone:
-        assert store.finish_delete("a", 1) is None
-    store = reopened(store, folder) if opened_again else store
-    record = upload(store, "a", perft(2))[0]
-    assert (record.allowed_keys, record.pinned, record.active, record.highest) == (("one",), False, 2, 2)
-    left = store.get("a") if is_gone else store.finish_delete("a", 1)
-    assert left is not None and left.allowed_keys == ("one",) and not left.pinned
-    store.update("a", allowed_keys=None)
-    remove(store, "a")
-    assert upload(store, "a", perft(3))[0].allowed_keys is None, "it was open when it was deleted"
-    store.close()
-
-
-@pytest.mark.parametrize("keys", [None, (), ("two",), ("one", "two")])
-def test_a_name_made_again_has_the_keys_that_are_given(
-    store: Store, folder: Path, keys: tuple[str, ...] | None
-) -> None:
-    upload(store, "a", perft(1), allowed_keys=("one",))
-    remove(store, "a")
-    assert upload(store, "a", perft(1), allowed_keys=keys)[0].allowed_keys == keys
-    store = reopened(store, folder)
-    record = store.get("a")
-    assert record is not None and record.allowed_keys == keys
-    store.close()
-
-
 def test_the_keys_come_with_the_version_in_one_commit(folder: Path) -> None:
     """Whatever a crash leaves, the version is never there without them."""
     disk = Recording()
@@ -327,15 +128,6 @@ class Recording(Disk):
         if path.parent.name == "names":
             self.records.append(data)
         super().write(path, data)
-
-
-def test_a_name_of_which_a_version_stays_keeps_what_it_has(store: Store) -> None:
-    upload(store, "a", perft(1))
-    upload(store, "a", perft(2))
-    store.update("a", allowed_keys=["one"], pinned=True)
-    store.start_delete("a", 1)
-    record = upload(store, "a", perft(3))[0]
-    assert (record.allowed_keys, record.pinned) == (("one",), True)
 
 
 def test_a_staged_folder_can_be_let_go(store: Store, folder: Path) -> None:
@@ -409,14 +201,6 @@ def test_a_forked_child_does_not_keep_the_folder(store: Store, folder: Path) -> 
     os.waitpid(child, 0)
     for descriptor in (reading, awaiting, telling):
         os.close(descriptor)
-
-
-def test_a_closed_store_changes_nothing(store: Store) -> None:
-    upload(store, "a", perft(1))
-    store.close()
-    with pytest.raises(AssertionError, match="closed"):
-        store.update("a", active=None)
-    assert store.adapters()[0].active == 1
 
 
 def test_a_store_that_cannot_be_opened_is_not_left_locked(store: Store, folder: Path) -> None:
@@ -683,8 +467,8 @@ def test_verify_of_no_store(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_threads(store: Store, folder: Path) -> None:
-    """Writers of different names and of one, while others read and verify."""
+def test_verify_beside_writers(store: Store, folder: Path) -> None:
+    """It finds nothing wrong with a change under way."""
     contents = [perft(seed) for seed in range(5)]
     failures: list[BaseException] = []
     done = threading.Event()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from adapters.store.folder.reserve import FULL, Reserve
+from perft.durable import sync
 
 TEMPORARY = ".tmp"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
@@ -75,12 +76,12 @@ class Disk:
 
     def sync_file(self, path: Path) -> None:
         self.step("sync_file", path)
-        _sync(path)
+        sync(path)
 
     def sync_folder(self, path: Path) -> None:
         """Make the entries of `path` durable: what was created, moved in or removed there."""
         self.step("sync_folder", path)
-        _sync(path)
+        sync(path)
 
     def move(self, source: Path, target: Path) -> None:
         """Rename within the store; a file at `target` is replaced atomically."""
@@ -98,11 +99,3 @@ class Disk:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

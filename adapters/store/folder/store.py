@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from adapters.errors import store_errors
@@ -79,6 +79,12 @@ class FolderStore:
     def fetch(self, digest: str) -> Path:
         """`folder`: the files are on this machine."""
         return self.folder(digest)
+
+    def used(self, digest: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def renew(self, digest: str) -> bool:
+        return False
 
     def free_bytes(self) -> int:
         """Room left on the store's disk."""

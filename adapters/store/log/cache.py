@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from adapters.errors import StoreUnusableError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import content_digest, file_hash
 from adapters.store.folder.layout import blob_bytes, blob_problem
@@ -25,6 +24,12 @@ from adapters.store.records import is_digest
 
 logger = logging.getLogger(__name__)
 FOLDER_MODE = 0o700
+MOST_FREE_BYTES = 2**30
+"""Bytes of the disk, or a tenth of it, that the cache leaves to what is being staged."""
+
+
+class OtherContentError(Exception):
+    """Files came that are not those of the digest."""
 
 
 class Cache:
@@ -54,11 +59,10 @@ class Cache:
         """Where a content is, if it is."""
         return self._blobs / digest
 
-    def holds(self, digest: str) -> bool:
-        return digest in self._sizes
-
     def stage(self) -> Path:
-        """A new empty folder."""
+        """A new empty folder, on a disk with room for what is to be put there, as far as the cache can give it."""
+        with self._changing:
+            self._make_room(0, min(MOST_FREE_BYTES, shutil.disk_usage(self._staging).total // 10))
         path = self._staging / uuid4().hex
         path.mkdir(FOLDER_MODE)
         return path
@@ -68,10 +72,11 @@ class Cache:
         assert self._staging in staged.parents, staged
         shutil.rmtree(staged, ignore_errors=True)
 
-    def fetch(self, digest: str, bring: Callable[[Path], None]) -> Path:
-        """The folder of a content; `bring` puts its two files into a folder. Others who want the same one wait for it.
+    def fetch(self, digest: str, size: int, bring: Callable[[Path], None]) -> Path:
+        """The folder of a content; `bring` puts its two files, of `size` bytes, into a folder. Others who want the same
+        one wait for it.
 
-        Raises what `bring` raises, or StoreUnusableError if the files are not of that content.
+        Raises what `bring` raises, or OtherContentError.
         """
         with self._changing:
             if digest in self._sizes:
@@ -81,9 +86,12 @@ class Cache:
         with turn:
             if digest not in self._sizes:
                 staged = self.stage()
+                with self._changing:
+                    self._make_room(size, size)
                 try:
                     bring(staged)
-                    _check(staged, digest)
+                    if (found := _content_of(staged)) != digest:
+                        raise OtherContentError(f"the files' digest is {found}, expected {digest}")
                     self.keep(staged, digest)
                 finally:
                     self.discard(staged)
@@ -105,6 +113,7 @@ class Cache:
         """Keep a content while it is read."""
         with self._changing:
             self._used[digest] += 1
+            self._touch(digest)
         try:
             yield
         finally:
@@ -113,18 +122,25 @@ class Cache:
                 if not self._used[digest]:
                     del self._used[digest]
 
+    def is_whole(self, digest: str) -> bool:
+        """Whether the files are there, and still what they were when they came (slow)."""
+        try:
+            return _content_of(self.folder(digest)) == digest
+        except FileNotFoundError:
+            return False
+
     def remove(self, digest: str) -> None:
         """Remove a content, if it is there."""
         with self._changing:
             self._sizes.pop(digest, None)
             shutil.rmtree(self.folder(digest), ignore_errors=True)
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was not used for the longest time."""
-        if self._most_bytes is None:
-            return
+    def _make_room(self, size: int, free: int = 0) -> None:
+        """Remove what was not used for the longest time, until `size` more bytes are within the bound, and `free` bytes
+        of the disk are free."""
         for path in self._by_age():
-            if sum(self._sizes.values()) + size <= self._most_bytes:
+            is_within = self._most_bytes is None or sum(self._sizes.values()) + size <= self._most_bytes
+            if is_within and shutil.disk_usage(self._blobs).free >= free:
                 return
             if path.name not in self._used:
                 self.remove(path.name)
@@ -145,11 +161,5 @@ class Cache:
         return False
 
 
-def _check(folder: Path, digest: str) -> None:
-    """Raises StoreUnusableError if the files in `folder` are not of that content."""
-    found = content_digest((folder / CONFIG_FILE).read_bytes(), file_hash(folder / WEIGHTS_FILE))
-    if found != digest:
-        raise StoreUnusableError(
-            f"the files of {digest} came with the content {found}: they were changed where they are kept; upload the "
-            "adapter again"
-        )
+def _content_of(folder: Path) -> str | None:
+    return content_digest((folder / CONFIG_FILE).read_bytes(), file_hash(folder / WEIGHTS_FILE))

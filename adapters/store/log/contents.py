@@ -6,13 +6,14 @@ needs them; what that leaves is swept.
 
 import logging
 from collections.abc import Callable, Mapping
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from uuid import uuid4
 
-from adapters.errors import StoreUnusableError
+from adapters.errors import StorageFullError, StoreUnusableError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.store.log.cache import Cache
-from adapters.store.log.entries import BLOBS, Upload, blob_key
+from adapters.store.log.cache import Cache, OtherContentError
+from adapters.store.log.entries import BLOBS, PROBES, Upload, blob_key
 from adapters.store.log.objects import Objects
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,32 @@ class Contents:
             for file in FILES:
                 self._objects.get_file(blob_key(digest, upload.id, file), folder / file)
 
-        return self._cache.fetch(digest, bring)
+        try:
+            folder = self._cache.fetch(digest, 0 if upload is None else upload.size_bytes, bring)
+        except OtherContentError as error:
+            assert upload is not None
+            self.problems[digest] = str(error)  # which the next upload of the same content mends
+            place = f"{str(self._objects).rstrip('/')}/{BLOBS}{digest}/{upload.id}/"
+            raise StoreUnusableError(
+                f"{place}: {error}: it was changed where it is kept; upload the adapter again"
+            ) from None
+        except OSError as error:
+            if error.errno in (ENOSPC, EDQUOT):
+                raise StorageFullError(
+                    f"{self._cache.root}: fetching {digest}: {error}; free space there, or start with --adapter-cache "
+                    "on another disk"
+                ) from error
+            raise
+        self.problems.pop(digest, None)
+        return folder
+
+    def drop_damaged(self, digest: str) -> bool:
+        """Remove a copy on this machine that is not what it was when it came; False if it is (slow)."""
+        if self._cache.is_whole(digest):
+            return False
+        logger.error("store: %s: %s was damaged, and is fetched again", self._cache.root, digest)
+        self._cache.remove(digest)
+        return True
 
     def forget(self, digest: str) -> None:
         """No version has this content any more."""
@@ -92,16 +118,25 @@ class Contents:
         except OSError as error:
             logger.warning("store: files of %s stay until they are swept: %s", digest, error)
 
-    def sweep(self, uploads: Mapping[str, Upload], now: Callable[[], float]) -> int:
+    def sweep(self, uploads: Mapping[str, Upload], now: Callable[[], float] | None) -> int:
         """Remove files of uploads that were broken off; `uploads` are in use. Returns how many objects went."""
-        removed = 0
+        removed, latest = 0, (now or self._now)() - ORPHAN_AGE_S
         for found in self._objects.list(BLOBS):
             digest, upload = found.key.split("/")[1:3]
             known = uploads.get(digest)
-            if (known is None or known.id != upload) and found.modified < now() - ORPHAN_AGE_S:
+            if (known is None or known.id != upload) and found.modified < latest:
                 self._objects.remove(found.key)
                 removed += 1
         return removed
+
+    def _now(self) -> float:
+        """Unix seconds, by the clock of the place."""
+        key = f"{PROBES}{uuid4().hex}"
+        self._objects.create(key, b"")
+        try:
+            return next(found.modified for found in self._objects.list(key))
+        finally:
+            self._objects.remove(key)
 
 
 def _problem(digest: str, upload: Upload, sizes: Mapping[str, int]) -> str | None:

@@ -14,6 +14,8 @@ from adapters.store.records import AdapterRecord, Number, Tombstone
 DIGITS = 12
 """Of a number in a key, so that keys in order are numbers in order."""
 LOG, SNAPSHOTS, BLOBS = "log/", "snapshot/", "blobs/"
+PROBES = "probe/"
+"""Objects by which a server finds out what the place does; removed at once."""
 STORE_FILE = "STORE.json"
 SCHEMA = 1
 

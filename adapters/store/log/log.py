@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EACCES, EAGAIN, EDQUOT, ENOSPC, ENXIO, EPERM, EROFS
 from typing import TypeVar
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from adapters.errors import StoreUnusableError
 from adapters.store.log.entries import (
     SNAPSHOTS,
+    STORE_FILE,
     Entry,
     Snapshot,
     Upload,
@@ -32,6 +34,14 @@ SNAPSHOT_EVERY = 256
 SNAPSHOTS_KEPT = 3
 PATIENCE_S = 15.0
 """How long an append whose answer was lost is asked after."""
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 2.0
+REFUSED = {EACCES, EDQUOT, ENOSPC, ENXIO, EPERM, EROFS}
+"""What a place says that did nothing, and will not when it is asked again. EAGAIN: it did nothing yet."""
+
+
+def clock() -> float:
+    """Monotonic seconds, those too in which the machine slept: after that, a server must look again."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Log:
@@ -46,11 +56,12 @@ class Log:
         self,
         objects: Objects,
         dropped: Callable[[str, Upload, bool], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._objects, self._dropped, self._clock, self._pause = objects, dropped, clock, pause
         self.state = self._newest_snapshot()
+        self._last_id: str | None = None
         self.looked = float("-inf")
         self.changed: set[str] = set()
 
@@ -60,6 +71,7 @@ class Log:
             sent = self._clock()
             entry = self._read(self.state.position + 1)
             if entry is None:
+                self._check_last()
                 self.looked = sent
                 return
             self._take_over(entry, is_own=False)
@@ -83,9 +95,10 @@ class Log:
 
     def _create(self, entry: Entry) -> bool:
         """Create an entry; False if another writer was first. An answer that was lost is asked for again: the entry's
-        id tells whose it is."""
-        deadline, failed = self._clock() + PATIENCE_S, False
+        id tells whose it is. Raises OSError if it was refused, StoreUnusableError if that is not known."""
+        deadline, pause_s, is_certain = self._clock() + PATIENCE_S, FIRST_PAUSE_S, True
         while True:
+            failed: OSError | None = None
             try:
                 if self._objects.create(entry_key(entry.number), entry.file_bytes()):
                     return True
@@ -93,21 +106,36 @@ class Log:
                 if found is not None:
                     return found.id == entry.id
             except OSError as error:
-                failed = True
-                if self._clock() >= deadline:
-                    raise StoreUnusableError(
-                        f"entry {entry.number} of the store {self._objects} was sent, and no answer came in "
-                        f"{PATIENCE_S:g} s: {error}; the change may have been made: read the adapter before you try "
-                        "again"
-                    ) from error
-                self._pause(0.2)
-            else:
-                if not failed and self._clock() >= deadline:
-                    raise StoreUnusableError(
-                        f"entry {entry.number} of the store {self._objects} can neither be created nor read"
-                    )
+                is_certain = is_certain and error.errno in {*REFUSED, EAGAIN}
+                if is_certain and (error.errno in REFUSED or self._clock() >= deadline):
+                    raise
+                failed = error
+            if self._clock() >= deadline:
+                raise StoreUnusableError(
+                    f"entry {entry.number} of the store {self._objects} was sent, and no answer came in "
+                    f"{PATIENCE_S:g} s: {failed or 'it can neither be created nor read'}; the change may have been "
+                    "made: read the adapter before you try again"
+                ) from failed
+            self._pause(pause_s)
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    def _check_last(self) -> None:
+        """That there is no next entry is believed only of a place that still has the last one: a bucket that was
+        emptied, or a folder that is not mounted any more, has none either. Raises StoreUnusableError."""
+        number = self.state.position
+        key = entry_key(number) if number else STORE_FILE
+        last = self._read(number) if number else None
+        is_there = last is not None or (not number and self._objects.get(STORE_FILE) is not None)
+        if not is_there or (last is not None and self._last_id not in (None, last.id)):
+            raise StoreUnusableError(
+                f"{self._objects}: found {'another' if is_there else 'no'} {key}, expected what this server has read: "
+                "check that the folder is still mounted, and the bucket not emptied; if the log was restored from a "
+                "copy, start all its servers again"
+            )
+        self._last_id = last.id if last is not None else None
 
     def _take_over(self, entry: Entry, is_own: bool) -> None:
+        self._last_id = entry.id
         for digest, upload in self.state.apply(entry):
             self._dropped(digest, upload, is_own)
 

@@ -8,12 +8,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from adapters.errors import StoreSchemaError, StoreUnusableError, store_errors
+from adapters.errors import Advice, StoreSchemaError, StoreUnusableError, store_errors
 from adapters.format.files import CONFIG_FILE, README_FILE
 from adapters.ref import Kind
 from adapters.store import transitions
@@ -21,6 +20,7 @@ from adapters.store.folder.layout import blob_bytes, blob_problem
 from adapters.store.log.cache import Cache
 from adapters.store.log.contents import Contents
 from adapters.store.log.entries import (
+    PROBES,
     SCHEMA,
     STORE_FILE,
     Action,
@@ -30,12 +30,18 @@ from adapters.store.log.entries import (
     Upload,
     new_entry,
 )
-from adapters.store.log.log import Log
+from adapters.store.log.log import Log, clock
 from adapters.store.log.objects import Objects
 from adapters.store.log.state import State
 from adapters.store.protocol import Check, Look, Prepared, Room
 from adapters.store.records import AdapterRecord, BaseRecord, Tombstone, VersionRecord, is_digest, parse
 from adapters.store.transitions import UNCHANGED, Keys, Unchanged
+
+OF_A_SHARED_PLACE = Advice(
+    full="free space there, which a delete needs too, then retry",
+    forbidden="check what this server may do there",
+    otherwise="check the network and that place, then try again",
+)
 
 
 class LogStore:
@@ -44,7 +50,7 @@ class LogStore:
     @classmethod
     def open(
         cls, objects: Objects, cache: Path, *, cache_bytes: int | None = None, writer: str = "",
-        clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = clock, pause: Callable[[float], None] = time.sleep,
     ) -> "LogStore":  # fmt: skip
         """Open the store at `objects`, creating it if there is none. Raises StoreError."""
         with _errors(objects, "opening"):
@@ -106,10 +112,6 @@ class LogStore:
     def problem(self, digest: str) -> str | None:
         return self._contents.problems.get(digest)
 
-    def used(self, digest: str) -> Any:
-        """A context manager: keeps the files on this machine while they are read."""
-        return self._cache.used(digest)
-
     # Following
 
     def catch_up(self) -> Look:
@@ -122,6 +124,13 @@ class LogStore:
     def fetch(self, digest: str) -> Path:
         with _errors(self._objects, f"fetching {digest}"):
             return self._contents.fetch(digest, self._state.uploads.get(digest))
+
+    def used(self, digest: str) -> AbstractContextManager[None]:
+        return self._cache.used(digest)
+
+    def renew(self, digest: str) -> bool:
+        with _errors(self._cache.root, f"looking at {digest}"):
+            return self._contents.drop_damaged(digest) and self.fetch(digest).is_dir()
 
     # Uploads
 
@@ -224,8 +233,9 @@ class LogStore:
 
     # Housekeeping
 
-    def sweep(self, now: Callable[[], float] = time.time) -> int:
-        """Remove files of uploads that were broken off. Returns how many objects went. Raises StoreError."""
+    def sweep(self, now: Callable[[], float] | None = None) -> int:
+        """Remove files of uploads that were broken off. Returns how many objects went. now: unix seconds; by default
+        those of the place, since this machine's clock may be wrong. Raises StoreError."""
         with _errors(self._objects, "sweeping"):
             return self._contents.sweep(self._state.uploads, now)
 
@@ -280,6 +290,8 @@ class LogStore:
         """Nobody needs these files any more: who wrote the entry that says so removes them."""
         if digest not in self._state.uploads:
             self._contents.forget(digest)
+        else:  # it was uploaded again, because these were damaged
+            self._contents.problems.pop(digest, None)
         if is_own:
             self._contents.remove(digest, upload.id)
 
@@ -303,7 +315,7 @@ def _floor_of(objects: Objects) -> int:
 
     A place that overwrites what it was told to create only if there is none is refused: by trying.
     """
-    probe = f"probe/{uuid4().hex}"
+    probe = f"{PROBES}{uuid4().hex}"
     try:
         created = (objects.create(probe, b"first"), objects.create(probe, b"second"))
         if created != (True, False) or objects.get(probe) != b"first":
@@ -327,5 +339,5 @@ def _existing(room: Room, name: str) -> AdapterRecord:
 @contextmanager
 def _errors(place: object, doing: str) -> Iterator[None]:
     """Turn an OSError into an error of the store."""
-    with store_errors(str(place), doing, "check the network and that place, then try again"):
+    with store_errors(str(place), doing, OF_A_SHARED_PLACE):
         yield

@@ -10,6 +10,7 @@ from adapters.identity import canonical_config, content_digest, file_hash, peft_
 from adapters.store.log.entries import (
     BLOBS,
     LOG,
+    PROBES,
     SNAPSHOTS,
     STORE_FILE,
     Entry,
@@ -24,7 +25,7 @@ from adapters.store.log.state import State
 from adapters.store.log.store import read_log_file
 from adapters.store.records import VersionRecord, parse
 
-KNOWN = (STORE_FILE, LOG, SNAPSHOTS, BLOBS, "probe/")
+KNOWN = (STORE_FILE, LOG, SNAPSHOTS, BLOBS, PROBES)
 
 
 def verify_log(objects: Objects) -> list[str]:

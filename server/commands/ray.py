@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -56,10 +57,8 @@ def _up(config: dict[str, Any]) -> int:
         from ray import serve
     except ImportError as error:
         raise StartError(f"found no Ray ({error}): pip install 'perft-server[ray]'") from error
-    from server.ray_serve.application import application_of, configure
 
     [given] = config["applications"]
-    configured = configure(given.get("args") or {})
     logging.getLogger("ray").setLevel(logging.WARNING)
     print("perft: Ray starts", flush=True)
     ray.init(log_to_driver=False, logging_level="warning")
@@ -69,7 +68,7 @@ def _up(config: dict[str, Any]) -> int:
     name = given.get("name", "perft")
     try:
         serve.start(http_options=config.get("http_options"))
-        target = serve.RunTarget(application_of(configured), name=name, route_prefix=given.get("route_prefix", "/"))
+        target = serve.RunTarget(build(given), name=name, route_prefix=given.get("route_prefix", "/"))
         serve.run_many([target], wait_for_applications_running=False)
         if not _wait_until_running(name, asked_to_end):
             return 0
@@ -81,6 +80,17 @@ def _up(config: dict[str, Any]) -> int:
         serve.shutdown()
         ray.shutdown()
     return 0
+
+
+def build(given: dict[str, Any]) -> Any:
+    """The application of a config file, as `serve run` makes it. Raises StartError."""
+    try:
+        builder = pkgutil.resolve_name(given["import_path"])
+    except (KeyError, ValueError, ImportError, AttributeError) as error:
+        raise StartError(
+            f"import_path: cannot be imported ({error!r}), expected server.ray_serve.application:build"
+        ) from error
+    return builder(given.get("args") or {})
 
 
 def _wait_until_running(name: str, asked_to_end: threading.Event) -> bool:

@@ -1,6 +1,7 @@
 """Owns the flags of `perft serve`: all of `vllm serve`, ours, and which of vLLM's are rejected."""
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -59,7 +60,7 @@ def make_parser() -> FlexibleArgumentParser:
     return parser
 
 
-def parse_arguments(argv: list[str]) -> Namespace:
+def parse_arguments(argv: Sequence[str]) -> Namespace:
     """Parse the command line. Repeated flags are read first: vLLM's parser warns of every flag that is given twice.
 
     Their values in vLLM's `--config FILE.yaml` come first.
