@@ -17,8 +17,8 @@ from vllm.v1.metrics import loggers
 from integration.kubernetes import DEPLOYED, VERSIONS, Resource, built, named, pod_templates, problems_of
 from server.api.health import READY_TIMEOUT_S
 from server.api.route_table import ROUTES, routes_at
-from server.app.arguments import argument_problems, parse_arguments
 from server.auth.origin import bind_problem
+from server.hosting.arguments import argument_problems, parse_arguments
 from server.metrics.counters import EventCounters
 from server.metrics.snapshot import StateCollector, StateSnapshot
 from server.settings.model import Settings

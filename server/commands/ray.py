@@ -136,10 +136,10 @@ def _look(name: str) -> tuple[str, str, str]:
     failed = [text for text in messages if "failed to start" in text.lower()]
     if found.status.value == "DEPLOY_FAILED":
         failed.append(found.message)
-    return found.status.value, f"replicas: {words}{waits}", next((_reason(text) for text in failed if text), "")
+    return found.status.value, f"replicas: {words}{waits}", next((reason_of(text) for text in failed if text), "")
 
 
-def _reason(message: str) -> str:
+def reason_of(message: str) -> str:
     """The end of a traceback that Ray passes on: our own words, where they are ours."""
     lines = message.strip().splitlines()
     ours = next((n for n, line in enumerate(lines) if "StartError: " in line), None)
