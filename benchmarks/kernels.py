@@ -226,19 +226,27 @@ def results(names: list[str], tokens: list[int], machine: Machine) -> Iterator[d
 
 
 HEADER = (
-    "shape", "variant", "tokens", "adapters", "route", "shrink", "expand", "all", "floor", "all / floor",
+    "variant", "tokens", "adapters", "route", "shrink", "expand", "all", "floor", "all / floor",
     "base: products", "base: floor", "all / products", "all / base floor",
 )  # fmt: skip
 
 
 def line(row: dict[str, Any]) -> list[str]:
     """The table's line."""
+    names = [str(row[part]) for part in ("variant", "tokens", "adapters")]
     times = [f"{row[part]:.1f}" for part in ("route", "shrink", "expand", "all", "floor")]
-    shares = [f"{row['all'] / row[part]:.1%}" for part in ("base", "base_floor")]
-    names = [str(row[part]) for part in ("shape", "variant", "tokens", "adapters")]
+    shares = [f"{100 * row['all'] / row[part]:.1f} %" for part in ("base", "base_floor")]
     return [
         *names, *times, f"{row['all'] / row['floor']:.1f}", f"{row['base']:.0f}", f"{row['base_floor']:.0f}", *shares,
     ]  # fmt: skip
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """One for each shape."""
+    return {
+        f"{name}: microseconds of one layer": [list(HEADER), *map(line, of_shape)]
+        for name, of_shape in itertools.groupby(rows, lambda row: row["shape"])
+    }
 
 
 def main() -> None:
@@ -252,18 +260,18 @@ def main() -> None:
     found, began = facts(), time.time()
     machine = Machine(device, copy_bandwidth(device), product_rate(device))
     print(f"{name}: copy {machine.bandwidth / 1e12:.2f} TB/s, product {machine.product_rate / 1e12:.0f} TFLOP/s")
-    print(" ".join(HEADER))
+    print("shape", *HEADER)
     rows = []
     for row in results(given.shapes, list(given.tokens), machine):
         rows.append(row)
-        print(" ".join(line(row)), flush=True)
+        print(row["shape"], *line(row), flush=True)
     if device.type != "cuda":
         return
     rates = {"copy, bytes/s": machine.bandwidth, "product, operations/s": machine.product_rate}
     result = {
         "question": "kernels", **found, "seconds": round(time.time() - began, 1), "load_after": list(os.getloadavg()),
         "options": {"shapes": given.shapes, "tokens": list(given.tokens)}, "comparisons": {},
-        "tables": {"Microseconds of one layer": [list(HEADER), *map(line, rows)]},
+        "tables": tables(rows),
         "raw": {"shapes": {name: asdict(SHAPES[name]) for name in given.shapes}, "rates": rates, "rows": rows},
     }  # fmt: skip
     result["machine"]["gpu"] = name

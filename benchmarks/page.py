@@ -34,10 +34,13 @@ def section(question: str, folder: Path) -> str:
 def described(result: dict[str, Any]) -> str:
     """A result's origin and tables, in Markdown."""
     machine, load = result["machine"], (result["load_before"][0], result["load_after"][0])
+    versions = ", ".join(
+        f"{name} {result['versions'][name]}" for name in ("torch", "triton") if name in result["versions"]
+    )
+    hardware = machine.get("gpu") or f"{machine['cores']} cores of {machine['cpu']}"
     lines = [
         f"`{result['command']}`: {result['date']}, commit {result['commit']}, {result['seconds']:.0f} s on "
-        f"{machine['cores']} cores of {machine['cpu']}, torch {result['versions']['torch']}, load average "
-        f"{load[0]:.2f} before and {load[1]:.2f} after."
+        f"{hardware}, {versions}, load average {load[0]:.2f} before and {load[1]:.2f} after."
     ]
     for title, (header, *rows) in result["tables"].items():
         lines += ["", f"**{title}**", "", markdown(header, rows)]

@@ -150,7 +150,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def newest(question: str, comparison: str | None = None, folder: Path = RESULTS) -> dict[str, Any] | None:
     """The newest result of a question, or the newest that has a comparison; None if there is none."""
-    for path in sorted(folder.glob(f"{question}_cpu_*.json"), reverse=True):
+    results = folder.glob(f"{question}_*_????-??-??.json")  # question, hardware, date
+    for path in sorted(results, key=lambda path: path.stem[-10:], reverse=True):
         found: dict[str, Any] = json.loads(path.read_text())
         if comparison is None or comparison in found["comparisons"]:
             return found
