@@ -14,7 +14,7 @@ from tests.server.fake_server import bearer
 from tests.server.local_server import local_server
 from tests.server.processes import LIMIT_S, wait_until
 from tests.server.uploads import Upload, uploader
-from tests.store.wires import S3Process, s3_behind_wires
+from tests.store.wires import S3_ENVIRONMENT, S3Process, s3_behind_wires
 
 LAG_S, GRACE_S = 1.0, 2.0
 
@@ -59,10 +59,7 @@ def server(folder: Path, address: str, number: int) -> Iterator[Client]:
 @contextmanager
 def two_servers(s3: S3Process, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Client]]:
     """Each with a wire of its own to the bucket."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
-    }.items():  # fmt: skip
+    for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with ExitStack() as stack:
         clients = []
