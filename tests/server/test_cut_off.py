@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from adapters.store.log.entries import entry_key
+from adapters.store.log.shared_folder import SharedFolder
 from tests.server.fake_server import bearer
 from tests.server.local_server import local_server
 from tests.server.processes import LIMIT_S, wait_until
@@ -121,8 +123,9 @@ def check_hanging(client: Client) -> None:
         assert {future.result().status_code for future in changes} == {503}
 
 
-def test_a_shared_folder_that_hangs(tmp_path: Path) -> None:
+def test_a_shared_folder_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while its server of NFS is gone: a thread that opens a file there is kept. The server can also be stopped."""
+    monkeypatch.setattr("adapters.store.address.SharedFolder", partial(SharedFolder, patience_s=3.0))
     shared = tmp_path / "shared"
     with ExitStack() as stack:
         one = stack.enter_context(server(tmp_path, f"file://{shared}", 1))
