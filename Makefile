@@ -38,7 +38,7 @@ check:
 	@$(BIN)/mypy
 
 integration:
-	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test eval
+	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test ray eval integration
 	@$(BIN)/python integration/fetch.py
 	@$(BIN)/python -m pytest integration
 

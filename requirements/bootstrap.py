@@ -30,7 +30,9 @@ TESTED_PYTHON = (3, 11)
 SIZES = {
     "cpu": "1 GB to download, 2 to 4 minutes",
     "test": "small, half a minute",
+    "ray": "0.2 GB to download, a minute",
     "eval": "0.2 GB to download, a minute",
+    "integration": "60 MB to download, half a minute",
 }
 ENVIRONMENT_BYTES = 6 * 10**9
 """The environment (2.6 GB), what pip keeps of the downloads, and the demo base (1.5 GB)."""

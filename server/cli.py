@@ -13,6 +13,7 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
        perft import CHECKPOINT --base MODEL --output FOLDER
        perft export FOLDER --base MODEL --output CHECKPOINT
        perft inspect FOLDER [--prompts FILE] [--plot OUT.png]
+       perft ray up CONFIG
        perft eval FILE --model NAME [--model NAME ...]
        perft --version
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "import": ("server.commands.convert", "run_import"),
     "export": ("server.commands.convert", "run_export"),
     "inspect": ("server.commands.inspect", "run"),
+    "ray": ("server.commands.ray", "run"),
     "eval": ("server.commands.evaluate", "run"),
 }
 """Command -> the module and the function that run it, imported when it is asked for: each needs other libraries."""
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
-    from server.app.serve import EXIT_DIED, serve
+    from server.app.serve import serve
+    from server.hosting.run import EXIT_DIED
 
     try:
         serve(arguments[1:])

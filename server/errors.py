@@ -22,6 +22,7 @@ Exception
     ├── ActiveChangedError           another version is active than the caller expected
     ├── VersionActiveError           the active version of several cannot be deleted
     ├── QuotaExceededError           too many adapters, versions or bytes
+    ├── SourceNotFoundError          nothing is at the place that an adapter is to be loaded from
     ├── AuditLogError                a change cannot be recorded, so it is rejected
     ├── AdapterUnavailableError      a version cannot be loaded, or not in time
     ├── AdapterDeletedError          the version was deleted while the request ran or waited
@@ -146,6 +147,10 @@ class VersionActiveError(ServerError):
 
 class QuotaExceededError(ServerError):
     code = "quota_exceeded"
+
+
+class SourceNotFoundError(ServerError):
+    code = "not_found"
 
 
 class AuditLogError(ServerError):

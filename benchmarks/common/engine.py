@@ -70,7 +70,7 @@ def engine_options(base: Path) -> dict[str, Any]:
 
 def perft_options(pool_rows: int) -> dict[str, Any]:
     """What `perft serve` adds."""
-    from server.app.arguments import SCHEDULER, WORKER_EXTENSION
+    from server.hosting.arguments import SCHEDULER, WORKER_EXTENSION
 
     return {
         "enable_lora": True, "max_loras": MAX_LORAS, "worker_extension_cls": WORKER_EXTENSION,

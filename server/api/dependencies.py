@@ -24,6 +24,7 @@ from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.residency.scheduler import ResidencyScheduler
 from server.settings.model import Settings
+from server.sources.loading import AdapterSources
 from server.uploads.receive import UploadLimits
 
 
@@ -70,7 +71,7 @@ class Services:
     """The parts of a running server. base_names: the names the base model is served under.
 
     upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
-    is_metrics_route_open: /metrics is served here, and not on a listener of its own.
+    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here.
     """
 
     settings: Settings
@@ -89,9 +90,10 @@ class Services:
     access_log: AccessLog
     upload_limits: UploadLimits
     upload_slots: asyncio.Semaphore
+    sources: AdapterSources
     cache_salt_secret: bytes
     close: Callable[[], Awaitable[None]]
-    is_metrics_route_open: bool = True
+    metrics_address: str | None = None
     bodies: RequestBodies = field(default_factory=RequestBodies)
     following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

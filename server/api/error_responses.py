@@ -73,6 +73,7 @@ ERROR_TABLE: dict[type[Exception], ErrorRow] = {
     errors.ActiveChangedError: ErrorRow(409, "if_active"),
     errors.VersionActiveError: ErrorRow(409, "version"),
     errors.QuotaExceededError: ErrorRow(429),  # waiting does not help
+    errors.SourceNotFoundError: ErrorRow(404),
     errors.AuditLogError: ErrorRow(507),
     errors.AdapterUnavailableError: ErrorRow(503),
     errors.AdapterDeletedError: ErrorRow(410, "model"),

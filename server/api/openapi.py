@@ -11,7 +11,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from adapters.names import NAME_PATTERN
 from server.api.error_responses import ContractRoute
-from server.api.route_table import ROUTES, Route
+from server.api.route_table import LOADING_ROUTES, ROUTES, Route
 from server.api.schemas import AdapterObject, AnthropicErrorObject, ErrorObject, UploadedAdapter
 
 ERRORS = {
@@ -141,7 +141,7 @@ def describe(app: FastAPI) -> None:
         document = whole()
         if is_made:
             ours = {(method, r.path) for r in app.routes if isinstance(r, ContractRoute) for method in r.methods}
-            for route in ROUTES:
+            for route in ROUTES + LOADING_ROUTES:
                 operation = document["paths"].get(route.path.replace(":path", ""), {}).get(route.method.lower())
                 if operation is not None:
                     operation["responses"].pop("422", None)

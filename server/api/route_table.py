@@ -106,16 +106,23 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-def routes_at(path: str, root_path: str = "") -> list[Route]:
+LOADING_ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/load_lora_adapter", "admin"),
+    Route("POST", "/v1/unload_lora_adapter", "admin"),
+)
+"""Listed only where the operator allows sources of adapters (`more` below)."""
+
+
+def routes_at(path: str, root_path: str = "", more: tuple[Route, ...] = ()) -> list[Route]:
     """The listed routes of a path (decoded, as in an ASGI scope), one per method."""
     scope: Scope = {"type": "http", "method": "GET", "path": path, "root_path": root_path}
-    return [route for route in ROUTES if route.matches(scope)]
+    return [route for route in ROUTES + more if route.matches(scope)]
 
 
-def match(method: str, path: str, root_path: str = "") -> Route | None:
+def match(method: str, path: str, root_path: str = "", more: tuple[Route, ...] = ()) -> Route | None:
     """The listed route of a request; a HEAD is a GET without the body."""
     wanted = "GET" if method == "HEAD" else method
-    return next((route for route in routes_at(path, root_path) if route.method == wanted), None)
+    return next((route for route in routes_at(path, root_path, more) if route.method == wanted), None)
 
 
 def dialect_of(scope: Scope) -> Dialect:
@@ -128,12 +135,12 @@ def dialect_of(scope: Scope) -> Dialect:
     return "openai" if route is None else route.dialect
 
 
-def prune(app: FastAPI, keep_vllm_metrics: bool = False) -> None:
+def prune(app: FastAPI, keep_vllm_metrics: bool = False, more: tuple[Route, ...] = ()) -> None:
     """Remove every route of the app that is not on the list, mounts, websockets and unknown kinds included.
 
     keep_vllm_metrics: keep vLLM's /metrics, a route and a mount; else only a plain /metrics route of ours.
     """
-    app.router.routes[:] = [route for route in app.routes if _is_listed(route, keep_vllm_metrics)]
+    app.router.routes[:] = [route for route in app.routes if _is_listed(route, keep_vllm_metrics, more)]
     app.openapi_schema = None
 
 
@@ -143,10 +150,10 @@ def missing(app: FastAPI) -> list[Route]:
     return [route for route in ROUTES if route.key not in there and route.path != "/openapi.json"]
 
 
-def _is_listed(route: BaseRoute, keep_vllm_metrics: bool) -> bool:
+def _is_listed(route: BaseRoute, keep_vllm_metrics: bool, more: tuple[Route, ...]) -> bool:
     if getattr(route, "path", None) == "/metrics" and _is_vllms_metrics(route):
         return keep_vllm_metrics
-    listed = {known.key for known in ROUTES}
+    listed = {known.key for known in ROUTES + more}
     keys = _keys(route)
     return bool(keys) and keys <= listed
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 import uvloop
@@ -78,20 +78,18 @@ def loop_factory(settings: Settings) -> Callable[[], ServerLoop]:
     return make
 
 
-async def serve_metrics(settings: Settings, page: MetricsPage) -> Callable[[], Awaitable[None]]:
-    """Serve the page on a listener of its own, if the settings name one; returns what ends it. Raises StartError."""
+async def serve_metrics(settings: Settings, page: MetricsPage) -> Listener | None:
+    """Serve the page on a listener of its own, if the settings name one. Raises StartError."""
     if settings.metrics_address is None:
-        return _nothing
+        return None
     limits = limits_of(settings).with_at_most(METRICS_CONNECTIONS)
     try:
-        listener: Listener = await listen(_MetricsApp(page), settings.metrics_address, limits)
+        listener = await listen(_MetricsApp(page), settings.metrics_address, limits)
     except OSError as error:
         raise StartError(f"--metrics-bind {settings.metrics_bind}: cannot be used ({error}); choose another") from error
-    return listener.close
-
-
-async def _nothing() -> None:
-    """There is nothing to end."""
+    if not settings.metrics_address[1]:
+        print(f"perft: /metrics is at http://{listener.address}/metrics", flush=True)
+    return listener
 
 
 class _MetricsApp:

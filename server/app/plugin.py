@@ -21,33 +21,33 @@ from perft.engine.grammar_probe import install_validation, pack_setup
 from perft.engine.peft_lora import check_peft_lora, lora_problem
 from perft.logs import escape_records
 from server.api import adapters, health, metrics, models
+from server.api.control_planes import loading
 from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
-from server.api.route_table import ROUTES, missing, prune
+from server.api.route_table import LOADING_ROUTES, ROUTES, missing, prune
 from server.app import serving_log
-from server.app.given_adapters import parse_named_folders, store_given_adapters
-from server.app.serve import Run
+from server.app.given_adapters import store_given_adapters
 from server.app.services import EngineSide, build_services
-from server.app.startup import banner, check_status, warm_up
-from server.auth.origin import is_local_bind
+from server.app.startup import check_status, warm_up
+from server.auth.origin import bind_problem, is_local_bind
 from server.bodies.models import RequestModel
 from server.bodies.texts import TextTurns
 from server.engine.health import CONFIRM_S, EngineHealth, WatchedEngine
 from server.engine.vllm import VllmEngine, VllmProcesses, lora_request
 from server.errors import EngineUnavailableError, InvalidRequestError, ServerError, StartError, StartFailedError
+from server.hosting.given import parse_named_folders
+from server.hosting.host import HOST_ARGUMENT, Host
+from server.hosting.process import ProcessHost
 from server.inference.engine_hook import EngineHook
 from server.inference.request_context import CURRENT
 from server.middleware.access_control import AccessControl
 from server.middleware.adapter_routing import AdapterRouting
 from server.middleware.cross_origin import in_our_shape
-from server.middleware.drain import DrainMiddleware, SignalHandler
+from server.middleware.drain import DrainMiddleware
 from server.settings.model import Settings
 from server.structured_outputs.checker import SpecChecker
 from server.structured_outputs.process import Compiler, CompilerProcess
 from server.uploads.validate import LoRACheck
-
-LAST_RESPONSES_S = 5
-"""Seconds that the server, once it ends, waits for responses that are not read and uploads that do not arrive."""
 
 
 class PerftEndpoints:
@@ -64,10 +64,11 @@ class PerftEndpoints:
         """Open the store, load the adapters given at start, and only then admit requests. Raises StartError."""
         if engine_client is None:
             raise StartError("PERFT adapters need an engine; found a server without one")
-        settings: Settings | None = getattr(args, "perft_settings", None)
-        if settings is None:
-            raise StartError("the endpoint plugin perft_server is a part of `perft serve`; run that")
-        prune(self._app)
+        host = _host_of(args)
+        settings = host.settings
+        if problem := bind_problem(args.host, settings.key_ring.has_admin, args.uds):
+            raise StartError(problem)
+        prune(self._app, more=LOADING_ROUTES if settings.adapter_sources else ())
         answer_in_our_shape(self._app)
         if lacking := missing(self._app):
             raise StartError(f"vLLM's app lacks the routes {[f'{route.method} {route.path}' for route in lacking]}")
@@ -75,14 +76,15 @@ class PerftEndpoints:
         health.start()
         tell_before_shutdown(engine_client, health)
         try:
-            await self._build(engine_client, state, args, settings, health)
+            await self._build(engine_client, state, args, host, health)
         except EngineUnavailableError as error:
             await asyncio.sleep(2 * CONFIRM_S)  # until it is known what died
             raise StartFailedError(health.death or error.message) from error
 
     async def _build(
-        self, engine_client: EngineClient, state: State, args: Namespace, settings: Settings, health: EngineHealth
+        self, engine_client: EngineClient, state: State, args: Namespace, host: Host, health: EngineHealth
     ) -> None:
+        settings = host.settings
         engine = VllmEngine(engine_client)
         status = await WatchedEngine(engine, health).status()
         check_status(status)
@@ -122,14 +124,21 @@ class PerftEndpoints:
         hook.install(engine_client)
         TextTurns(services.max_model_len, _refuse_text).install(engine_client.renderer)
         hooks.append(hook)
-        given = parse_named_folders(args.adapter or [], services.base_names)
-        await store_given_adapters(services.registry, services.adapters, given)
+        given = parse_named_folders(host.adapters, services.base_names)
+        await store_given_adapters(services.registry, services.adapters, given, services.sources)
         escape_records()
         state.services = services
-        drain = SignalHandler(services.lifecycle, settings.shutdown_timeout_s, services.close)
-        drain.watch(health, args.perft_run.engine_died)
-        text = banner(args, services)
-        state.perft_startup = asyncio.create_task(_once_listening(state, drain, args.perft_run, text))
+        host.serving(state, services)
+
+
+def _host_of(args: Namespace) -> Host:
+    """Who runs this server. Raises StartError if that is neither `perft serve` nor another that knows us."""
+    if (run := getattr(args, "perft_run", None)) is not None:
+        return ProcessHost(args.perft_settings, args.adapter or [], args, run)
+    host: Host | None = getattr(args, HOST_ARGUMENT, None)
+    if host is None:
+        raise StartError("the endpoint plugin perft_server is a part of `perft serve`; run that")
+    return host
 
 
 def check_specs(client: EngineClient, settings: Settings) -> SpecChecker:
@@ -173,7 +182,7 @@ def tell_before_shutdown(client: EngineClient, health: EngineHealth) -> None:
 
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to an app; the middleware added last is the outermost."""
-    for module in (adapters, models, metrics, health):
+    for module in (adapters, models, metrics, health, loading):
         app.include_router(module.router)
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
@@ -220,16 +229,6 @@ def _lora_check(vllm_config: Any, settings: Settings) -> LoRACheck | None:
     if lora_problem(vllm_config) is not None:
         return None
     return partial(check_peft_lora, vllm_config=vllm_config, limits=settings.adapter_limits)
-
-
-async def _once_listening(state: State, drain: SignalHandler, run: Run, text: str) -> None:
-    """Once the server listens (and vLLM's signal handlers are set): drain on SIGTERM, print the banner."""
-    while not getattr(getattr(state, "server", None), "started", False):
-        await asyncio.sleep(0.1)
-    state.server.config.timeout_graceful_shutdown = LAST_RESPONSES_S
-    drain.install()
-    run.has_started = True
-    print(text, flush=True)
 
 
 def create() -> PerftEndpoints:

@@ -25,16 +25,18 @@ from server.engine.protocol import Engine, EngineStatus
 from server.following.opening import make_follower, open_store_of, reading, start_following
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, render
-from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
+from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot, device_capacity
 from server.middleware.access_log import AccessLog
 from server.registry.audit import AuditLog
 from server.registry.registry import Registry
-from server.registry.service import AdapterService
+from server.registry.service import AdapterService, upload_result
 from server.registry.version import Version
 from server.residency.reconciliation import Reconciler
 from server.residency.scheduler import ResidencyScheduler
-from server.residency.state import Capacity
+from server.residency.state import Capacity, Need
 from server.settings.model import Settings
+from server.sources.fetching import FetchLimits
+from server.sources.loading import AdapterSources
 from server.structured_outputs.checker import SpecChecker
 from server.uploads.receive import UploadLimits
 from server.uploads.validate import LoRACheck, UploadValidator
@@ -89,6 +91,13 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     registry = served.registry = Registry(store, scheduler, side.base_names)
     validator = UploadValidator(side.status.base, settings.adapter_limits, side.status.rows_total, side.check_lora)
     adapters = AdapterService(registry, store, scheduler, validator, settings, audit, served, side.abort)
+    sources = AdapterSources(
+        settings.allowed_sources,
+        adapters,
+        FetchLimits(settings.max_adapter_bytes, settings.upload_timeout_s, settings.upload_idle_timeout_s),
+        settings.max_uploads,
+        lambda error: metrics.upload_finished(upload_result(error)),
+    )
     follower = make_follower(store, adapters, settings)
     await adapters.start()
     await start_following(follower)
@@ -97,17 +106,19 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
-    stop_metrics = await serve_metrics(settings, page)
+    listener = await serve_metrics(settings, page)
     monitor.start()
 
     async def close() -> None:
         monitor.stop()
+        await sources.close()
         if follower is not None:
             await follower.close()
         await adapters.close()
         if side.specs is not None:
             await side.specs.close()
-        await stop_metrics()
+        if listener is not None:
+            await listener.close()
 
     return Services(
         settings=settings,
@@ -129,8 +140,9 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
             settings.max_adapter_bytes, settings.upload_timeout_s, settings.upload_idle_timeout_s
         ),
         upload_slots=asyncio.Semaphore(settings.max_uploads),
+        sources=sources,
         cache_salt_secret=store.secret,
-        is_metrics_route_open=settings.metrics_bind is None,
+        metrics_address=None if listener is None else listener.address,
         bodies=RequestBodies(
             BodyLimits(side.max_model_len, settings.max_body_bytes, settings.max_sequences),
             side.request_models,
@@ -196,6 +208,7 @@ class _Snapshot:
     def take(self) -> StateSnapshot:
         """What the server holds now, from memory. A scrape asks on a thread of its own."""
         adapters: dict[str, AdapterState] = {}
+        needs: list[Need] = []
         for record, versions in self.registry.snapshot():
             served = {version.number: version for version in versions if version.accepted is not None}
             active = served.get(record.active or 0)
@@ -203,10 +216,14 @@ class _Snapshot:
                 running=sum(version.requests_running for version in served.values()),
                 waiting=sum(self.scheduler.requests_waiting(version.ref) for version in served.values()),
                 tier=self.scheduler.tier(active.ref) if active is not None else None,
+                pinned=record.pinned,
+                rank=None if active is None else active.rank,
             )
+            if active is not None and active.accepted is not None:
+                needs.append(active.accepted.need)
         return StateSnapshot(
             adapters=adapters,
-            max_lora=self.scheduler.capacity.running,
+            max_lora=self._capacity(adapters, needs),
             base_running=self.base_running(),
             base_waiting=self.scheduler.base_waiting(),
             device_rows_used=self.scheduler.rows_used,
@@ -215,6 +232,17 @@ class _Snapshot:
             store_free_bytes=self.store.free_bytes(),
             moe_layers=self.monitor.status.moe_layers,
             step_load_bytes=self.monitor.counters.step_load_bytes,
+        )
+
+    def _capacity(self, adapters: Mapping[str, AdapterState], needs: list[Need]) -> int:
+        on_device = sum(each.tier == "device" for each in adapters.values())
+        capacity = self.scheduler.capacity
+        return device_capacity(
+            on_device,
+            capacity.rows - self.scheduler.rows_used,
+            [need.rows for need in needs if need.rows],
+            capacity.lora_slots - self.scheduler.loaded.holding["lora_slots"].total,
+            capacity.running,
         )
 
 

@@ -1,7 +1,5 @@
-"""Owns what happens once the engine is up and before the server answers: checks, a warm-up request, the banner."""
+"""Owns what happens once the engine is up and before the server answers: checks and a warm-up request."""
 
-import shlex
-from argparse import Namespace
 from typing import Any
 from uuid import uuid4
 
@@ -9,8 +7,6 @@ from vllm.engine.protocol import EngineClient
 from vllm.exceptions import VLLMError
 from vllm.sampling_params import SamplingParams
 
-from server.api.dependencies import Services
-from server.auth.keys import Caller
 from server.engine.protocol import EngineStatus
 from server.errors import StartError
 
@@ -34,23 +30,3 @@ async def warm_up(client: EngineClient) -> None:
             pass
     except (ValueError, VLLMError) as error:
         raise StartError(f"the engine refused the server's own warm-up request: {error!r}") from error
-
-
-def banner(args: Namespace, services: Services) -> str:
-    """What the server prints once it answers: the names served, and a request to paste."""
-    scheme = "https" if args.ssl_certfile else "http"
-    host = args.host or "127.0.0.1"
-    where = url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{args.port}/v1"
-    if args.uds:
-        where, url = args.uds, f"--unix-socket {shlex.quote(args.uds)} {scheme}://localhost/v1"
-    base = services.base_names[0]
-    names = [name for name, _ in services.registry.servable(Caller(None, is_admin=True))]
-    shown = (": " if names else "") + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    count = f"{len(names)} adapter" + ("s" if len(names) != 1 else "")
-    key = " -H 'Authorization: Bearer KEY'" if services.keys.needs_key else ""
-    return (
-        f"\nPERFT is serving at {where}: base {base!r} and {count}{shown}. Try:\n\n"
-        f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
-        f'    -d \'{{"model": "{names[0] if names else base}", '
-        f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n'
-    )

@@ -27,11 +27,13 @@ class _SilentServer(uvicorn.Server):
 
 
 class Listener:
-    """A listener at work."""
+    """A listener at work. address: HOST:PORT, with the port that 0 chose."""
 
     def __init__(self, server: uvicorn.Server, bound: socket.socket) -> None:
         self._server = server
         self._task = asyncio.create_task(server.serve([bound]))
+        host, port = bound.getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def started(self) -> None:
         """Wait until it listens."""

@@ -119,13 +119,14 @@ class Follower:
 
     async def _look(self) -> None:
         """One look, shared by all who wait for one. Raises StoreError."""
-        if self._looking is None:
+        if self._looking is None or self._looking.done():  # done, and `_looked` not called yet
             self._looking = asyncio.get_running_loop().create_task(self._look_once())
             self._looking.add_done_callback(self._looked)
         await asyncio.shield(self._looking)
 
     def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
+        if self._looking is task:
+            self._looking = None
         if not task.cancelled():
             task.exception()  # told to whoever waited; the poll logs it
 

@@ -61,7 +61,7 @@ class EventCounters:
         base_name: str = "_base",
         is_known: Callable[[str], bool] | None = None,
     ) -> None:
-        self.base_name = base_name
+        self.base_name, self.max_adapters = base_name, max_adapters
         self._names = AdapterLabels(max_adapters, is_known)
         self._lock = RLock()
         self._make_adapter_metrics(registry)

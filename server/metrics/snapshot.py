@@ -16,16 +16,23 @@ from server.metrics.counters import EventCounters
 
 Tier = Literal["device", "host", "disk"]
 
+LEVELS = {"device": "gpu", "host": "cpu"}
+"""Tier -> vLLM's word for it."""
 MAX_LIST_CHARACTERS = 16_384
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """One adapter now: requests of all its versions; tier: where its active version is (None: it has none)."""
+    """One adapter now: requests of all its versions; tier: where its active version is (None: it has none).
+
+    rank: of its experts, or of a PEFT LoRA adapter (None: it has none).
+    """
 
     running: int = 0
     waiting: int = 0
     tier: Tier | None = "disk"
+    pinned: bool = False
+    rank: int | None = None
 
     @property
     def is_active(self) -> bool:
@@ -35,7 +42,7 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class StateSnapshot:
-    """What the server holds now. max_lora: adapters that one step can serve.
+    """What the server holds now. max_lora: adapters that the device holds at once (`device_capacity`).
 
     store_free_bytes: free on the store's disk (None: not known, not shown).
     """
@@ -73,6 +80,7 @@ class StateCollector(Collector):
         yield from self._adapter_families(state, labels)
         yield from _server_families(state)
         yield lora_requests_info(state, time.time())
+        yield from lora_residency(state, self._metrics.base_name, self._metrics.max_adapters)
 
     def _labels(self, state: StateSnapshot) -> dict[str, str]:
         active = [name for name, adapter in state.adapters.items() if adapter.is_active]
@@ -142,6 +150,37 @@ def lora_requests_info(state: StateSnapshot, now: float) -> Metric:
     )
     family.add_metric((str(state.max_lora), _joined(waiting), _joined(on_device)), now)
     return family
+
+
+def lora_residency(state: StateSnapshot, base_name: str, most: int) -> Iterator[Metric]:
+    """What llm-d's router reads of where adapters are. most: series by adapter; those on the device come first."""
+    resident = [(name, each) for name, each in state.adapters.items() if each.tier in LEVELS]
+    resident.sort(key=lambda found: (found[1].tier != "device", found[0]))
+    loaded = GaugeMetricFamily(
+        "vllm:lora_adapter_loaded",
+        "1 for an adapter whose active version is on the device (level gpu) or only in host memory (cpu).",
+        labels=("adapter_name", "level", "pinned", "rank"),
+    )
+    for name, each in resident[:most]:
+        rank = "" if each.rank is None else str(each.rank)
+        loaded.add_metric((name, LEVELS[each.tier or ""], str(each.pinned).lower(), rank), 1)
+    yield loaded
+    on_device = sum(each.tier == "device" for _, each in resident)
+    counts = {
+        "vllm:num_gpu_loaded_lora_adapters": ("Adapters whose active version is on the device.", on_device),
+        "vllm:max_gpu_lora_adapters": ("Adapters that the device holds at once.", state.max_lora),
+    }
+    for name, (documentation, count) in counts.items():
+        yield _gauge(name, documentation, ("model_name",), {(base_name,): count})
+
+
+def device_capacity(on_device: int, free_rows: int, rows: Sequence[int], free_slots: int, if_unknown: int) -> int:
+    """How many adapters the device holds at once: those that it holds, and as many more of the mean size as fit.
+
+    rows: of each known PERFT adapter. free_slots: for PEFT LoRA. if_unknown: how many more where none is known.
+    """
+    more = free_rows * len(rows) // sum(rows) if sum(rows) else if_unknown
+    return on_device + more + free_slots
 
 
 def _joined(names: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.dependencies import Services, services_of
 from server.api.error_responses import ApiError, error_response, internal_error
-from server.api.route_table import Route, dialect_of, match, routes_at
+from server.api.route_table import LOADING_ROUTES, Route, dialect_of, match, routes_at
 from server.auth.keys import ANONYMOUS, Caller
 from server.bodies.receive import check_encoding
 from server.errors import EngineUnavailableError, ForbiddenError, InvalidKeyError, ServerError
@@ -114,13 +114,14 @@ class _RequestCycle:
     def admit(self) -> Response | None:
         """The response to a request that is rejected; None if the app gets it."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
-        self.route = match(self.method, path, root_path)
+        more = LOADING_ROUTES if self._services is None or self._services.sources.is_open else ()
+        self.route = match(self.method, path, root_path, more)
         if self._services is not None:  # for the log of a rejected request
             given = self._headers.get("authorization"), self._headers.get("x-api-key")
             self.caller = self._services.keys.identify(*given) or ANONYMOUS
         try:
             if self.route is None:
-                return _no_route(self.method, self.scope, self._shown_path())
+                return _no_route(self.method, self.scope, self._shown_path(), more)
             self._enter(self.route)
         except (ServerError, ApiError) as error:
             response = error_response(error, self.scope)
@@ -141,7 +142,7 @@ class _RequestCycle:
             if route.path != "/health":
                 raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
             return
-        if route.need == "metrics" and not services.is_metrics_route_open:
+        if route.need == "metrics" and services.metrics_address is not None:
             raise not_found(self.method, self.scope, self._shown_path())
         client, peer = ((scope.get("client") or (None,))[0] for scope in (self.scope, self._outer))
         caller = caller_of(services, route, self._headers, services.settings.proxies.has(peer))
@@ -233,9 +234,9 @@ def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerErro
     )
 
 
-def _no_route(method: str, scope: Scope, shown: str) -> Response:
+def _no_route(method: str, scope: Scope, shown: str, more: tuple[Route, ...]) -> Response:
     """404 for a path that is not listed, 405 for a method that its routes do not have, 204 for OPTIONS."""
-    allowed = {route.method for route in routes_at(scope["path"], scope.get("root_path", ""))}
+    allowed = {route.method for route in routes_at(scope["path"], scope.get("root_path", ""), more)}
     if not allowed:
         raise not_found(method, scope, shown)
     allow = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))}

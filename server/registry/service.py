@@ -19,7 +19,7 @@ from adapters.errors import InvalidAdapterError, StoreError
 from adapters.store import UNCHANGED, AdapterRecord, Check, Keys, Room, Store
 from perft.threads import compute_alone
 from server.auth.keys import Caller
-from server.errors import ActiveChangedError, ServerError, VersionActiveError, VersionNotFoundError
+from server.errors import ActiveChangedError, InvalidRequestError, ServerError, VersionActiveError, VersionNotFoundError
 from server.following.following import Alone, Following
 from server.following.others import OthersChanges
 from server.registry.deletion import Deletions
@@ -122,15 +122,18 @@ class AdapterService:
         *,
         allowed_keys: Keys = UNCHANGED,
         only_if_new: bool = False,
+        replaces: bool = True,
+        source: str | None = None,
     ) -> tuple[AdapterView, bool]:
         """Make a staged folder the next version of `name`; False if its content is a version already.
 
         allowed_keys: set together with the version; UNCHANGED: what the name has, or had before it was deleted.
-        only_if_new: content that is a version already changes nothing. Raises ServerError, InvalidAdapterError or
-        StoreError.
+        only_if_new: content that is a version already changes nothing. replaces: other content may be active. source:
+        where it is from, for the record. Raises ServerError, InvalidAdapterError or StoreError.
         """
         await self.following.fresh(name)
-        upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new)
+        recorded = {} if source is None else {"source": source}
+        upload = self._upload(name, folder, activate, caller, allowed_keys, only_if_new, replaces, recorded)
         try:
             adapter, created = await self._queue.finish(upload)
             if activate or allowed_keys is not UNCHANGED:  # a version that nothing selects yet takes nothing back
@@ -142,8 +145,9 @@ class AdapterService:
         return adapter, created
 
     async def _upload(
-        self, name: str, folder: Path, activate: bool, caller: Caller, keys: Keys, only_if_new: bool
-    ) -> tuple[AdapterView, bool]:
+        self, name: str, folder: Path, activate: bool, caller: Caller, keys: Keys, only_if_new: bool, replaces: bool,
+        recorded: Mapping[str, str],
+    ) -> tuple[AdapterView, bool]:  # fmt: skip
         check_name(name, self._registry.base_names)
         accepted = await asyncio.get_running_loop().run_in_executor(
             self._validation_thread, self._validator.check, folder
@@ -151,12 +155,14 @@ class AdapterService:
         prepared = await self._queue.beside(self._store.prepare, folder, accepted.digest)
         async with self._queue.name_lock(name):
             before = self._registry.record(name)
+            if not replaces:
+                _check_replaces_nothing(before, accepted.digest)
             is_known = before is not None and before.with_digest(accepted.digest) is not None
             is_nothing = is_known and only_if_new  # but a damaged blob is repaired
             if is_nothing:
                 activate, keys = False, UNCHANGED
             later = keys if activate and (is_known or _is_wider(keys, before)) else UNCHANGED  # with the activation
-            details = {"name": name, "digest": accepted.digest, "activate": activate}
+            details = {"name": name, "digest": accepted.digest, "activate": activate, **recorded}
             details |= {} if keys is UNCHANGED else {"allowed_keys": keys}
             if not is_known:
                 bytes_more = 0 if self._store.holds(accepted.digest) else bytes_of(folder)
@@ -231,7 +237,7 @@ class AdapterService:
             check = _if_active(changes)
             check(Room(record, 0, 0, 0))
             if changes.get("active") is not None:
-                await self._load(self._to_activate(name, changes["active"]), "active")
+                await self._load(_to_activate(self._registry, name, changes["active"]), "active")
             stored = {key: value for key, value in changes.items() if key != "if_active"}
             async with self._pins.changed(record, _as_stored(stored)):
                 await self._record("patch", caller, name=name, **changes)
@@ -282,12 +288,6 @@ class AdapterService:
 
     # What a change needs
 
-    def _to_activate(self, name: str, number: int) -> Version:
-        version = self._registry.numbered(name, number)
-        if version is None or version.is_draining:
-            raise VersionNotFoundError(name, number, param="active")
-        return version
-
     async def _load(self, version: Version, param: str) -> None:
         """Bring a version that is to become active to the host. Raises AdapterUnavailableError."""
         if version.accepted is None:
@@ -324,6 +324,24 @@ def _if_active(changes: Mapping[str, Any]) -> Check:
             raise _active_changed(room.record, changes["if_active"])
 
     return check
+
+
+def _to_activate(registry: Registry, name: str, number: int) -> Version:
+    version = registry.numbered(name, number)
+    if version is None or version.is_draining:
+        raise VersionNotFoundError(name, number, param="active")
+    return version
+
+
+def _check_replaces_nothing(record: AdapterRecord | None, digest: str) -> None:
+    """Raises InvalidRequestError if other content is active than that with the digest."""
+    if record is None or record.active is None or record.version(record.active).digest == digest:
+        return
+    raise InvalidRequestError(
+        f"{record.name!r} has already been loaded, with other content (version {record.active} is active); set "
+        "load_inplace to replace it",
+        param="load_inplace",
+    )
 
 
 def _check_not_active_of_several(record: AdapterRecord, number: int) -> None:

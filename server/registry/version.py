@@ -4,8 +4,10 @@ Invariant: a version with leases is not removed.
 """
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from adapters.ref import AdapterRef, Kind
@@ -53,6 +55,13 @@ class Version:
     def is_draining(self) -> bool:
         return self.record.state == "draining"
 
+    @property
+    def rank(self) -> int | None:
+        """Of its experts, or of a PEFT LoRA adapter."""
+        if self.accepted is None:
+            return None
+        return _lora_rank(self.record.config) if self.accepted.config is None else self.accepted.config.bottleneck
+
     def lease(self) -> None:
         """One more request uses it."""
         self.leases += 1
@@ -92,6 +101,13 @@ class Version:
             last_used=self.last_used,
             description=None if config is None else config.description,
         )
+
+
+@lru_cache(1024)
+def _lora_rank(config: str) -> int | None:
+    """`r` of a PEFT LoRA adapter's configuration, which was checked."""
+    rank = json.loads(config).get("r")
+    return rank if isinstance(rank, int) else None
 
 
 @dataclass(frozen=True)

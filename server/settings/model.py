@@ -26,6 +26,7 @@ from perft.back_ends import BackEnd
 from server.auth.keys import KeyRing, key_problem, labelled_keys
 from server.settings.connections import ConnectionSettings
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
+from server.settings.loading import LoadingSettings
 from server.settings.sharing import SharingSettings
 
 LogFormat = Literal["text", "json"]
@@ -47,7 +48,7 @@ def _shown(default: str) -> dict[str, Any]:
     return {"default": default}
 
 
-class Settings(SharingSettings, ConnectionSettings):
+class Settings(LoadingSettings, SharingSettings, ConnectionSettings):
     """Named as in the TOML file; in the environment PERFT_ and capitals; flags --with-dashes (`api_keys`: --api-key).
 
     Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.
@@ -80,7 +81,7 @@ class Settings(SharingSettings, ConnectionSettings):
     metrics_bind: str | None = Field(
         None,
         description="HOST:PORT of a separate listener for /metrics, which the main one then does not serve; it asks "
-        "for no key: keep it on a private network",
+        "for no key: keep it on a private network; port 0 takes a free one, and says which",
     )
 
     # Adapters
@@ -301,6 +302,8 @@ class Settings(SharingSettings, ConnectionSettings):
 
 def _address(text: str) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(text)
-    if found is None or not 0 < int(found["port"]) < 65536:
-        raise ValueError(f"found {text!r}, expected HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError(
+            f"found {text!r}, expected HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090; port 0: any free one"
+        )
     return found["host"].strip("[]"), int(found["port"])

@@ -46,7 +46,8 @@ where the demo keeps its base and its store (default `~/.cache/perft`), and `PER
 
 """
 _DESTINATION = "perft_"
-_SPECIAL_FLAGS = {"api_keys": "--api-key"}
+_REPEATED_FLAGS = {"api_keys": ("--api-key", "LABEL=KEY"), "adapter_sources": ("--adapter-source", "PLACE")}
+"""Setting -> its flag, which may be given several times, and what that takes."""
 # Kubernetes sets these in every pod beside a Service whose name begins with `perft`.
 _SERVICE_LINK = re.compile(
     r"PERFT_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
@@ -55,7 +56,7 @@ _SERVICE_LINK = re.compile(
 
 def flag_of(name: str) -> str:
     """The flag of a setting."""
-    return _SPECIAL_FLAGS.get(name, "--" + name.replace("_", "-"))
+    return _REPEATED_FLAGS[name][0] if name in _REPEATED_FLAGS else "--" + name.replace("_", "-")
 
 
 def variable_of(name: str) -> str:
@@ -65,7 +66,7 @@ def variable_of(name: str) -> str:
 
 def repeated_flags() -> dict[str, str]:
     """The flags that may be given several times: attribute of the parsed arguments -> flag."""
-    return {_DESTINATION + name: flag_of(name) for name in _SPECIAL_FLAGS}
+    return {_DESTINATION + name: flag_of(name) for name in _REPEATED_FLAGS}
 
 
 def add_flags(group: _ArgumentGroup | ArgumentParser) -> None:
@@ -170,9 +171,9 @@ def _add_flag(group: _ArgumentGroup | ArgumentParser, name: str, field: FieldInf
     options: dict[str, Any] = {"dest": _DESTINATION + name, "default": SUPPRESS, "help": text}
     if field.annotation is bool:
         group.add_argument(flag_of(name), action=BooleanOptionalAction, **options)
-    elif name == "api_keys":
-        handler, group.conflict_handler = group.conflict_handler, "resolve"
-        group.add_argument(flag_of(name), action="append", metavar="LABEL=KEY", **options)
+    elif name in _REPEATED_FLAGS:
+        handler, group.conflict_handler = group.conflict_handler, "resolve"  # vLLM has an --api-key of its own
+        group.add_argument(flag_of(name), action="append", metavar=_REPEATED_FLAGS[name][1], **options)
         group.conflict_handler = handler
     else:
         group.add_argument(flag_of(name), metavar=_metavar(field), **options)

@@ -6,6 +6,7 @@ No test depends on how fast the machine is: what must come about is waited for, 
 import atexit
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -59,7 +60,7 @@ def wait_until(is_so: Callable[[], bool], pause_s: float = 0.05) -> None:
 
 @dataclass
 class ServerProcess:
-    """A started server; `log` holds all that it printed."""
+    """A started server; `log` holds all that it printed. port: 0 until it said which free one it took."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -75,11 +76,18 @@ class ServerProcess:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()[-4000:]
             try:
-                with urllib.request.urlopen(self.url + path, timeout=5):
-                    return
+                if self.port or self._took_a_port():
+                    with urllib.request.urlopen(self.url + path, timeout=5):
+                        return
             except OSError:
-                time.sleep(0.3)
+                pass
+            time.sleep(0.3)
         raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{self.log.read_text()[-4000:]}")
+
+    def _took_a_port(self) -> bool:
+        if said := re.search(r"PERFT is serving at \w+://[^/ ]+:(\d+)/v1", self.log.read_text(errors="replace")):
+            self.port = int(said[1])
+        return bool(said)
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:

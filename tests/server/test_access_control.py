@@ -64,7 +64,7 @@ class Server:
                 origin=OriginPolicy(self.is_local),
                 rate_limits=self.limits,
                 access_log=log,
-                is_metrics_route_open=self.serves_metrics,
+                metrics_address=None if self.serves_metrics else "127.0.0.1:9",
                 settings=Settings(trusted_proxies=self.proxies),
             )
         self.client = TestClient(self.app, self.base_url, raise_server_exceptions=False)

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from server.api.route_table import Route
-from server.app.serve import limit_sequences
 from server.bodies import structure
 from server.bodies.body_fields import BodyFields
 from server.bodies.check import RequestBodies
@@ -26,6 +25,7 @@ from server.bodies.limits import KEPT_BYTES, MAX_DEPTH, BodyLimits
 from server.bodies.receive import receive_body
 from server.bodies.turns import BodyBudget, Turns
 from server.errors import InvalidRequestError, RequestTooLargeError
+from server.hosting.environment import limit_sequences
 from tests.abuse.bodies import BODIES
 from tests.server import nasty, tiny_server
 from tests.server.fake_server import bearer, settings_of

@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.dependencies import Lifecycle
 from server.api.route_table import match
-from server.middleware import drain as drain_module
-from server.middleware.drain import DrainMiddleware, SignalHandler
+from server.hosting import process as process_module
+from server.hosting.process import SignalHandler
+from server.middleware.drain import DrainMiddleware
 from tests.server.partial_services import partial_services
 
 WAIT_S = 300.0
@@ -88,7 +89,7 @@ async def closed() -> None:
 
 @pytest.mark.parametrize("ending", ["at once", "with an error", "never"])
 def test_the_services_are_closed_before_the_server_ends(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    monkeypatch.setattr(drain_module, "CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(process_module, "CLOSE_TIMEOUT_S", 0.2)
     asked: list[str] = []
 
     async def close() -> None:

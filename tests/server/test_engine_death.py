@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from server.app.serve import EXIT_DIED
+from server.hosting.run import EXIT_DIED
 from tests.server import tiny_server
 from tests.server.processes import LIMIT_S, ServerProcess, wait_until
 from tests.server.streams import upload_version

@@ -15,12 +15,13 @@ from vllm.entrypoints.launchers.api_server import entry
 from server import cli
 from server.api.dependencies import Lifecycle
 from server.app import serve
-from server.app.serve import EXIT_DIED, Run, prepare_environment
 from server.engine import health as health_module
 from server.engine.health import EngineHealth
 from server.errors import ServerDiedError, StartError, StartFailedError
-from server.middleware import drain as drain_module
-from server.middleware.drain import SignalHandler
+from server.hosting import process as process_module
+from server.hosting.environment import prepare_environment
+from server.hosting.process import SignalHandler
+from server.hosting.run import EXIT_DIED, Run
 from tests.server.fake_server import settings_of
 from tests.server.test_drain import App, Interrupted, ask, closed, on_a_real_loop, until
 from tests.server.test_engine_health import FakeProcesses
@@ -65,7 +66,7 @@ def test_the_status_says_how_it_ended(
 
 def test_a_process_that_cannot_end_is_ended() -> None:
     """Whatever hangs: here the main thread, in a call that nothing interrupts."""
-    code = "import threading; from server.app import serve; serve.LAST_EXIT_S = 0.2; serve.Run().engine_died('x'); "
+    code = "import threading; from server.hosting import run; run.LAST_EXIT_S = 0.2; run.Run().engine_died('x'); "
     code += "threading.Event().wait(3600)"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=300)
     assert done.returncode == EXIT_DIED
@@ -75,7 +76,7 @@ def test_a_process_that_cannot_end_is_ended() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_module, "TICK_S", 0.01)
     monkeypatch.setattr(health_module, "CONFIRM_S", 0.02)
-    monkeypatch.setattr(drain_module, "LAST_ANSWERS_S", 0.3)
+    monkeypatch.setattr(process_module, "LAST_ANSWERS_S", 0.3)
 
 
 def watched(lifecycle: Lifecycle, processes: FakeProcesses) -> tuple[SignalHandler, list[str]]:

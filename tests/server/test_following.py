@@ -1,6 +1,7 @@
 """Several servers over one store, in virtual time: what one answered, all keep to, whatever becomes of the network."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -297,6 +298,40 @@ async def test_a_server_that_starts_again_has_everything(folder: Path) -> None:
         assert (await found(desk, "poet")).number == 1 and desk.is_on_device("poet@1")
         await asyncio.sleep(LAG_S + GRACE_S + Quotas().drain_timeout_s + 5)
         assert [v.number for v in desk.registry.versions("poet")] == [1]
+
+
+@pytest.mark.timeout(120)  # an event loop that is held ends in nothing else
+@on_a_loop
+async def test_who_asks_just_as_a_look_ends_asks_again(folder: Path) -> None:
+    """The look is over and those who waited for it were not told yet: whoever comes then must not wait for it."""
+    times = itertools.count()
+
+    def clock() -> float:
+        now = float(next(times))
+        assert now < 100, "the event loop is held"
+        return now
+
+    answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    questions = iter(answers)
+    follower = Follower(
+        FakeStore(), take_nothing_over, lambda look: next(questions), clock, lag_s=2.0, grace_s=60.0, drain_s=0.0
+    )
+    early = asyncio.create_task(follower.fresh())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answers[0].set_result(Look(set(), clock()))
+    late = asyncio.create_task(follower.fresh())  # its first step follows the look's last one at once
+    answers[1].set_result(Look(set(), 99.0))
+    await asyncio.gather(early, late)
+    assert next(questions, None) is None and follower.seen == 99.0
+
+
+class FakeStore:
+    def catch_up(self) -> Look:
+        raise AssertionError("looks are answered by the test")
+
+
+async def take_nothing_over(name: str) -> None: ...
 
 
 @on_a_loop

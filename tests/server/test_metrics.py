@@ -20,10 +20,17 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.app.connections import METRICS_CONNECTIONS, serve_metrics
+from server.connections.listener import Listener
 from server.errors import StartError
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, clear_vllms_adapter_lists, render
-from server.metrics.snapshot import MAX_LIST_CHARACTERS, AdapterState, StateCollector, StateSnapshot
+from server.metrics.snapshot import (
+    MAX_LIST_CHARACTERS,
+    AdapterState,
+    StateCollector,
+    StateSnapshot,
+    device_capacity,
+)
 from server.settings.model import Settings
 from tests.server.processes import free_port
 from tests.server.raw_connection import RawConnection, status_of
@@ -51,6 +58,9 @@ TYPES = {
     "perft_step_load_bytes_total": ("counter", set()),
     "perft_residency_repairs_total": ("counter", {"tier"}),
     "vllm:lora_requests_info": ("gauge", {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}),
+    "vllm:lora_adapter_loaded": ("gauge", {"adapter_name", "level", "pinned", "rank"}),
+    "vllm:num_gpu_loaded_lora_adapters": ("gauge", {"model_name"}),
+    "vllm:max_gpu_lora_adapters": ("gauge", {"model_name"}),
 }
 BASE = "org/base"
 SNAPSHOT = StateSnapshot(
@@ -364,6 +374,50 @@ def test_a_list_too_long_for_a_label_keeps_the_busiest(metrics: Metrics) -> None
     assert len(listed) == MAX_LIST_CHARACTERS // 64 and listed == [f"{number:063}" for number in range(399, 143, -1)]
 
 
+def test_what_llm_d_reads_of_where_adapters_are(metrics: Metrics) -> None:
+    state = {"poet": AdapterState(tier="device", pinned=True, rank=16), "spare": AdapterState(tier="host", rank=8)}
+    metrics.state = replace(SNAPSHOT, adapters={**SNAPSHOT.adapters, **state, "odd": AdapterState(tier="device")})
+    loaded = {
+        tuple(sorted(dict(key).items())): value for key, value in metrics.samples()["vllm:lora_adapter_loaded"].items()
+    }
+    assert loaded == {
+        (("adapter_name", "poet"), ("level", "gpu"), ("pinned", "true"), ("rank", "16")): 1,
+        (("adapter_name", "odd"), ("level", "gpu"), ("pinned", "false"), ("rank", "")): 1,
+        (("adapter_name", "spare"), ("level", "cpu"), ("pinned", "false"), ("rank", "8")): 1,
+    }, "neither what is on the disk alone nor what has no active version"
+    assert metrics.value("vllm:num_gpu_loaded_lora_adapters", model_name=BASE) == 2
+    assert metrics.value("vllm:max_gpu_lora_adapters", model_name=BASE) == 8
+    metrics.state = replace(SNAPSHOT, adapters={})
+    assert metrics.samples().get("vllm:lora_adapter_loaded", {}) == {}
+    assert metrics.value("vllm:num_gpu_loaded_lora_adapters", model_name=BASE) == 0, "there from the start"
+
+
+def test_as_many_adapters_are_listed_as_may_have_series_those_on_the_device_first() -> None:
+    metrics = Metrics(max_adapters=3)
+    on_host = {f"a-{number}": AdapterState(tier="host") for number in range(9)}
+    metrics.state = replace(SNAPSHOT, adapters=on_host | {name: AdapterState(tier="device") for name in ("y", "z")})
+    listed = {dict(key)["adapter_name"] for key in metrics.samples()["vllm:lora_adapter_loaded"]}
+    assert listed == {"y", "z", "a-0"}
+    assert metrics.value("vllm:num_gpu_loaded_lora_adapters", model_name=BASE) == 2
+
+
+@pytest.mark.parametrize(
+    ("on_device", "free_rows", "rows", "free_slots", "expected"),
+    [
+        (0, 1000, [100], 0, 10),
+        (3, 700, [100] * 9, 0, 10),
+        (3, 99, [100] * 9, 0, 3),
+        (2, 500, [100, 300], 0, 4),
+        (0, 1000, [], 0, 256),
+        (1, 0, [1000], 3, 4),
+    ],
+)
+def test_the_capacity_is_what_is_there_and_what_still_fits(
+    on_device: int, free_rows: int, rows: list[int], free_slots: int, expected: int
+) -> None:
+    assert device_capacity(on_device, free_rows, rows, free_slots, 256) == expected
+
+
 def vllms_own(metrics: Metrics) -> Gauge:
     """What vLLM keeps in the default registry: one series for every set of adapters that ever ran together."""
     own = Gauge(
@@ -427,6 +481,23 @@ def test_single_samples_can_be_asked_for(metrics: Metrics) -> None:
     }
 
 
+async def listening(settings: Settings, metrics: Metrics) -> Listener:
+    listener = await serve_metrics(settings, metrics.page)
+    assert listener is not None
+    return listener
+
+
+def test_a_free_port_is_found_and_said(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        listener = await listening(Settings(metrics_bind="127.0.0.1:0"), metrics)
+        url = f"http://{listener.address}/metrics"
+        assert (await asyncio.to_thread(httpx.get, url)).status_code == 200
+        assert f"/metrics is at {url}" in capsys.readouterr().out and ":0/" not in url
+        await listener.close()
+
+    asyncio.run(test())
+
+
 def test_a_bind_of_its_own(metrics: Metrics) -> None:
     settings = Settings(metrics_bind=f"127.0.0.1:{free_port()}")
     url = f"http://{settings.metrics_bind}"
@@ -436,7 +507,7 @@ def test_a_bind_of_its_own(metrics: Metrics) -> None:
         return asked.status_code, asked.headers["content-type"], asked.text
 
     async def test() -> None:
-        close = await serve_metrics(settings, metrics.page)
+        listener = await listening(settings, metrics)
         try:
             for path in ("/metrics", "/metrics/"):
                 status, kind, text = await asyncio.to_thread(ask, path)
@@ -446,8 +517,8 @@ def test_a_bind_of_its_own(metrics: Metrics) -> None:
             with pytest.raises(StartError, match=f"{settings.metrics_bind}: cannot be used"):
                 await serve_metrics(settings, metrics.page)
         finally:
-            await close()
-        await (await serve_metrics(settings, metrics.page))()
+            await listener.close()
+        await (await listening(settings, metrics)).close()
 
     asyncio.run(test())
 
@@ -470,8 +541,8 @@ def test_a_bind_of_its_own_holds_no_connection_that_asks_nothing(metrics: Metric
         return httpx.get(f"http://{settings.metrics_bind}/metrics").status_code
 
     async def test() -> None:
-        close = await serve_metrics(settings, metrics.page)
+        listener = await listening(settings, metrics)
         assert await asyncio.to_thread(abuse) == 200
-        await close()
+        await listener.close()
 
     asyncio.run(test())

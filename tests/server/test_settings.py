@@ -152,7 +152,29 @@ def test_flags_stand_beside_vllms_own_and_replace_its_api_key() -> None:
 
 
 def test_the_repeated_flags_are_named() -> None:
-    assert repeated_flags() == {"perft_api_keys": "--api-key"}
+    assert repeated_flags() == {"perft_api_keys": "--api-key", "perft_adapter_sources": "--adapter-source"}
+
+
+def test_sources_of_adapters_come_from_flags_the_environment_or_the_file(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--adapter-source", "/data/a", "--adapter-source", "hf://acme/"]
+    assert list(map(str, load(parse(*flags)).allowed_sources)) == ["/data/a", "hf://acme"]
+    path = file('adapter_sources = ["s3://bucket/adapters/"]\n')
+    assert list(map(str, load(parse("--perft-config", str(path))).allowed_sources)) == ["s3://bucket/adapters"]
+    for given in ("/data/a, file:///data/b", '["/data/a", "file:///data/b"]'):
+        monkeypatch.setenv("PERFT_ADAPTER_SOURCES", given)
+        assert list(map(str, load(parse()).allowed_sources)) == ["/data/a", "/data/b"]
+    monkeypatch.setenv("PERFT_ADAPTER_SOURCES", "")
+    assert load(parse()).allowed_sources == ()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/", "data", "./data", "/data/../etc", "/data//x", "hf://", "hf://acme/poet@main", "s3://", "http://x/", "~/x"],
+)
+def test_a_source_that_allows_too_much_or_is_not_plain_is_refused(source: str) -> None:
+    assert "--adapter-source: found" in refusal("--adapter-source", source)
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,6 +322,7 @@ def test_an_audit_log_inside_the_store_is_refused(place: str, tmp_path: Path) ->
         ("127.0.0.1:9090", ("127.0.0.1", 9090)),
         ("[::1]:1", ("::1", 1)),
         ("metrics.local:65535", ("metrics.local", 65535)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
     ],
 )
 def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None:
@@ -308,7 +331,7 @@ def test_addresses_of_the_metrics(given: str, expected: tuple[str, int]) -> None
 
 @pytest.mark.parametrize(
     "given",
-    ["", "9090", ":9090", "h:", "h:0", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1", "h:port", "h:-1", "h:²"],
+    ["", "9090", ":9090", "h:", "h:65536", "::1:9090", "[::1]", "h:9 ", "a b:1", "h:port", "h:-1", "h:²"],
 )
 def test_addresses_that_are_none(given: str) -> None:
     assert f"found {given!r}, expected HOST:PORT" in refusal("--metrics-bind", given)

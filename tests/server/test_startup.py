@@ -21,13 +21,21 @@ from adapters.format.files import Limits
 from adapters.store import FolderStore
 from perft.engine.compatibility import FORBIDDEN_ENVIRONMENT
 from perft.engine.plugin import KILL_SWITCH
-from server.app.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
-from server.app.given_adapters import NamedFolder, check_folders, parse_named_folders, store_given_adapters
-from server.app.serve import Run, _explain, check_model, check_store, load_plugins, prepare_environment
-from server.app.startup import banner, check_status, warm_up
+from server.app.given_adapters import store_given_adapters
+from server.app.plugin import create
+from server.app.serve import _explain
+from server.app.startup import check_status, warm_up
 from server.engine.protocol import EngineStatus
 from server.errors import StartError, StartFailedError
+from server.hosting.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
+from server.hosting.environment import load_plugins, prepare_environment
+from server.hosting.given import NamedFolder, NamedUrl, check_folders, parse_named_folders
+from server.hosting.prepare import check_model, check_store
+from server.hosting.process import banner
+from server.hosting.run import Run
+from server.settings.model import Settings
 from server.settings.sources import load
+from server.sources.place import Place
 from tests.server.desk import ADMIN, ROWS, Desk, on_a_loop, opened
 from tests.server.fakes import BASE, FakeEngine, ready_status
 from tests.server.partial_services import partial_services
@@ -148,7 +156,8 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
             (["--uds", "/run/a b"], "/run/a b", "curl --unix-socket '/run/a b' http://localhost/v1"),
             (["--uds", "/s", "--ssl-certfile", "/c"], "/s", "curl --unix-socket /s https://localhost/v1"),
         ):
-            said = banner(make_parser().parse_args(["/m", *flags]), services)
+            args = make_parser().parse_args(["/m", *flags])
+            said = banner(args, services, args.port)
             assert f"PERFT is serving at {url}: base 'base' and 1 adapter: poet. Try:" in said
             assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
             assert '"model": "poet"' in said and "first-key" not in said
@@ -287,7 +296,9 @@ def test_bad_adapter_flags_are_refused(given: list[str], expected: str) -> None:
         ["--kv-sharing-fast-prefill"],
         ["--headless"],
         ["--grpc"],
-        ["--lora-modules", "a=/x"],
+        ["--lora-modules", '{"name": "a", "path": "/x", "base_model_name": "another"}'],
+        ["--lora-modules", '{"name": "a", "path": "/x", "is_3d_lora_weight": true}'],
+        ["--lora-modules", '{"name": "a=b", "path": "/x"}'],
         ["--worker-extension-cls", "a.B"],
     ],
     ids=lambda flags: flags[0],
@@ -342,6 +353,39 @@ def test_adapters_of_vllms_config_file_come_before_those_of_the_flags(
     assert args.perft_api_keys == ["one=key-of-one", "two=key-of-two"]
     args = parse_arguments([*argv, "--adapter", "c=/z", "--api-key=three=key-of-three"])
     assert (args.adapter, args.model_tag) == ([*of_file, "c=/z"], "/m") and len(args.perft_api_keys) == 3
+
+
+def test_vllms_lora_modules_are_adapters_given_at_start() -> None:
+    modules = ["a=/x", '{"name": "b", "path": "hf://acme/poet@v1", "base_model_name": "served"}']
+    args = parse_arguments(["/m", "--served-model-name", "served", "--adapter", "c=/z", "--lora-modules", *modules])
+    prepare_arguments(args)
+    assert args.adapter == ["c=/z", "a=/x", "b=hf://acme/poet@v1"]
+    assert args.lora_modules is None, "vLLM must not load them as well"
+    given = parse_named_folders(args.adapter, ["served"])
+    assert given[:2] == [NamedFolder("c", Path("/z")), NamedFolder("a", Path("/x"))]
+    assert given[2] == NamedUrl("b", Place("hf", ("acme", "poet"), "v1"))
+    twice = parse_arguments(["/m", "--adapter", "a=/z", "--lora-modules", "a=/x"])
+    prepare_arguments(twice)
+    with pytest.raises(StartError, match="the name 'a' is given twice"):
+        parse_named_folders(twice.adapter, ["/m"])
+
+
+def test_the_model_itself_is_a_base_that_a_lora_module_may_name() -> None:
+    module = '{"name": "a", "path": "/x", "base_model_name": "/m"}'
+    args = parse_arguments(["/m", "--served-model-name", "served", "--lora-modules", module])
+    prepare_arguments(args)
+    assert args.adapter == ["a=/x"]
+
+
+def test_places_that_adapters_are_given_by() -> None:
+    given = ["a=file:///data/x", "b=s3://bucket/poet", "c=relative/folder", "d=hf://acme/poet"]
+    places = [
+        each.folder if isinstance(each, NamedFolder) else str(each.place) for each in parse_named_folders(given, [])
+    ]
+    assert places == [Path("/data/x"), "s3://bucket/poet", Path("relative/folder").absolute(), "hf://acme/poet"]
+    with pytest.raises(StartError) as refused:
+        parse_named_folders(["a=http://x/y", "b=hf://acme", "c=s3://bucket/../x"], [])
+    assert str(refused.value).count("expected") == 3
 
 
 def test_no_adapter_is_none() -> None:
@@ -427,7 +471,7 @@ def test_a_plugin_that_cannot_be_imported_refuses_the_start(module: str, monkeyp
 
 
 def test_a_plugin_that_is_not_installed_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.app.serve.entry_points", lambda group: [])
+    monkeypatch.setattr("server.hosting.environment.entry_points", lambda group: [])
     with pytest.raises(StartError, match="not installed"):
         load_plugins()
 
@@ -460,3 +504,16 @@ def test_whatever_ends_a_start_is_said_in_one_line(capsys: pytest.CaptureFixture
     with pytest.raises(StartFailedError, match=r"^vLLM ended: OSError: Repo id must be in the form .*'$"):
         _explain(error, Run(), Namespace(port=1, host="127.0.0.1"))
     assert "Use `repo_type`" in capsys.readouterr().err, "the whole of it comes before"
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0", "::"])
+def test_whoever_hosts_the_server_it_needs_an_admin_key_where_others_can_connect(host: str | None) -> None:
+    """The command line refuses earlier; a host that parses no command line meets the same rule."""
+    args = Namespace(host=host, uds=None, perft_host=Namespace(settings=Settings(), adapters=()))
+    with pytest.raises(StartError, match="found no admin key on an address that others can reach"):
+        asyncio.run(create().init_state(object(), object(), args))  # type: ignore[arg-type]
+
+
+def test_a_server_without_a_host_does_not_start() -> None:
+    with pytest.raises(StartError, match="is a part of `perft serve`; run that"):
+        asyncio.run(create().init_state(object(), object(), Namespace()))  # type: ignore[arg-type]

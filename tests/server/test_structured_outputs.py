@@ -396,7 +396,7 @@ async def test_a_spec_out_of_bounds_is_not_compiled() -> None:
 )
 def test_the_back_end_is_pinned_for_every_request(given: str | None, tmp_path: Path) -> None:
     """With "auto" the first request would choose for everybody."""
-    from server.app.arguments import parse_arguments, prepare_arguments
+    from server.hosting.arguments import parse_arguments, prepare_arguments
 
     more = [] if given is None else ["--structured-outputs-config", given]
     args = parse_arguments(["model", "--adapter-store", str(tmp_path / "store"), *more])
@@ -407,8 +407,8 @@ def test_the_back_end_is_pinned_for_every_request(given: str | None, tmp_path: P
 
 @pytest.mark.parametrize("name", ["outlines", "guidance", "lm-format-enforcer"])
 def test_another_back_end_is_refused_at_start(name: str, tmp_path: Path) -> None:
-    from server.app.arguments import parse_arguments, prepare_arguments
     from server.errors import StartError
+    from server.hosting.arguments import parse_arguments, prepare_arguments
 
     config = json.dumps({"backend": name})
     args = parse_arguments(["model", "--adapter-store", str(tmp_path), "--structured-outputs-config", config])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.app.serve import is_installed
+from server.hosting.environment import is_installed
 from tests.server.processes import ENVIRONMENT, LIMIT_S, ServerProcess, free_port
 from tests.server.tiny_server import TinyClient, adapter, build_model, serve_arguments
 

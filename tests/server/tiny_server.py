@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from secrets import token_hex
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from perft.config import AdapterConfig
 from perft.operator.tables import pool_rows
 from server.engine.cpu import IN_ENGINE
 from tests import tiny
-from tests.server.processes import LIMIT_S, ServerProcess, free_port, launch, wait_until
+from tests.server.processes import LIMIT_S, ServerProcess, launch, wait_until
 from tests.synthetic import RANDOM_R, write_adapter
 
 BASE_NAME = "tiny"
@@ -66,14 +67,13 @@ KEY_ARGUMENTS = [
 
 def start(model: Path, store: Path, *more: str) -> ServerProcess:
     """Start a server and wait until it is ready."""
-    port = free_port()
     environment = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     os.environ.update(environment)
-    running = launch(serve_arguments(model, store, port, *more), port, store.parent / f"server-{port}.log")
+    running = launch(serve_arguments(model, store, 0, *more), 0, store.parent / f"server-{token_hex(4)}.log")
     running.wait_until("/ready")
     return running
 

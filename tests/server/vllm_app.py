@@ -144,8 +144,8 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
     from vllm.entrypoints.launchers.app import build_app
 
     from server.api.route_table import prune
-    from server.app.arguments import parse_arguments
     from server.app.plugin import _as_vllm_error
+    from server.hosting.arguments import parse_arguments
 
     with patch.dict(os.environ, {"VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "")}):  # later servers load them
         args = parse_arguments([

@@ -66,8 +66,8 @@ def source_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
         if number % 16 == 0 and is_special:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(constants, "constexpr")
-    assert list(signature) == names, "a launch leaves an argument out"
-    return ASTSource(kernel, signature, constexprs=fixed, attrs=attributes)
+    assert signature.keys() == set(names), "a launch leaves an argument out"
+    return ASTSource(kernel, {name: signature[name] for name in names}, constexprs=fixed, attrs=attributes)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perft.operator.base import Batch
+from perft.operator.base import Batch, PlacedAdapter
 from tests.triton.test_capture import OPTIONS
 from tests.triton.worlds import ALL_LAYERS, World, any_configs, owners
 
@@ -75,8 +75,9 @@ def test_steps_that_are_planned_before_others_ran_keep_their_own_tables() -> Non
 def test_rows_beyond_two_billion_values() -> None:
     hidden_size = 4096
     world = World(torch.bfloat16, hidden_size=hidden_size, rows=2**31 // hidden_size + 4096, holes=False)
-    filler = range(2**31 // hidden_size // 16)
-    taken = world.pool._free_pages.take(len(filler))  # all that lies below: the adapter comes after it
-    assert taken == list(filler)
+    below = world.pool._take(2**31 // hidden_size // 16)  # all that lies below: the adapters come after it
+    assert below.pages == tuple(range(len(below.pages)))
+    world.pool._taken["below"] = below
+    world.pool._placed["below"] = PlacedAdapter(any_configs(1)[0], {}, below.slot)
     names = world.add_all(any_configs(3, layers=None))
     world.run(owners("uniform", 33, names, world.generator))

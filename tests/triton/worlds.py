@@ -91,6 +91,7 @@ class World:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()  # the pool copies on a stream of its own
         self.adapters: dict[str, Adapter] = {}
+        self.added = 0
         if self.holes:
             self.punch_holes()
         sizes: dict[str, Any] = {"max_tokens": 128, "max_groups": 40, "width": 448, "max_experts": 8}
@@ -118,7 +119,8 @@ class World:
         """Random adapters of these configurations; their names."""
         names = []
         for config in configs:
-            names.append(f"adapter {len(self.adapters)}")
+            names.append(f"adapter {self.added}")
+            self.added += 1
             self.add(names[-1], self.make(config))
         return names
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from errno import EACCES, EAGAIN, ENOSPC, ENXIO
+from errno import EACCES, EAGAIN, EFBIG, ENOSPC, ENXIO
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,12 @@ class Bucket:
         with self._os_errors():
             self._obstore.put(self._files, key, file, max_concurrency=_UPLOADS_AT_ONCE)
 
-    def get_file(self, key: str, file: Path) -> None:
+    def get_file(self, key: str, file: Path, most_bytes: int | None = None) -> None:
+        """most_bytes: of an object that is not ours; a larger one is OSError (EFBIG) before it is read."""
         with self._os_errors(), file.open("xb") as target:
             size = self._obstore.head(self._store, key)["size"]
+            if most_bytes is not None and size > most_bytes:
+                raise OSError(EFBIG, f"found {size} bytes, expected at most {most_bytes}")
             for start in range(0, size, BLOCK):
                 block = self._obstore.get_range(self._files, key, start=start, end=min(start + BLOCK, size))
                 target.write(block)

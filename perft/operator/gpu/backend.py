@@ -29,6 +29,8 @@ ROUTE_CELLS = 4096
 """Logits that one program of `route` holds at once: tokens x experts."""
 SHRINK_PROGRAMS = 1024
 """Programs of `shrink` that fill a device: with few tiles, more of them share one."""
+OVERLAPS_FROM = (9, 0)
+"""Compute capability from which a launch can begin while the one before it ends."""
 STAGING_SLOTS = 4
 """Steps whose tables may be on their way to the device at once."""
 
@@ -38,17 +40,29 @@ class Tiling:
     """Block sizes for tiles of `tile` tokens: `*_c` columns of M * B, `*_d` columns of D (of two bytes) at a time."""
 
     tile: int
+    route_d: int
     shrink_c: int
     shrink_d: int
     expand_c: int
     expand_d: int
     route_warps: int
+    route_stages: int
+    shrink_stages: int
+    expand_stages: int
     warps: int = 4
-    stages: int = 3
 
 
-DECODE = Tiling(tile=16, shrink_c=16, shrink_d=256, expand_c=64, expand_d=128, route_warps=4)
-PREFILL = Tiling(tile=64, shrink_c=32, shrink_d=128, expand_c=64, expand_d=128, route_warps=8)
+# The quickest of some forty variants on an H100, at the shape of OLMoE (docs/measured.md).
+DECODE = Tiling(
+    tile=16, shrink_c=32, shrink_d=128, expand_c=128, expand_d=128, route_d=128,
+    route_warps=4, route_stages=4, shrink_stages=4, expand_stages=2,
+)  # fmt: skip
+PREFILL = Tiling(
+    tile=64, shrink_c=64, shrink_d=64, expand_c=128, expand_d=128, route_d=128,
+    route_warps=8, route_stages=3, shrink_stages=6, expand_stages=1,
+)  # fmt: skip
+FEW_EXPERTS, SOME_EXPERTS = 16, 64
+"""Experts of R up to which a router has blocks of its own."""
 
 DECODE_TOKENS = 512
 """The largest step whose tiles are small."""
@@ -102,6 +116,8 @@ class TritonOperator:
         self.hit_counts_N = torch.empty(tiles, dtype=torch.int32, device=device)
         self.a_PW = torch.empty(max_tokens, self.width, dtype=pool_RD.dtype, device=device)
         self.counts = counts
+        self.overlaps = device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM
+        self._dependent = {"launch_pdl": True} if self.overlaps else {}
         assert self.a_PW.numel() < 2**31 and self.weights_PX.numel() < 2**31, "positions are numbered in 32 bits"
         assert counts is None or (counts.shape[1] >= max(max_experts, base_experts) and counts.is_contiguous())
 
@@ -150,7 +166,8 @@ class TritonOperator:
         logits_TN: torch.Tensor | None, weights_TJ: torch.Tensor | None, ids_TJ: torch.Tensor | None,
     ) -> None:  # fmt: skip
         """See `kernels.route`."""
-        own_experts = _power_of_two(self.max_experts)
+        own, base = _power_of_two(self.max_experts), _power_of_two(self.base_experts)
+        few, some = min(own, FEW_EXPERTS), min(own, SOME_EXPERTS)
         launch(
             kernels.route, (tiles,), *self._common(),
             x_TD,
@@ -161,14 +178,12 @@ class TritonOperator:
             self.hits_NX if self.counts is None else self.counts,
             layer, *self._sizes(), self.base_experts, 0 if self.counts is None else self.counts.shape[1],
             EXPERTS=self.experts,
-            TOKENS=min(tiling.tile, max(SMALLEST_BLOCK, ROUTE_CELLS // self.experts)),
-            OWN_EXPERTS=own_experts,
-            BLOCK_D=max(SMALLEST_BLOCK, min(self._block_d(128), 2 * ROUTE_CELLS // own_experts)),
-            BASE_EXPERTS=_power_of_two(self.base_experts),
-            BASE_TOP_K=self.base_top_k,
-            HAS_LOGITS=logits_TN is not None,
-            COUNT=self.counts is not None,
-            num_warps=tiling.route_warps, num_stages=tiling.stages,
+            FEW_EXPERTS=few, FEW_TOKENS=_tokens(tiling, max(few, base)), FEW_D=self._route_d(tiling, few),
+            SOME_EXPERTS=some, SOME_TOKENS=_tokens(tiling, max(some, base)), SOME_D=self._route_d(tiling, some),
+            OWN_EXPERTS=own, OWN_TOKENS=_tokens(tiling, max(own, base)), OWN_D=self._route_d(tiling, own),
+            BASE_EXPERTS=base, BASE_TOKENS=_tokens(tiling, base), BASE_TOP_K=self.base_top_k,
+            HAS_LOGITS=logits_TN is not None, COUNT=self.counts is not None, OVERLAP=self.overlaps,
+            num_warps=tiling.route_warps, num_stages=tiling.route_stages,
         )  # fmt: skip
 
     def launch_shrink(self, tiling: Tiling, tiles: int, layer: int, x_TD: torch.Tensor) -> None:
@@ -179,7 +194,7 @@ class TritonOperator:
             x_TD, self.weights_PX, self.hits_NX, self.hit_counts_N, self.a_PW,
             layer, *self._sizes(), self.width,
             TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.shrink_c, BLOCK_D=self._block_d(tiling.shrink_d),
-            num_warps=tiling.warps, num_stages=tiling.stages,
+            OVERLAP=self.overlaps, **self._dependent, num_warps=tiling.warps, num_stages=tiling.shrink_stages,
         )  # fmt: skip
 
     def launch_expand(self, tiling: Tiling, tiles: int, layer: int, output_TD: torch.Tensor) -> None:
@@ -190,7 +205,7 @@ class TritonOperator:
             output_TD, self.hits_NX, self.hit_counts_N, self.a_PW,
             layer, *self._sizes(), self.width,
             TILE=tiling.tile, EXPERTS=self.experts, BLOCK_C=tiling.expand_c, BLOCK_D=block_d,
-            num_warps=tiling.warps, num_stages=tiling.stages,
+            OVERLAP=self.overlaps, **self._dependent, num_warps=tiling.warps, num_stages=tiling.expand_stages,
         )  # fmt: skip
 
     def _common(self) -> tuple[torch.Tensor, ...]:
@@ -212,6 +227,10 @@ class TritonOperator:
         ids = [torch.zeros(1, self.base_top_k, dtype=t, device=device) for t in numbers]
         none: list[torch.Tensor | None] = [None]
         yield from itertools.product(logits or none, weights or none, ids or none)
+
+    def _route_d(self, tiling: Tiling, experts: int) -> int:
+        """Columns of D at a time for a router of up to `experts`."""
+        return max(SMALLEST_BLOCK, min(self._block_d(tiling.route_d), 2 * ROUTE_CELLS // experts))
 
     def _block_d(self, columns: int) -> int:
         """Columns of D at a time, of as many bytes as `columns` of two bytes each."""
@@ -321,6 +340,11 @@ def _event() -> torch.cuda.Event:
 
 def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
+
+
+def _tokens(tiling: Tiling, columns: int) -> int:
+    """Tokens of a tile that `route` holds at once."""
+    return min(tiling.tile, max(SMALLEST_BLOCK, ROUTE_CELLS // columns))
 
 
 def _power_of_two(number: int) -> int:

@@ -3,7 +3,7 @@
 """The three kernels of the Triton back end: route, shrink, expand. One launch of each makes the delta of one layer.
 
 A tile is up to TILE tokens of one slot; position p = tile_start + i, i < tile_len, holds token t = perm_T[p]. A program
-whose tile has no slot, or whose slot has no rows in the layer, returns at once.
+whose tile has no slot, or whose slot has no rows in the layer, does nothing.
 
     route    weights_PX[p, m]    weight of expert m for token p (0: not selected), for adapters that choose (R, E)
              hits_NX[tile, 0..h) the h = hit_counts_N[tile] experts that a token of the tile selected, ascending
@@ -13,6 +13,9 @@ whose tile has no slot, or whose slot has no rows in the layer, returns at once.
 D and S select every expert with weight 1, so for them hits is 0..M - 1 and route does nothing. Only rows of experts in
 `hits` are read, each once per tile in shrink and, D-block by D-block, once per tile in expand. Sums over D and over c
 are made inside one program in a fixed order: no atomics, the same bits every time. Everything is computed in float32.
+
+OVERLAP: a launch begins while the one before it ends (programmatic dependent launch, from compute capability 9.0 on);
+what that one wrote is read after `gdc_wait`, and every program waits, so that launches still end in their order.
 
 A weight of 0 never meets an infinity: shrink selects by `where`. A value that is not finite stays in its token's row.
 """
@@ -50,57 +53,54 @@ def route(
     x_TD, base_logits_TN, base_weights_TJ, base_ids_TJ,
     weights_PX, hits_NX, hit_counts_N, counts_SM,
     layer, slots, hidden_size, base_experts, count_columns,
-    EXPERTS: tl.constexpr, TOKENS: tl.constexpr, OWN_EXPERTS: tl.constexpr, BLOCK_D: tl.constexpr,
-    BASE_EXPERTS: tl.constexpr, BASE_TOP_K: tl.constexpr, HAS_LOGITS: tl.constexpr, COUNT: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    FEW_EXPERTS: tl.constexpr, FEW_TOKENS: tl.constexpr, FEW_D: tl.constexpr,
+    SOME_EXPERTS: tl.constexpr, SOME_TOKENS: tl.constexpr, SOME_D: tl.constexpr,
+    OWN_EXPERTS: tl.constexpr, OWN_TOKENS: tl.constexpr, OWN_D: tl.constexpr,
+    BASE_EXPERTS: tl.constexpr, BASE_TOKENS: tl.constexpr, BASE_TOP_K: tl.constexpr, HAS_LOGITS: tl.constexpr,
+    COUNT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Weights and hits of one tile, TOKENS at a time. Grid (N,).
+    """Weights and hits of one tile, some tokens at a time. Grid (N,).
 
     EXPERTS: columns of `weights_PX` and `hits_NX`. OWN_EXPERTS and BASE_EXPERTS: powers of two, not below the largest M
-    of R and not below N. HAS_LOGITS, BASE_TOP_K: whether the base's logits are given; J, or 0 where its top-k is not.
-    COUNT: add each expert's tokens to `counts_SM`.
+    of R and not below N. Adapters of up to FEW_EXPERTS, and of up to SOME_EXPERTS, have blocks of their own, since the
+    widest ones read few columns at a time. HAS_LOGITS, BASE_TOP_K: whether the base's logits are given; J, or 0 where
+    its top-k is not. COUNT: add each expert's tokens to `counts_SM`.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     tile = tl.program_id(0)
-    slot = tl.load(tile_slot_N + tile)
-    if slot < 0:
-        return
-    offset = tl.load(layer_offset_LS + layer * slots + slot)
-    meta_8 = meta_S8 + slot * META_COLUMNS
+    slot, offset, meta_8, start, length = _found(
+        tile, layer, slots, layer_offset_LS, meta_S8, tile_slot_N, tile_start_N, tile_len_N
+    )
     variant = tl.load(meta_8 + VARIANT)
     if (offset < 0) | (variant > EMBEDDED):
         return
-    start = tl.load(tile_start_N + tile)
-    length = tl.load(tile_len_N + tile)
     hits_X, hit_count, counts_M = hits_NX + tile * EXPERTS, hit_counts_N + tile, counts_SM + slot * count_columns
     if variant == ROUTED:
         experts = tl.load(meta_8 + NUM_EXPERTS)
-        m_M = tl.arange(0, OWN_EXPERTS)
-        rows_M = _pool_rows(page_index_I, tl.load(meta_8 + INDEX), offset + m_M, m_M < experts)
-        top_k = tl.load(meta_8 + TOP_K)
-        flags = tl.load(meta_8 + FLAGS)
-        used_M = tl.zeros([OWN_EXPERTS], tl.int32)
-        for first in range(0, length, TOKENS):
-            position_n = start + first + tl.arange(0, TOKENS)
-            is_token_n = position_n < start + length
-            token_n = tl.load(perm_T + position_n, mask=is_token_n, other=0).to(tl.int64)
-            logits_nM = tl.zeros([TOKENS, OWN_EXPERTS], tl.float32)
-            for d in range(0, hidden_size, BLOCK_D):
-                d_D = d + tl.arange(0, BLOCK_D)
-                x_nD = _load_x(x_TD, token_n, is_token_n, d_D, hidden_size)
-                router_DM = _load_columns(pool_RD, rows_M, m_M < experts, d_D, hidden_size)
-                logits_nM = tl.dot(x_nD, router_DM, logits_nM, input_precision="ieee")
-            if HAS_LOGITS & ((flags & BASE_SLOT) != 0):
-                base_nN = _base_logits(base_logits_TN, token_n, is_token_n, base_experts, BASE_EXPERTS)
-                weights_nM = _slot_weights(
-                    logits_nM, experts, base_nN, base_experts, top_k, OWN_EXPERTS, BASE_EXPERTS
-                )  # fmt: skip
-            else:
-                weights_nM = _own_weights(logits_nM, experts, top_k, flags, OWN_EXPERTS)
-            used_M += _keep(weights_PX, position_n, is_token_n, weights_nM, EXPERTS, OWN_EXPERTS)
-        _list_hits(hits_X, hit_count, counts_M, used_M, OWN_EXPERTS, COUNT)
+        if experts <= FEW_EXPERTS:
+            _route_own(
+                pool_RD, page_index_I, meta_8, offset, perm_T, start, length, x_TD, base_logits_TN, weights_PX, hits_X,
+                hit_count, counts_M, experts, hidden_size, base_experts,
+                EXPERTS, FEW_EXPERTS, FEW_TOKENS, FEW_D, BASE_EXPERTS, HAS_LOGITS, COUNT,
+            )  # fmt: skip
+        elif experts <= SOME_EXPERTS:
+            _route_own(
+                pool_RD, page_index_I, meta_8, offset, perm_T, start, length, x_TD, base_logits_TN, weights_PX, hits_X,
+                hit_count, counts_M, experts, hidden_size, base_experts,
+                EXPERTS, SOME_EXPERTS, SOME_TOKENS, SOME_D, BASE_EXPERTS, HAS_LOGITS, COUNT,
+            )  # fmt: skip
+        else:
+            _route_own(
+                pool_RD, page_index_I, meta_8, offset, perm_T, start, length, x_TD, base_logits_TN, weights_PX, hits_X,
+                hit_count, counts_M, experts, hidden_size, base_experts,
+                EXPERTS, OWN_EXPERTS, OWN_TOKENS, OWN_D, BASE_EXPERTS, HAS_LOGITS, COUNT,
+            )  # fmt: skip
     elif BASE_TOP_K > 0:
         used_N = tl.zeros([BASE_EXPERTS], tl.int32)
-        for first in range(0, length, TOKENS):
-            position_n = start + first + tl.arange(0, TOKENS)
+        for first in range(0, length, BASE_TOKENS):
+            position_n = start + first + tl.arange(0, BASE_TOKENS)
             is_token_n = position_n < start + length
             token_n = tl.load(perm_T + position_n, mask=is_token_n, other=0).to(tl.int64)
             weights_nN = _embedded_weights(base_weights_TJ, base_ids_TJ, token_n, is_token_n, BASE_TOP_K, BASE_EXPERTS)
@@ -114,47 +114,50 @@ def shrink(
     perm_T, tile_slot_N, tile_start_N, tile_len_N,
     x_TD, weights_PX, hits_NX, hit_counts_N, a_PW,
     layer, slots, hidden_size, width,
-    TILE: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The gated activations of one tile. Grid (N, G): program g of a tile makes every G-th block of BLOCK_C columns."""
     tile = tl.program_id(0)
-    slot = tl.load(tile_slot_N + tile)
-    if slot < 0:
-        return
-    offset = tl.load(layer_offset_LS + layer * slots + slot)
-    if offset < 0:
-        return
-    meta_8 = meta_S8 + slot * META_COLUMNS
+    _, offset, meta_8, start, length = _found(
+        tile, layer, slots, layer_offset_LS, meta_S8, tile_slot_N, tile_start_N, tile_len_N
+    )
     variant = tl.load(meta_8 + VARIANT)
     experts = tl.load(meta_8 + NUM_EXPERTS)
     bottleneck = tl.load(meta_8 + BOTTLENECK)
     activation = tl.load(meta_8 + ACTIVATION)
     first_entry = tl.load(meta_8 + INDEX)
+    token_n = _tokens(perm_T, start, length, TILE)
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if offset < 0:
+        return
     chooses = variant <= EMBEDDED
-    columns = tl.load(hit_counts_N + tile, mask=chooses, other=experts) * bottleneck
     down = offset + tl.where(variant == ROUTED, experts, 0)
-    start = tl.load(tile_start_N + tile)
-    i_n = tl.arange(0, TILE)
-    is_token_n = i_n < tl.load(tile_len_N + tile)
-    token_n = tl.load(perm_T + start + i_n, mask=is_token_n, other=0).to(tl.int64)
-    for first in range(tl.program_id(1) * BLOCK_C, columns, tl.num_programs(1) * BLOCK_C):
-        c_C = first + tl.arange(0, BLOCK_C)
+    hits_X = hits_NX + tile * EXPERTS
+    columns = tl.load(hit_counts_N + tile, mask=chooses, other=experts) * bottleneck
+    position_n = start + tl.arange(0, TILE)
+    is_token_n = tl.arange(0, TILE) < length
+    step = tl.num_programs(1) * BLOCK_C
+    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_C = _expert(hits_X, c_C // bottleneck, chooses, EXPERTS)
+    for _ in range(tl.program_id(1) * BLOCK_C, columns, step):
         is_column_C = c_C < columns
-        m_C = _expert(hits_NX + tile * EXPERTS, c_C // bottleneck, is_column_C, chooses)
         rows_C = _pool_rows(page_index_I, first_entry, down + m_C * bottleneck + c_C % bottleneck, is_column_C)
+        is_entry_nC = is_token_n[:, None] & is_column_C[None, :]
+        weight_nC = tl.load(
+            weights_PX + position_n[:, None] * EXPERTS + m_C[None, :], mask=is_entry_nC & chooses, other=1.0
+        )
         z_nC = tl.zeros([TILE, BLOCK_C], tl.float32)
         for d in range(0, hidden_size, BLOCK_D):
             d_D = d + tl.arange(0, BLOCK_D)
             x_nD = _load_x(x_TD, token_n, is_token_n, d_D, hidden_size)
             down_DC = _load_columns(pool_RD, rows_C, is_column_C, d_D, hidden_size)
             z_nC = tl.dot(x_nD, down_DC, z_nC, input_precision="ieee")
-        is_entry_nC = is_token_n[:, None] & is_column_C[None, :]
-        position_n = start + i_n
-        weight_nC = tl.load(
-            weights_PX + position_n[:, None] * EXPERTS + m_C[None, :], mask=is_entry_nC & chooses, other=1.0
-        )
         a_nC = tl.where(weight_nC != 0, _activate(z_nC, activation) * weight_nC, 0.0)
         tl.store(a_PW + position_n[:, None] * width + c_C[None, :], a_nC.to(a_PW.dtype.element_ty), mask=is_entry_nC)
+        c_C += step
+        m_C = _expert(hits_X, c_C // bottleneck, chooses, EXPERTS)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -163,37 +166,41 @@ def expand(
     perm_T, tile_slot_N, tile_start_N, tile_len_N,
     output_TD, hits_NX, hit_counts_N, a_PW,
     layer, slots, hidden_size, width,
-    TILE: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Add the delta of one tile into BLOCK_D columns of the output. Grid (N, D / BLOCK_D, rounded up)."""
     tile = tl.program_id(0)
-    slot = tl.load(tile_slot_N + tile)
-    if slot < 0:
-        return
-    offset = tl.load(layer_offset_LS + layer * slots + slot)
-    if offset < 0:
-        return
-    meta_8 = meta_S8 + slot * META_COLUMNS
+    _, offset, meta_8, start, length = _found(
+        tile, layer, slots, layer_offset_LS, meta_S8, tile_slot_N, tile_start_N, tile_len_N
+    )
     variant = tl.load(meta_8 + VARIANT)
     experts = tl.load(meta_8 + NUM_EXPERTS)
     bottleneck = tl.load(meta_8 + BOTTLENECK)
     first_entry = tl.load(meta_8 + INDEX)
+    token_n = _tokens(perm_T, start, length, TILE)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+    if offset < 0:
+        return
     chooses = variant <= EMBEDDED
-    columns = tl.load(hit_counts_N + tile, mask=chooses, other=experts) * bottleneck
     up = offset + tl.where(variant == ROUTED, experts, 0) + experts * bottleneck
-    start = tl.load(tile_start_N + tile)
+    hits_X = hits_NX + tile * EXPERTS
     i_n = tl.arange(0, TILE)
-    is_token_n = i_n < tl.load(tile_len_N + tile)
-    token_n = tl.load(perm_T + start + i_n, mask=is_token_n, other=0).to(tl.int64)
+    is_token_n = i_n < length
+    columns = tl.load(hit_counts_N + tile, mask=chooses, other=experts) * bottleneck
+    c_C = tl.arange(0, BLOCK_C)
+    m_C = _expert(hits_X, c_C // bottleneck, chooses, EXPERTS)
     d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    output_nD = output_TD + token_n[:, None] * hidden_size + d_D[None, :]
+    is_output_nD = is_token_n[:, None] & (d_D < hidden_size)[None, :]
+    sum_nD = tl.load(output_nD, mask=is_output_nD, other=0.0)
     delta_nD = tl.zeros([TILE, BLOCK_D], tl.float32)
     for first in range(0, columns, BLOCK_C):
-        c_C = first + tl.arange(0, BLOCK_C)
-        is_column_C = c_C < columns
-        m_C = _expert(hits_NX + tile * EXPERTS, c_C // bottleneck, is_column_C, chooses)
-        rows_C = _pool_rows(page_index_I, first_entry, up + m_C * bottleneck + c_C % bottleneck, is_column_C)
+        is_column_C = first + c_C < columns
+        rows_C = _pool_rows(page_index_I, first_entry, up + m_C * bottleneck + (first + c_C) % bottleneck, is_column_C)
+        m_C = _expert(hits_X, (first + BLOCK_C + c_C) // bottleneck, chooses, EXPERTS)
         a_nC = tl.load(
-            a_PW + (start + i_n)[:, None] * width + c_C[None, :],
+            a_PW + (start + i_n)[:, None] * width + first + c_C[None, :],
             mask=is_token_n[:, None] & is_column_C[None, :],
             other=0.0,
         )
@@ -203,10 +210,59 @@ def expand(
             other=0.0,
         )
         delta_nD = tl.dot(a_nC, up_CD, delta_nD, input_precision="ieee")
-    output_nD = output_TD + token_n[:, None] * hidden_size + d_D[None, :]
-    is_output_nD = is_token_n[:, None] & (d_D < hidden_size)[None, :]
-    sum_nD = tl.load(output_nD, mask=is_output_nD, other=0.0).to(tl.float32) + delta_nD
+    sum_nD = sum_nD.to(tl.float32) + delta_nD
     tl.store(output_nD, sum_nD.to(output_TD.dtype.element_ty), mask=is_output_nD)
+
+
+@triton.jit
+def _found(tile, layer, slots, layer_offset_LS, meta_S8, tile_slot_N, tile_start_N, tile_len_N):
+    """A tile's slot, the offset of its rows in the layer (-1: there are none), its meta data, its first position and
+    its tokens. Where there is no slot the rest is of slot 0."""
+    slot = tl.load(tile_slot_N + tile)
+    start = tl.load(tile_start_N + tile)
+    length = tl.load(tile_len_N + tile)
+    known = tl.maximum(slot, 0)
+    offset = tl.load(layer_offset_LS + layer * slots + known)
+    return known, tl.where(slot < 0, -1, offset), meta_S8 + known * META_COLUMNS, start, length
+
+
+@triton.jit
+def _tokens(perm_T, start, length, TILE: tl.constexpr):
+    """[n] int64: the tokens of a tile; 0 beyond its last."""
+    i_n = tl.arange(0, TILE)
+    return tl.load(perm_T + start + i_n, mask=i_n < length, other=0).to(tl.int64)
+
+
+@triton.jit
+def _route_own(
+    pool_RD, page_index_I, meta_8, offset, perm_T, start, length, x_TD, base_logits_TN, weights_PX, hits_X, hit_count,
+    counts_M, experts, hidden_size, base_experts,
+    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
+    BASE_EXPERTS: tl.constexpr, HAS_LOGITS: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """R: the weights and hits of the tile by the adapter's own router, which has up to WIDTH experts."""
+    m_M = tl.arange(0, WIDTH)
+    rows_M = _pool_rows(page_index_I, tl.load(meta_8 + INDEX), offset + m_M, m_M < experts)
+    top_k = tl.load(meta_8 + TOP_K)
+    flags = tl.load(meta_8 + FLAGS)
+    used_M = tl.zeros([WIDTH], tl.int32)
+    for first in range(0, length, TOKENS):
+        position_n = start + first + tl.arange(0, TOKENS)
+        is_token_n = position_n < start + length
+        token_n = tl.load(perm_T + position_n, mask=is_token_n, other=0).to(tl.int64)
+        logits_nM = tl.zeros([TOKENS, WIDTH], tl.float32)
+        for d in range(0, hidden_size, BLOCK_D):
+            d_D = d + tl.arange(0, BLOCK_D)
+            x_nD = _load_x(x_TD, token_n, is_token_n, d_D, hidden_size)
+            router_DM = _load_columns(pool_RD, rows_M, m_M < experts, d_D, hidden_size)
+            logits_nM = tl.dot(x_nD, router_DM, logits_nM, input_precision="ieee")
+        if HAS_LOGITS & ((flags & BASE_SLOT) != 0):
+            base_nN = _base_logits(base_logits_TN, token_n, is_token_n, base_experts, BASE_EXPERTS)
+            weights_nM = _slot_weights(logits_nM, experts, base_nN, base_experts, top_k, WIDTH, BASE_EXPERTS)
+        else:
+            weights_nM = _own_weights(logits_nM, experts, top_k, flags, WIDTH)
+        used_M += _keep(weights_PX, position_n, is_token_n, weights_nM, EXPERTS, WIDTH)
+    _list_hits(hits_X, hit_count, counts_M, used_M, WIDTH, COUNT)
 
 
 @triton.jit
@@ -275,9 +331,12 @@ def _list_hits(hits_X, hit_count, counts_M, used_M, WIDTH: tl.constexpr, COUNT: 
 
 
 @triton.jit
-def _expert(hits_X, e_C, is_column_C, chooses):
-    """The expert that each column belongs to, given its place e among those of the tile."""
-    return tl.where(chooses, tl.load(hits_X + e_C, mask=is_column_C & chooses, other=0), e_C)
+def _expert(hits_X, e_C, chooses, EXPERTS: tl.constexpr):
+    """The expert that each column belongs to, given its place e among those of the tile; any number beyond the last.
+
+    It does not ask for how many there are: the two loads are on their way together.
+    """
+    return tl.where(chooses, tl.load(hits_X + e_C, mask=(e_C < EXPERTS) & chooses, other=0), e_C)
 
 
 @triton.jit

@@ -1,6 +1,8 @@
 """Owns the flags of `perft serve`: all of `vllm serve`, ours, and which of vLLM's are rejected."""
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -27,6 +29,9 @@ DEFAULT_MODEL = AsyncEngineArgs.model
 WORKER_EXTENSION = "perft.engine.worker.PerftWorkerExtension"
 STRUCTURED_BACKEND = "xgrammar"
 SCHEDULER = "perft.engine.scheduler.make_scheduler"
+ADAPTER_HELP = (
+    "serve the adapter in the folder PATH as NAME; or of a URL, hf://OWNER/REPO[@REVISION], s3://BUCKET/PREFIX"
+)
 REPEATED = {"adapter": "--adapter", **sources.repeated_flags()}
 """Attribute -> flag that can be repeated."""
 
@@ -49,13 +54,13 @@ def make_parser() -> FlexibleArgumentParser:
     """vLLM's parser with one more group of flags."""
     parser = make_arg_parser(Parser(prog="perft serve", description=DESCRIPTION))
     group = parser.add_argument_group("PERFT", "Routed adapters served beside the base model.")
-    group.add_argument("--adapter", action="append", metavar="NAME=PATH", help="serve the adapter folder PATH as NAME")
+    group.add_argument("--adapter", action="append", metavar="NAME=PATH", help=ADAPTER_HELP)
     sources.add_flags(group)
     parser.set_defaults(host=DEFAULT_HOST, max_loras=None, gpu_memory_utilization=None)
     return parser
 
 
-def parse_arguments(argv: list[str]) -> Namespace:
+def parse_arguments(argv: Sequence[str]) -> Namespace:
     """Parse the command line. Repeated flags are read first: vLLM's parser warns of every flag that is given twice.
 
     Their values in vLLM's `--config FILE.yaml` come first.
@@ -114,8 +119,7 @@ def argument_problems(args: Namespace) -> list[str]:
             f"--speculative-config: found method {speculative.get('method')!r}, expected {SPECULATIVE_METHOD!r}, the "
             "one that is tested with PERFT"
         )
-    if args.lora_modules:
-        problems.append("--lora-modules: not supported; use --adapter NAME=PATH")
+    problems += [problem for module in args.lora_modules or [] if (problem := module_problem(module, args))]
     if args.default_mm_loras:
         problems.append("--default-mm-loras: not supported; requests select an adapter by their model")
     if args.worker_extension_cls:
@@ -130,6 +134,19 @@ def argument_problems(args: Namespace) -> list[str]:
     if args.scheduler_cls:
         problems.append(f"--scheduler-cls: PERFT needs {SCHEDULER} there; leave it off")
     return problems
+
+
+def module_problem(module: Any, args: Namespace) -> str | None:
+    """Why one of vLLM's `--lora-modules` cannot be an `--adapter NAME=PATH`; None if it can."""
+    bases = {*base_names(args), args.model}
+    if "=" in module.name:
+        return f"--lora-modules: found the name {module.name!r}, expected one without '='"
+    if module.base_model_name is not None and module.base_model_name not in bases:
+        found = f"--lora-modules {module.name}: found base_model_name {module.base_model_name!r}"
+        return f"{found}, expected {' or '.join(sorted(bases))}, which is served here; leave it out"
+    if module.is_3d_lora_weight:
+        return f"--lora-modules {module.name}: is_3d_lora_weight: not supported; leave it out"
+    return None
 
 
 def prepare_arguments(args: Namespace) -> None:
@@ -147,6 +164,8 @@ def prepare_arguments(args: Namespace) -> None:
     if problems:
         raise StartError("\n".join(problems))
     args.perft_settings = chosen
+    args.adapter = [*(args.adapter or []), *(f"{module.name}={module.path}" for module in args.lora_modules or [])]
+    args.lora_modules = None  # or vLLM would load them too
     args.api_server_count = 1
     args.enable_lora = True
     if args.max_loras is None:  # adapters in one step: a slot costs PERFT nothing, vLLM's LoRA memory

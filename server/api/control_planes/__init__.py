@@ -1,0 +1,1 @@
+"""What control planes ask of an engine, in vLLM's words."""

@@ -1,0 +1,1 @@
+"""Whoever runs a server's processes, and what it has to do for that."""

@@ -1,0 +1,1 @@
+"""Which of many servers a request goes to."""
