@@ -10,6 +10,7 @@ from asyncio import to_thread
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.access import explained
 from adapters.errors import InvalidAdapterError, StoreError
 from adapters.format.beside import adapter_in
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits
@@ -60,7 +61,11 @@ def check_folders(folders: list[NamedFolder], base: BaseShape | None, limits: Li
     """
     problems: list[str] = []
     for named in folders:
-        found, violations = check_handed_in(named.folder, base, limits)
+        try:
+            found, violations = check_handed_in(named.folder, base, limits)
+        except PermissionError as error:
+            problems.append(f"--adapter {named.name}: {explained(error)}")
+            continue
         if peft_type(found.folder) == "LORA":
             violations = list(found.violations)
         if violations:

@@ -9,9 +9,9 @@ from argparse import Namespace
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from adapters.access import explained, home_problem
 from perft.engine.plugin import KILL_SWITCH, is_switched_off
 from server.errors import ServerDiedError, StartError, StartFailedError
 
@@ -65,41 +65,22 @@ def serve(argv: list[str]) -> NoReturn:
 
     from server.app.arguments import base_names, parse_arguments, prepare_arguments
     from server.app.given_adapters import check_folders, parse_named_folders
+    from server.settings.paths import check_paths
 
-    args = parse_arguments(argv)
-    args.perft_run = Run()
-    prepare_arguments(args)
-    limit_sequences(args.perft_settings.max_sequences)
-    check_model(args.model)
-    check_store(args.perft_settings.adapter_store)
-    folders = parse_named_folders(args.adapter or [], base_names(args))
-    check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
+    try:
+        args = parse_arguments(argv)
+        args.perft_run = Run()
+        prepare_arguments(args)
+        limit_sequences(args.perft_settings.max_sequences)
+        check_paths(args.model, args.perft_settings)
+        folders = parse_named_folders(args.adapter or [], base_names(args))
+        check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
+    except PermissionError as error:
+        raise StartError(explained(error)) from error
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     run(args)
     raise SystemExit(0)
-
-
-def check_model(model: str) -> None:
-    """Raises StartError for a folder that does not exist: vLLM would take its path for the name of a repository."""
-    is_path = model.startswith(("/", "./", "../", "~"))
-    if is_path and not os.path.exists(model):
-        raise StartError(f"found nothing at {model}, expected the folder of a model")
-
-
-def check_store(place: Path | str) -> None:
-    """Raises StartError for a store that cannot be opened, before a model is loaded."""
-    from adapters.errors import StoreError
-    from adapters.store.address import objects_at
-    from adapters.store.folder.lock import FolderLock
-
-    try:
-        if isinstance(place, str):
-            next(iter(objects_at(place).list("STORE.json")), None)
-        elif (place / "lock").exists():
-            FolderLock(place / "lock").release()
-    except (StoreError, OSError) as error:
-        raise StartError(f"--adapter-store: {error}") from error
 
 
 def may_name_model(argv: list[str]) -> bool:
@@ -121,6 +102,8 @@ def prepare_environment() -> None:
     from perft.engine.compatibility import environment_problems
 
     problems = environment_problems()
+    if problem := home_problem():
+        problems.append(problem)
     if is_switched_off():
         problems.append(f"{KILL_SWITCH}={os.environ[KILL_SWITCH]}: PERFT is switched off; run `vllm serve` instead")
     if problems:
@@ -251,6 +234,8 @@ def _explain(error: BaseException, ended: Run, args: Namespace) -> NoReturn:
         raise StartError(
             f"port {args.port} of {args.host} is taken: stop what listens there, or choose another with --port"
         ) from error
+    if isinstance(error, PermissionError):
+        raise StartFailedError(f"vLLM ended: {explained(error)}") from error
     if isinstance(error, RuntimeError):
         raise StartFailedError(f"vLLM ended: {error} (the first ERROR above says why)") from error
     if isinstance(error, Exception):
