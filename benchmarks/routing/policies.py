@@ -223,6 +223,36 @@ class RendezvousTopKFromOne(RendezvousTopK):
     least = 1
 
 
+class OldLoads(RendezvousTopK):
+    """The server's, with loads that are up to `age_s` old. adds: whether it counts what it sent since; for one of many
+    routers that is so little as if it did not."""
+
+    age_s = 0.5
+    adds = False
+
+    def __init__(self, fleet: Fleet, random: Random) -> None:
+        super().__init__(fleet, random)
+        self._next = -math.inf
+        self._seen: dict[int, int] = {}
+
+    def choose(self, adapter: int, now: float) -> int:
+        if now >= self._next or len(self._seen) != len(self.fleet.loads):
+            self._seen, self._next = dict(self.fleet.loads), now + self.age_s
+        named = name(adapter)
+        self._popularity.add(named, now)
+        rank = choose(named, self._seen, home_count(self._popularity.share(named), self._seen))
+        self._seen[rank] += self.adds
+        return rank
+
+
+class OlderLoads(OldLoads):
+    age_s = 2.0
+
+
+class OlderLoadsAndItsOwn(OlderLoads):
+    adds = True
+
+
 def name(adapter: int) -> str:
     return f"adapter-{adapter}"
 
@@ -245,3 +275,10 @@ POLICIES: dict[str, Callable[[Fleet, Random], Policy]] = {
     "rendezvous, top-k from 1, bound 1.25": RendezvousTopKFromOne,
     OURS: RendezvousTopK,
 }
+OLD_LOADS: dict[str, Callable[[Fleet, Random], Policy]] = {
+    "loads as they are": RendezvousTopK,
+    "loads up to 0.5 s old": OldLoads,
+    "loads up to 2 s old": OlderLoads,
+    "loads up to 2 s old, and what it sent since": OlderLoadsAndItsOwn,
+}
+"""Ours, by what the router knows."""

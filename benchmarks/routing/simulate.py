@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.routing.fleet import Fleet, Policy
 from benchmarks.routing.machine import Machine
-from benchmarks.routing.policies import POLICIES
+from benchmarks.routing.policies import OLD_LOADS, POLICIES
 from benchmarks.routing.replica import DEVICE, STORE, Room
 from benchmarks.routing.traffic import Floats, Ints, Traffic, drawn, poisson, traffic, zipf
 
@@ -38,9 +38,9 @@ class Scenario:
     adapters: int = 5000
     load: float = 0.7
     room: Room = ROOMY
-    warm_s: float = 120.0
-    before_s: float = 60.0
-    after_s: float = 90.0
+    warm_s: float = 60.0
+    before_s: float = 45.0
+    after_s: float = 60.0
     history: int = 6000
     """Requests of the past for each replica."""
 
@@ -60,7 +60,7 @@ def run(scenario: Scenario, machine: Machine, policy_name: str, seed: int) -> di
     shares = zipf(scenario.adapters)
     asked = requests_of(scenario, machine, shares, random)
     fleet = Fleet(scenario.replicas, machine, scenario.room, asked)
-    policy = POLICIES[policy_name](fleet, Random(seed))
+    policy = (POLICIES | OLD_LOADS)[policy_name](fleet, Random(seed))
     rate = machine.rate(scenario.load) * scenario.replicas
     past = drawn(np.random.default_rng([seed, 12]), shares, scenario.history * scenario.replicas)
     warm_up(fleet, policy, shares, past, rate, np.random.default_rng([seed, 13]))
