@@ -15,7 +15,7 @@ from statistics import median
 from benchmarks.common.report import Report, parser
 from benchmarks.common.rounds import spread
 from benchmarks.routing.machine import Machine, demo, gpu, measure_fetch
-from benchmarks.routing.policies import HAPROXY, LLM_D, OLD_LOADS, ONE_HOME, OURS, POLICIES, TWO_CHOICES
+from benchmarks.routing.policies import HAPROXY, LLM_D, OLD_LOADS, ONE_HOME, OURS, POLICIES, RAY_BOUNDED, TWO_CHOICES
 from benchmarks.routing.simulate import SCARCE, TIGHT, Scenario, run
 
 SCENARIOS = {
@@ -40,8 +40,9 @@ SCENARIOS = {
         Scenario("kill", replicas=1000, adapters=100_000, warm_s=10, before_s=10, after_s=15),
     ),
 }
-OTHERS = {"large": (TWO_CHOICES, LLM_D, HAPROXY, ONE_HOME, OURS), "old loads": tuple(OLD_LOADS)}
-"""Where not every policy runs, or others."""
+MAIN = (TWO_CHOICES, RAY_BOUNDED, LLM_D, HAPROXY, ONE_HOME, OURS)
+CHOSEN = {"kill": tuple(POLICIES), "large": (TWO_CHOICES, LLM_D, HAPROXY, OURS), "old loads": tuple(OLD_LOADS)}
+"""Which policies run, where it is not MAIN."""
 TINY = Scenario("kill", replicas=3, adapters=20, warm_s=5, before_s=10, after_s=10, history=50)
 COLUMNS = {
     "hits": ("device hits", 100, 1, " %"), "fetches": ("store fetches/s", 1, 1, ""),
@@ -56,7 +57,7 @@ Runs = dict[str, list[dict[str, float]]]
 
 def simulate(name: str, machine: Machine, seeds: int, pool: Executor, scenario: Scenario) -> Runs:
     """Every policy with every seed."""
-    policies = OTHERS.get(name, tuple(POLICIES))
+    policies = CHOSEN.get(name, MAIN)
     jobs = {(policy, seed): pool.submit(run, scenario, machine, policy, seed) for policy in policies
             for seed in range(seeds)}  # fmt: skip
     return {policy: [jobs[policy, seed].result() for seed in range(seeds)] for policy in policies}

@@ -7,6 +7,7 @@ llm-d-router and of HAProxy were read in their source and written anew.
 import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from random import Random
@@ -187,7 +188,7 @@ class Rendezvous(_Anywhere):
     """One home for each adapter, and the bound of 1.25."""
 
     def usual(self, adapter: int, share: float) -> Sequence[int]:
-        return [choose(name(adapter), dict.fromkeys(self.fleet.loads, 0), 1)]
+        return homes_of(adapter, len(self.fleet.loads), 1)
 
     def choose(self, adapter: int, now: float) -> int:
         return choose(name(adapter), self.fleet.loads, 1)
@@ -204,8 +205,7 @@ class RendezvousTopK(_Anywhere):
         self._usual_loads = dict.fromkeys(fleet.loads, USUAL_LOAD)
 
     def usual(self, adapter: int, share: float) -> Sequence[int]:
-        homes = home_count(share, self._usual_loads, self.least)
-        return [*islice(preferences(name(adapter), self._usual_loads, 1), homes)]
+        return homes_of(adapter, len(self.fleet.loads), home_count(share, self._usual_loads, self.least))
 
     def recall(self, adapters: Sequence[int], times: Sequence[float]) -> None:
         for adapter, when in zip(adapters, times, strict=True):
@@ -253,6 +253,12 @@ class OlderLoadsAndItsOwn(OlderLoads):
     adds = True
 
 
+@cache
+def homes_of(adapter: int, replicas: int, count: int) -> tuple[int, ...]:
+    """The first homes of an adapter in an idle fleet of the ranks from 0."""
+    return tuple(islice(preferences(name(adapter), dict.fromkeys(range(replicas), 0), 1), count))
+
+
 def name(adapter: int) -> str:
     return f"adapter-{adapter}"
 
@@ -262,13 +268,14 @@ def _hash(text: str) -> int:
 
 
 OURS = "rendezvous, top-k from 2, bound 1.25"
-ROUND_ROBIN, TWO_CHOICES, LLM_D = "round robin", "two choices (Ray's default)", "llm-d affinity + queue"
+ROUND_ROBIN, TWO_CHOICES = "round robin", "two choices (Ray's default)"
+RAY_BOUNDED, LLM_D = "Ray multiplex, max_ongoing 48", "llm-d affinity + queue"
 HAPROXY, ONE_HOME = "HAProxy, hash-balance-factor 125", "rendezvous, bound 1.25"
 POLICIES: dict[str, Callable[[Fleet, Random], Policy]] = {
     ROUND_ROBIN: RoundRobin,
     TWO_CHOICES: TwoChoices,
     "Ray multiplex, unbounded": RayMultiplex,
-    "Ray multiplex, max_ongoing 48": RayMultiplexBounded,
+    RAY_BOUNDED: RayMultiplexBounded,
     LLM_D: LlmD,
     HAPROXY: HaproxyRing,
     ONE_HOME: Rendezvous,
