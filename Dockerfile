@@ -46,7 +46,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY perft perft
 COPY adapters adapters
 COPY server server
-RUN pip install '.[cuda]'
+# cuda,ray: for the replicas of Ray Serve (deploy/kubernetes/ray)
+ARG EXTRAS=cuda,bucket
+RUN pip install ".[$EXTRAS]"
 USER perft
 WORKDIR /home/perft
 EXPOSE 8000
