@@ -2,6 +2,10 @@
 # docker build --target cpu -t perft-server:cpu .      vLLM's CPU kernels, from the lock file
 # docker build --target cuda -t perft-server:cuda .    vLLM with CUDA, for GPU machines
 #
+# `--build-arg TORCH_INDEX=URL` names another index for PyTorch's CPU build. deploy/try-image.sh builds the first one, runs
+# it and asks it. Both run as user 10001: what is mounted must be readable for it, its home folder (the store, compiled
+# kernels, downloads) writable; the rest of the file system may be read-only, with a tmpfs at /tmp.
+#
 # On a GPU (NVIDIA Container Toolkit), with the adapters in /srv/adapters and both keys in the shell's environment. The
 # volume perft-home keeps the store and the downloaded model; deploy/compose.yaml adds Prometheus and Grafana.
 #
@@ -14,12 +18,13 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends libnuma1 curl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 perft
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VLLM_NO_USAGE_STATS=1
+ENV HOME=/home/perft PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VLLM_NO_USAGE_STATS=1
 WORKDIR /opt/perft
 
 FROM base AS cpu
 COPY requirements/cpu.txt requirements/cpu.txt
-RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements/cpu.txt)" \
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements/cpu.txt)" \
  && pip install --no-deps -r requirements/cpu.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY perft perft
@@ -41,7 +46,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY perft perft
 COPY adapters adapters
 COPY server server
-RUN pip install '.[cuda]'
+# cuda,ray: for the replicas of Ray Serve (deploy/kubernetes/ray)
+ARG EXTRAS=cuda,bucket
+RUN pip install ".[$EXTRAS]"
 USER perft
 WORKDIR /home/perft
 EXPOSE 8000

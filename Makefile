@@ -46,10 +46,10 @@ soak:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
 	@$(BIN)/python benchmarks/soak.py
 
-# About 40 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
+# About 50 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
 BENCHMARKS := one_process.adapters over_http.streams one_process.neighbour one_process.plugin one_process.peers \
   one_process.growth one_process.swap over_http.registered one_process.profile_step one_process.memory_floor \
-  over_http.vllm_bench one_process.training
+  over_http.vllm_bench one_process.training routing
 
 bench:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test

@@ -10,8 +10,17 @@ for name in api_keys admin_key metrics_key; do
     echo "found no secret $name in $secrets: run deploy/make-secrets.sh first" >&2
     exit 1
   fi
+  if [ ! -r "$secrets/$name" ]; then
+    echo "found $(ls -ln "$secrets/$name"), expected a file that user $(id -u) may read: run chmod 444 on the host's" \
+      "file, in a folder that only its owner enters" >&2
+    exit 1
+  fi
 done
 PERFT_API_KEYS=$(grep -v '^#' "$secrets/api_keys" | paste -s -d , -)
+if [ -z "$PERFT_API_KEYS" ]; then
+  echo "found no key in $secrets/api_keys, expected one LABEL=KEY per line: without one everybody may ask the server" >&2
+  exit 1
+fi
 PERFT_ADMIN_KEY=$(cat "$secrets/admin_key")
 PERFT_METRICS_KEY=$(cat "$secrets/metrics_key")
 export PERFT_API_KEYS PERFT_ADMIN_KEY PERFT_METRICS_KEY

@@ -1,8 +1,11 @@
 """Two tiny replicas under Ray Serve with its HAProxy in front, as `perft ray up` starts them."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +45,11 @@ def config(model: Path, folder: Path, port: int, *flags: str, **args: Any) -> di
     }
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """For `perft ray up`: keys, and a session folder of its own."""
-    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": str(folder), **more}
+def environment(**more: str) -> dict[str, str]:
+    """For `perft ray up`: keys, and a session folder of its own, whose path is short enough for sockets in it."""
+    short = tempfile.mkdtemp(prefix="ray-")
+    atexit.register(shutil.rmtree, short, ignore_errors=True)
+    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": short, **more}
 
 
 def arguments(path: Path) -> list[str]:
@@ -56,7 +61,7 @@ def refusal(folder: Path, values: dict[str, Any], **more: str) -> str:
     path = folder / "refused.yaml"
     path.write_text(yaml.safe_dump(values))
     done = subprocess.run(
-        [sys.executable, *arguments(path)], env={**os.environ, **environment(folder), **more}, check=False,
+        [sys.executable, *arguments(path)], env={**os.environ, **environment(), **more}, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
@@ -105,7 +110,7 @@ def started(model: Path, folder: Path) -> Iterator[Cluster]:
     """The cluster, from its start to its end; asserts that it ends by itself when it is asked to."""
     port, path = free_port(), folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(config(model, folder, port)))
-    server = launch(arguments(path), port, folder / "cluster.log", **environment(folder))
+    server = launch(arguments(path), port, folder / "cluster.log", **environment())
     try:
         server.wait_until("/ready")
         cluster = Cluster(server, f"http://127.0.0.1:{port}")

@@ -6,6 +6,7 @@ Invariant: a `CheckedAdapter` passed every rule of docs/format.md against the ba
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.access import check_readable
 from adapters.errors import InvalidAdapterError
 from adapters.format.beside import HandedIn, adapter_in
 from adapters.format.config import foreign_first, parse_config
@@ -63,8 +64,14 @@ def check_folder(
 
 
 def check_handed_in(path: Path, base: BaseShape | None, limits: Limits = DEFAULT_LIMITS) -> tuple[HandedIn, list[str]]:
-    """The adapter in somebody's folder (see `adapter_in`), and every violation found in its files."""
+    """The adapter in somebody's folder (see `adapter_in`), and every violation found in its files.
+
+    Raises PermissionError (see adapters/access.py) for what this process may not read.
+    """
+    check_readable(path)
     found = adapter_in(path) if path.is_dir() else HandedIn(path)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        check_readable(found.folder / name, f"chmod -R a+rX {path}")
     _, violations, _ = _check(found.folder, base, limits, are_others_allowed=True)
     return found, foreign_first([*found.violations, *violations])
 

@@ -114,7 +114,7 @@ class Store(Protocol):
 
         allowed_keys: set with the version, so that it is private from its first moment; UNCHANGED: what the name has,
         or had before it was deleted. prepared: from `prepare`, by a caller that discards the folder; without it both
-        are done here.
+        are done here. check: called with what the store holds by then.
 
         Returns the record, the version, and whether it is new: a ready version with the same content is reused.
         """

@@ -6,7 +6,7 @@ is sent.
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -188,18 +188,30 @@ async def get_file(
     headers = {"ETag": tag, "Content-Disposition": f'attachment; filename="{name}"'}
     if file == "config":
         return Response(version.record.config.encode(), headers=headers, media_type=media_type)
-    content = await run_in_threadpool(registry.weights_file, version)
-    try:
-        found = await run_in_threadpool(os.stat, content)
-    except FileNotFoundError:
-        raise VersionNotFoundError(version.name, version.number) from None  # it was deleted just now
-    return _WholeFile(content, headers=headers | {"Accept-Ranges": "none"}, media_type=media_type, stat_result=found)
+    with ExitStack() as stack:
+        stack.enter_context(registry.reading(version))
+        content = await run_in_threadpool(registry.weights_file, version)
+        try:
+            found = await run_in_threadpool(os.stat, content)
+        except FileNotFoundError:
+            raise VersionNotFoundError(version.name, version.number) from None  # it was deleted just now
+        reading = stack.pop_all()
+    headers |= {"Accept-Ranges": "none"}
+    return _WholeFile(reading, content, headers=headers, media_type=media_type, stat_result=found)
 
 
 class _WholeFile(FileResponse):
-    """A file that is always sent whole: a Range is ignored, as HTTP allows."""
+    """A file that is always sent whole: a Range is ignored, as HTTP allows. reading: closed once it is sent."""
+
+    def __init__(self, reading: ExitStack, path: os.PathLike[str], **more: Any) -> None:
+        super().__init__(path, **more)
+        self._reading = reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._reading:
+            await self._send(scope, receive, send)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
         method = "HEAD" if scope.get("state", {}).get("is_head") else scope["method"]  # then it is not read
         await super().__call__({**scope, "headers": headers, "method": method}, receive, send)

@@ -18,7 +18,7 @@ ERRORS = {
     400: "invalid_request: a parameter or the body is invalid; `param` names it",
     401: "invalid_api_key: no key, or a wrong one",
     403: "forbidden: a key without the right, or a page of another origin",
-    404: "model_not_found, adapter_not_found or version_not_found: also for what this key may not see",
+    404: "model_not_found, adapter_not_found or version_not_found, also for what this key may not see; not_found",
     405: "method_not_allowed",
     408: "upload_timeout or request_timeout: the body came too slowly",
     409: "name_conflict, version_active, active_changed or device_full",
@@ -98,6 +98,9 @@ FILE_SENT: dict[int | str, dict[str, Any]] = {
         },
     },
     304: {"description": "`If-None-Match` names the content: the client has it", "headers": {"ETag": _TEXT}},
+}
+SAID: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 _PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"]}}
 PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}

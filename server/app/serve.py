@@ -6,6 +6,7 @@ from argparse import Namespace
 from itertools import pairwise
 from typing import NoReturn
 
+from adapters.access import explained
 from server.errors import ServerDiedError, StartError, StartFailedError
 from server.hosting.prepare import prepare
 from server.hosting.run import Run
@@ -81,6 +82,8 @@ def _explain(error: BaseException, ended: Run, args: Namespace) -> NoReturn:
         raise StartError(
             f"port {args.port} of {args.host} is taken: stop what listens there, or choose another with --port"
         ) from error
+    if isinstance(error, PermissionError):
+        raise StartFailedError(f"vLLM ended: {explained(error)}") from error
     if isinstance(error, RuntimeError):
         raise StartFailedError(f"vLLM ended: {error} (the first ERROR above says why)") from error
     if isinstance(error, Exception):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from adapters.access import check_readable, explained, read_problem
 from adapters.format.beside import HandedIn, adapter_in
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.names import NAME_RULE, is_name
@@ -106,6 +107,8 @@ def seconds(text: str) -> float:
 def adapter_path(text: str) -> HandedIn:
     """An archive, or the adapter in a folder as a trainer or a download leaves it."""
     path = Path(text)
+    if problem := read_problem(path):
+        raise argparse.ArgumentTypeError(problem)
     if path.is_dir():
         return _adapter_folder(path)
     if not path.is_file():
@@ -121,6 +124,10 @@ def adapter_path(text: str) -> HandedIn:
 def _adapter_folder(path: Path) -> HandedIn:
     try:
         found = adapter_in(path)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            check_readable(found.folder / name, f"chmod -R a+rX {path}")
+    except PermissionError as error:
+        raise argparse.ArgumentTypeError(explained(error)) from None
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot read the folder {error.filename}: {error.strerror}") from None
     lacking = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (found.folder / name).is_file()]

@@ -61,7 +61,10 @@ def _up(config: dict[str, Any]) -> int:
     [given] = config["applications"]
     logging.getLogger("ray").setLevel(logging.WARNING)
     print("perft: Ray starts", flush=True)
-    ray.init(log_to_driver=False, logging_level="warning")
+    try:
+        ray.init(log_to_driver=False, logging_level="warning")
+    except (ValueError, RuntimeError, OSError) as error:
+        raise StartError(f"Ray did not start, or does not answer at RAY_ADDRESS: {error}") from error
     asked_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own
         signal.signal(number, lambda *_: asked_to_end.set())

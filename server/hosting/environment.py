@@ -4,6 +4,7 @@ import os
 import sys
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
+from adapters.access import home_problem
 from perft.engine.plugin import KILL_SWITCH, is_switched_off
 from server.errors import StartError
 
@@ -18,6 +19,8 @@ def prepare_environment() -> None:
     from perft.engine.compatibility import environment_problems
 
     problems = environment_problems()
+    if problem := home_problem():
+        problems.append(problem)
     if is_switched_off():
         problems.append(f"{KILL_SWITCH}={os.environ[KILL_SWITCH]}: PERFT is switched off; run `vllm serve` instead")
     if problems:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.access import explained
 from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
 from adapters.format.folder import check_handed_in
@@ -71,7 +72,11 @@ def check_folders(given: Sequence[Given], base: BaseShape | None, limits: Limits
     """
     problems: list[str] = []
     for named in (each for each in given if isinstance(each, NamedFolder)):
-        found, violations = check_handed_in(named.folder, base, limits)
+        try:
+            found, violations = check_handed_in(named.folder, base, limits)
+        except PermissionError as error:
+            problems.append(f"--adapter {named.name}: {explained(error)}")
+            continue
         if peft_type(found.folder) == "LORA":
             violations = list(found.violations)
         if violations:

@@ -3,12 +3,11 @@
 torch and vLLM take seconds to import, so they are imported where they are needed.
 """
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.access import explained
 from server.errors import StartError
 from server.hosting.environment import limit_sequences, load_plugins, prepare_environment
 
@@ -24,37 +23,18 @@ def prepare(argv: Sequence[str]) -> Namespace:
 
     from server.hosting.arguments import base_names, parse_arguments, prepare_arguments
     from server.hosting.given import check_folders, parse_named_folders
-
-    args = parse_arguments(argv)
-    prepare_arguments(args)
-    limit_sequences(args.perft_settings.max_sequences)
-    check_model(args.model)
-    check_store(args.perft_settings.adapter_store)
-    folders = parse_named_folders(args.adapter or [], base_names(args))
-    check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
-    return args
-
-
-def check_model(model: str) -> None:
-    """Raises StartError for a folder that does not exist: vLLM would take its path for the name of a repository."""
-    is_path = model.startswith(("/", "./", "../", "~"))
-    if is_path and not os.path.exists(model):
-        raise StartError(f"found nothing at {model}, expected the folder of a model")
-
-
-def check_store(place: Path | str) -> None:
-    """Raises StartError for a store that cannot be opened, before a model is loaded."""
-    from adapters.errors import StoreError
-    from adapters.store.address import objects_at
-    from adapters.store.folder.lock import FolderLock
+    from server.settings.paths import check_paths
 
     try:
-        if isinstance(place, str):
-            next(iter(objects_at(place).list("STORE.json")), None)
-        elif (place / "lock").exists():
-            FolderLock(place / "lock").release()
-    except (StoreError, OSError) as error:
-        raise StartError(f"--adapter-store: {error}") from error
+        args = parse_arguments(argv)
+        prepare_arguments(args)
+        limit_sequences(args.perft_settings.max_sequences)
+        check_paths(args.model, args.perft_settings)
+        folders = parse_named_folders(args.adapter or [], base_names(args))
+        check_folders(folders, known_base(args), args.perft_settings.adapter_limits)
+    except PermissionError as error:
+        raise StartError(explained(error)) from error
+    return args
 
 
 def known_base(args: Namespace) -> "BaseShape | None":

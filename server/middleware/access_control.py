@@ -114,7 +114,7 @@ class _RequestCycle:
     def admit(self) -> Response | None:
         """The response to a request that is rejected; None if the app gets it."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
-        more = LOADING_ROUTES if self._services is None or self._services.sources.is_open else ()
+        more = LOADING_ROUTES if self._services is None or self._services.settings.adapter_sources else ()
         self.route = match(self.method, path, root_path, more)
         if self._services is not None:  # for the log of a rejected request
             given = self._headers.get("authorization"), self._headers.get("x-api-key")

@@ -4,7 +4,7 @@ Invariant: what a caller may not use does not exist for this caller. Only `regis
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -177,6 +177,10 @@ class Registry:
     def weights_file(self, version: Version) -> Path:
         """The weights file of a version, on this machine (blocks where it must be fetched). Raises StoreError."""
         return self._store.fetch(version.record.digest) / WEIGHTS_FILE
+
+    def reading(self, version: Version) -> AbstractContextManager[None]:
+        """Keep the files of a version on this machine meanwhile."""
+        return self._store.used(version.record.digest)
 
     def store_bytes(self) -> int:
         return self._store.bytes_used()

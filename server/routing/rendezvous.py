@@ -62,12 +62,12 @@ def two_choices(loads: Mapping[int, int], random: Random) -> int:
     return min(random.sample(ranks, min(2, len(ranks))), key=loads.__getitem__)
 
 
-def home_count(share: float, loads: Mapping[int, int]) -> int:
+def home_count(share: float, loads: Mapping[int, int], least: int = LEAST_HOMES) -> int:
     """How many homes an adapter has. share: its part of all requests, from `Popularity`.
 
     As many as its requests would fill replicas, HOMES_PER_SHARE times; in quiet hours no more than it has requests.
     """
-    return max(LEAST_HOMES, math.ceil(HOMES_PER_SHARE * share * min(len(loads), sum(loads.values()))))
+    return max(least, math.ceil(HOMES_PER_SHARE * share * min(len(loads), sum(loads.values()))))
 
 
 @lru_cache(CACHED_ORDERS)

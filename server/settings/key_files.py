@@ -4,9 +4,11 @@ Invariant: a file that other users can read, or that anyone but its owner can wr
 because Kubernetes mounts secrets so for a pod's fsGroup.
 """
 
+import os
 import stat
 from pathlib import Path
 
+from adapters.access import read_problem
 from server.auth.keys import KeyProblems, key_problem, labelled_keys
 
 SECRET_FILE = "chmod 600, or 640 where its group may read it"
@@ -44,6 +46,8 @@ def read_secret(path: Path) -> str:
 
 def file_problem(path: Path) -> str | None:
     """Why a file cannot hold secrets; None if it can."""
+    if problem := read_problem(path, f"chown {os.geteuid()} {path}"):
+        return problem
     try:
         mode = path.stat().st_mode
     except OSError as error:

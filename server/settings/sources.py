@@ -18,6 +18,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from adapters.access import read_problem
 from server.errors import StartError
 from server.settings.key_files import file_problem
 from server.settings.model import ENVIRONMENT_PREFIX, FILE_ARGUMENT, Settings
@@ -131,6 +132,8 @@ def environment_problems(environment: Mapping[str, str]) -> list[str]:
 
 def config_problem(path: Path) -> str | None:
     """Why a settings file cannot be used; None if it can."""
+    if problem := read_problem(path, f"chown {os.geteuid()} {path}"):
+        return f"{CONFIG_FLAG} {problem}"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -47,11 +47,6 @@ class AdapterSources:
         self._slots, self._count_failure = asyncio.Semaphore(at_once), count_failure
         self._running: dict[tuple[str, Allowed, bool], asyncio.Task[None]] = {}
 
-    @property
-    def is_open(self) -> bool:
-        """Whether requests may load anything."""
-        return bool(self._allowed)
-
     def allowed(self, text: str) -> Allowed:
         """The place that a request names, whatever is there. Raises InvalidRequestError or ForbiddenError."""
         try:

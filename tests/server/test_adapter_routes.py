@@ -515,6 +515,30 @@ def test_downloads_leave_no_file_open(client: TestClient, upload: Upload) -> Non
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+def test_a_download_keeps_its_file_in_a_cache_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another adapter is fetched between the look at the file and its first byte."""
+    settings = settings_of(
+        tmp_path / "unused", adapter_store=f"file://{tmp_path / 'shared'}", adapter_cache=tmp_path / "cache",
+        adapter_cache_bytes=1, store_lag_s=0.5,
+    )  # fmt: skip
+    with TestClient(build_app(settings, FakeEngine()), headers=bearer()) as client:
+        upload = uploader(client, tmp_path)
+        for seed, name in enumerate(("poet", "painter")):
+            assert upload(name, seed).status_code == 201
+        stat, services = os.stat, client.app.state.services  # type: ignore[attr-defined]
+        weights = (tmp_path / "given-0" / WEIGHTS_FILE).read_bytes()
+
+        def stat_and_fetch_another(path: Path) -> os.stat_result:
+            found = stat(path)
+            services.registry.weights_file(services.registry.by_id("painter@1"))
+            return found
+
+        monkeypatch.setattr("server.api.adapters.os", Mock(stat=stat_and_fetch_another))
+        assert client.get("/v1/adapters/poet/versions/1/files/weights").content == weights
+
+
 def test_an_upload_that_fails_unforeseen_is_counted(
     client: TestClient, upload: Upload, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,17 +4,19 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from adapters.store.log.entries import entry_key
+from adapters.store.log.shared_folder import SharedFolder
 from tests.server.fake_server import bearer
 from tests.server.local_server import local_server
 from tests.server.processes import LIMIT_S, wait_until
 from tests.server.uploads import Upload, uploader
-from tests.store.wires import S3Process, s3_behind_wires
+from tests.store.wires import S3_ENVIRONMENT, S3Process, s3_behind_wires
 
 LAG_S, GRACE_S = 1.0, 2.0
 
@@ -59,10 +61,7 @@ def server(folder: Path, address: str, number: int) -> Iterator[Client]:
 @contextmanager
 def two_servers(s3: S3Process, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Client]]:
     """Each with a wire of its own to the bucket."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
-    }.items():  # fmt: skip
+    for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with ExitStack() as stack:
         clients = []
@@ -124,8 +123,9 @@ def check_hanging(client: Client) -> None:
         assert {future.result().status_code for future in changes} == {503}
 
 
-def test_a_shared_folder_that_hangs(tmp_path: Path) -> None:
+def test_a_shared_folder_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while its server of NFS is gone: a thread that opens a file there is kept. The server can also be stopped."""
+    monkeypatch.setattr("adapters.store.address.SharedFolder", partial(SharedFolder, patience_s=3.0))
     shared = tmp_path / "shared"
     with ExitStack() as stack:
         one = stack.enter_context(server(tmp_path, f"file://{shared}", 1))

@@ -19,7 +19,7 @@ from tests.synthetic import write_adapter
 
 FOLDER = TemporaryDirectory()
 ENGINE = FakeEngine()
-APP = build_app(settings_of(Path(FOLDER.name) / "store"), ENGINE)
+APP = build_app(settings_of(Path(FOLDER.name) / "store", adapter_sources=(FOLDER.name,)), ENGINE)
 schema = schemathesis.openapi.from_dict(APP.openapi())
 schema.app = APP
 THERE: dict[str, Any] = {"name": "poet", "version": 1, "file": "weights", "model": "poet"}
@@ -33,8 +33,12 @@ def form(name: str, seed: int) -> dict[str, Any]:
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "POST /v1/adapters": form("clerk", 2),
+    "POST /v1/load_lora_adapter": {
+        "body": {"lora_name": "clerk", "lora_path": f"{FOLDER.name}/given-2"}, "media_type": "application/json",
+    },
+    "POST /v1/unload_lora_adapter": {"body": {"lora_name": "clerk"}, "media_type": "application/json"},
     "PATCH /v1/adapters/{name}": {"body": {"pinned": True, "allowed_keys": None}, "media_type": "application/json"},
-}
+}  # fmt: skip
 
 
 def test_the_document_says_what_the_server_is_and_how_it_takes_a_key() -> None:

@@ -109,6 +109,28 @@ def test_a_store_that_is_in_use(model: Path) -> None:
     assert f"--adapter-store: the store {store_of(model)} is open in" in said and "PERFT is serving" not in said
 
 
+AS_NOBODY = f"""
+import os, sys
+os.getuid() or os.setuid(65534)
+os.execv(sys.executable, [sys.executable, "-c", {MAIN!r}, *sys.argv[1:]])
+"""
+
+
+def test_paths_that_the_servers_user_may_not_use(model: Path) -> None:
+    """As in a container that mounts what belongs to another user. pytest's folders keep nobody out, too."""
+    closed = model.parent
+    mode = closed.stat().st_mode
+    closed.chmod(0)
+    try:
+        of_paths = refused(AS_NOBODY, model)
+        of_vllms_file = refused(AS_NOBODY, model, "--config", str(closed / "file.yaml"))
+    finally:
+        closed.chmod(mode)
+    assert of_paths.count("may enter: run `chmod a+x") == 2 and "\n--adapter-store: " in of_paths
+    for said in (of_paths, of_vllms_file):
+        assert "may enter: run `chmod a+x" in said and LOADING not in said and "Traceback" not in said
+
+
 def test_a_folder_that_breaks_the_format_in_many_ways(model: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "broken", BASE, 0)
     (folder / "adapter_config.json").write_text(

@@ -30,10 +30,10 @@ from server.errors import StartError, StartFailedError
 from server.hosting.arguments import WORKER_EXTENSION, make_parser, parse_arguments, prepare_arguments
 from server.hosting.environment import load_plugins, prepare_environment
 from server.hosting.given import NamedFolder, NamedUrl, check_folders, parse_named_folders
-from server.hosting.prepare import check_model, check_store
 from server.hosting.process import banner
 from server.hosting.run import Run
 from server.settings.model import Settings
+from server.settings.paths import check_paths, model_problem
 from server.settings.sources import load
 from server.sources.place import Place
 from tests.server.desk import ADMIN, ROWS, Desk, on_a_loop, opened
@@ -478,24 +478,23 @@ def test_a_plugin_that_is_not_installed_refuses_the_start(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./no-such", "~/no-such", "../no-such"])
 def test_a_model_that_is_a_path_has_to_be_there(path: str) -> None:
-    with pytest.raises(StartError, match=f"found nothing at {path}, expected the folder of a model"):
-        check_model(path)
+    assert model_problem(path) == f"found nothing at {path}, expected the folder of a model"
 
 
 @pytest.mark.parametrize("name", ["allenai/OLMoE-1B-7B-0924", "s3://bucket/model", "gpt2"])
 def test_any_other_model_is_for_vllm_to_find(name: str, tmp_path: Path) -> None:
-    check_model(name)
-    check_model(str(tmp_path))
+    assert model_problem(name) is model_problem(str(tmp_path)) is None
 
 
 def test_a_store_that_is_taken_refuses_the_start_at_once(tmp_path: Path) -> None:
-    check_store(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    chosen = Settings(adapter_store=tmp_path / "store")
+    check_paths("gpt2", chosen)
+    assert not (tmp_path / "store").exists()
     store = FolderStore.open(tmp_path / "store")
     with pytest.raises(StartError, match=f"is open in process {os.getpid()}, expected no other process"):
-        check_store(tmp_path / "store")
+        check_paths("gpt2", chosen)
     store.close()
-    check_store(tmp_path / "store")
+    check_paths("gpt2", chosen)
     FolderStore.open(tmp_path / "store").close()
 
 

@@ -19,6 +19,10 @@ from typing import Protocol
 
 from tests.server.processes import free_port, wait_until
 
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+}  # fmt: skip
 NUMBER = os.getpid() % 10_000
 """In the names and addresses of this process's networks."""
 

@@ -7,7 +7,9 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,10 +97,10 @@ def test_a_query_names_only_label_values_that_exist(query: str) -> None:
 
 
 def test_every_metric_of_ours_is_watched() -> None:
-    """On the dashboard or by an alert; the list for routers is neither's."""
+    """On the dashboard or by an alert; what is for routers is neither's."""
     watched = {re.sub(r"_bucket$", "", name) for query in QUERIES for name in METRIC.findall(query)}
     ours = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in our_samples()}
-    assert {re.sub(r"_total$", "", name) for name in watched} >= ours - {"vllm:lora_requests_info"}
+    assert {re.sub(r"_total$", "", name) for name in watched} >= {name for name in ours if not name.startswith("vllm:")}
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
@@ -258,3 +260,60 @@ def test_a_missing_or_empty_secret_ends_the_start(start: list[str], tmp_path: Pa
         spoil(tmp_path / name)
         said = subprocess.run([*start, "org/model"], check=False, capture_output=True, text=True)
         assert said.returncode == 1 and name in said.stderr and "make-secrets.sh" in said.stderr
+
+
+def test_a_file_without_a_key_ends_the_start(start: list[str], tmp_path: Path) -> None:
+    (tmp_path / "api_keys").write_text("# a=key-a\n")
+    said = subprocess.run([*start, "org/model"], check=False, capture_output=True, text=True)
+    assert said.returncode == 1 and said.stdout == "" and f"found no key in {tmp_path}/api_keys" in said.stderr
+
+
+def test_a_secret_that_may_not_be_read_ends_the_start(start: list[str], tmp_path: Path) -> None:
+    """As a file of mode 600 that a container gets as it is. Root may read all, and so becomes another user."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(tmp_path, folder, dirs_exist_ok=True)
+        Path(folder).chmod(0o755)
+        (Path(folder) / "api_keys").chmod(0)
+        moved = [word.replace(str(tmp_path), folder) for word in start]
+        user = 65534 if os.geteuid() == 0 else None
+        said = subprocess.run(
+            [*moved[:-1], "-c", (DEPLOY / "start-server.sh").read_text(), "start-server", "org/model"],
+            check=False, capture_output=True, text=True, user=user,
+        )  # fmt: skip
+    assert said.returncode == 1 and said.stdout == ""
+    assert f"{folder}/api_keys, expected a file that user {user or os.getuid()} may read: run chmod 444" in said.stderr
+
+
+TRY_IMAGE = DEPLOY / "try-image.sh"
+
+
+def test_the_image_is_tried_as_compose_runs_it() -> None:
+    script, server = TRY_IMAGE.read_text(encoding="utf-8"), services()["server"]
+    for mount in server["volumes"]:
+        source, target, *mode = mount.split(":")
+        given = ":".join(['"$deploy' + source.removeprefix("."), target, *mode]) if source[0] == "." else f':{target}"'
+        assert given in script, mount
+    (secrets,) = re.findall(r"for secret in (.*); do", script)
+    assert secrets.split() == server["secrets"]
+    for flag in ("--read-only", "--tmpfs /tmp", "--cap-drop ALL", "--security-opt no-new-privileges", "--shm-size 2g"):
+        assert flag in script, flag
+    assert server["read_only"] and server["tmpfs"] == ["/tmp"] and server["shm_size"] == "2gb"
+    assert server["security_opt"] == ["no-new-privileges:true"] and f"--tag {server['image']}" not in script
+    assert f"image={server['image']}\n" in script and f"--target {server['build']['target']}" in script
+    assert server["entrypoint"] == ["sh", "/usr/local/bin/start-server"] and not server["command"]
+
+
+def test_the_images_run_as_one_user_and_take_torch_from_where_make_does() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (user,) = re.findall(r"useradd .*--uid (\d+) perft", dockerfile)
+    assert f"\nuser={user}\n" in TRY_IMAGE.read_text(encoding="utf-8")
+    for target in dockerfile.split("FROM base AS ")[1:]:
+        assert "USER perft\nWORKDIR /home/perft\n" in target and "\nHEALTHCHECK " in target
+    (index,) = re.findall(r"\nARG TORCH_INDEX=(\S+)\n", dockerfile)
+    bootstrap = (ROOT / "requirements" / "bootstrap.py").read_text(encoding="utf-8")
+    assert f'TORCH_CPU_INDEX = "{index}"\n' in bootstrap
+
+
+def test_a_tool_that_is_none_is_refused() -> None:
+    said = subprocess.run(["bash", str(TRY_IMAGE), "rkt"], check=False, capture_output=True, text=True)
+    assert said.returncode == 1 and said.stderr == "try-image: found rkt, expected docker, podman or buildah\n"

@@ -30,12 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class FolderStore:
-    """An open store, from `open`. Methods raise KeyError for an unknown name or version, StoreError if the disk fails.
+    """An open store, from `open` (see adapters/store/protocol).
 
-    Reads never block, because records are immutable; a lock serialises the changes, and is held for none of what takes
-    long with large files: `prepare`, and the removal of a blob.
-    A version whose blob is not whole stays listed, so that it can be deleted: `problem` says what is wrong with it,
-    and adding the same content again, under any name, repairs it.
+    A lock serialises the changes, and is held for none of what takes long with large files: `prepare`, and the removal
+    of a blob. Adding the same content again, under any name, repairs one that is not whole.
     """
 
     @classmethod
@@ -60,24 +58,20 @@ class FolderStore:
             logger.error("store: %s", problem)
 
     def close(self) -> None:
-        """Release the folder to other processes, once a change under way has returned."""
         with self._writing:
             self._lock.release()
 
     def adapters(self) -> list[AdapterRecord]:
-        """All records, by name."""
         return sorted(self._names.records.values(), key=lambda record: record.name)
 
     def get(self, name: str) -> AdapterRecord | None:
         return self._names.records.get(name)
 
     def folder(self, digest: str) -> Path:
-        """Where the two files of a content are."""
         assert is_digest(digest), digest
         return self._layout.blob(digest)
 
     def fetch(self, digest: str) -> Path:
-        """`folder`: the files are on this machine."""
         return self.folder(digest)
 
     def used(self, digest: str) -> AbstractContextManager[None]:
@@ -87,20 +81,16 @@ class FolderStore:
         return False
 
     def free_bytes(self) -> int:
-        """Room left on the store's disk."""
         disk = os.statvfs(self._layout.root)
         return disk.f_bavail * disk.f_frsize
 
     def bytes_used(self) -> int:
-        """The size of all blobs; a content that several versions share counts once."""
         return self._blobs.bytes_used
 
     def holds(self, digest: str) -> bool:
-        """Whether a content is in the store, whole, for whatever name."""
         return digest in self._blobs.sizes
 
     def problem(self, digest: str) -> str | None:
-        """Why the blob of a version cannot be used; None if it is whole."""
         return self._blobs.problems.get(digest)
 
     @property
@@ -115,16 +105,13 @@ class FolderStore:
         ]
 
     def stage(self) -> Path:
-        """A new empty folder inside the store, for `add` or `discard`."""
         with store_errors(self._layout.root, "staging an upload"):
             return self._blobs.stage()
 
     def discard(self, staged: Path) -> None:
-        """Remove a folder from `stage`, if it still exists."""
         self._blobs.discard(staged)
 
     def prepare(self, folder: Path, digest: str) -> Prepared:
-        """Make the checked adapter in `folder`, which came from `stage`, durable. Slow, and beside other changes."""
         assert is_digest(digest), digest
         with store_errors(self._layout.root, "storing an upload"):
             self._blobs.sync(folder)
@@ -143,14 +130,6 @@ class FolderStore:
         prepared: Prepared | None = None,
         check: Check | None = None,
     ) -> tuple[AdapterRecord, VersionRecord, bool]:
-        """Make the checked adapter in `folder`, which came from `stage`, the next version of `name`.
-
-        allowed_keys: set with the version, so that it is private from its first moment; UNCHANGED: what the name has,
-        or had before it was deleted. prepared: from `prepare`, by a caller that discards the folder; without it both
-        are done here. check: called with what the store holds by then.
-
-        Returns the record, the version, and whether it is new: a ready version with the same content is reused.
-        """
         assert is_digest(digest), digest
         try:
             with store_errors(self._layout.root, f"adding a version of {name!r}"):
@@ -195,7 +174,6 @@ class FolderStore:
         pinned: bool | Unchanged = UNCHANGED,
         check: Check | None = None,
     ) -> AdapterRecord:
-        """Change the given fields, all or none. Raises ValueError if `active` names a version that is being deleted."""
         with self._change(f"changing {name!r}"):
             if check is not None:
                 check(self._room(name))
@@ -205,25 +183,18 @@ class FolderStore:
             )
 
     def adopt(self, name: str, numbers: Sequence[int], base: BaseRecord) -> AdapterRecord:
-        """Record the base of versions that have none: those of a store of schema 1."""
         with self._change(f"recording the base of {name!r}"):
             return self._names.commit(transitions.with_base(self._names.records[name], numbers, base))
 
     def start_delete(
         self, name: str, version: int | None, allowed_keys: Keys = UNCHANGED, *, check: Check | None = None
     ) -> AdapterRecord:
-        """Mark a version as draining, or all versions (None), after which the name is removed with the last of them.
-
-        The name survives if a version is added meanwhile, but is not pinned any more if all its versions were draining.
-        allowed_keys: set with it.
-        """
         with self._change(f"deleting versions of {name!r}"):
             if check is not None:
                 check(self._room(name))
             return self._names.commit(transitions.draining(self._names.records[name], version, allowed_keys))
 
     def finish_delete(self, name: str, version: int) -> AdapterRecord | None:
-        """Remove a draining version, and its blob if no other needs it. Returns None if the name is gone too."""
         with self._change(f"deleting {name}@{version}"):
             record = self._names.records[name]
             rest = transitions.without(record, version)

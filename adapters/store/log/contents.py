@@ -6,6 +6,7 @@ needs them; what that leaves is swept.
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +19,9 @@ from adapters.store.log.objects import Objects
 
 logger = logging.getLogger(__name__)
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
+DAMAGED = "damaged"
+"""Beside the files of an upload that a server found damaged: the next upload of the same content, on whichever server,
+takes its place. Until then each server judges by what it gets itself."""
 ORPHAN_AGE_S = 24 * 3600.0
 """Files of an upload that no entry names after a day are of one that was broken off."""
 
@@ -41,6 +45,8 @@ class Contents:
     def damage(self, digest: str, upload: Upload) -> str | None:
         """What is wrong with a content's files where they are kept."""
         sizes = {found.key: found.size for found in self._objects.list(f"{BLOBS}{digest}/{upload.id}/")}
+        if blob_key(digest, upload.id, DAMAGED) in sizes:
+            return "a server found its files damaged"
         return self.problems.get(digest) or _problem(digest, upload, sizes)
 
     def put(self, folder: Path, digest: str) -> str:
@@ -82,7 +88,9 @@ class Contents:
             folder = self._cache.fetch(digest, 0 if upload is None else upload.size_bytes, bring)
         except OtherContentError as error:
             assert upload is not None
-            self.problems[digest] = str(error)  # which the next upload of the same content mends
+            self.problems[digest] = str(error)
+            with suppress(OSError):
+                self._objects.create(blob_key(digest, upload.id, DAMAGED), b"")
             place = f"{str(self._objects).rstrip('/')}/{BLOBS}{digest}/{upload.id}/"
             raise StoreUnusableError(
                 f"{place}: {error}: it was changed where it is kept; upload the adapter again"
@@ -113,7 +121,7 @@ class Contents:
     def remove(self, digest: str, upload: str) -> None:
         """Remove the files of an upload that nobody needs."""
         try:
-            for file in FILES:
+            for file in (*FILES, DAMAGED):
                 self._objects.remove(blob_key(digest, upload, file))
         except OSError as error:
             logger.warning("store: files of %s stay until they are swept: %s", digest, error)

@@ -6,7 +6,7 @@ Invariant: kernels are loaded only from a folder that belongs to this user and t
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numba
@@ -15,12 +15,15 @@ FOLDER_VARIABLE = "NUMBA_CACHE_DIR"
 
 
 def kernel_folder() -> Path:
-    """Where kernels are kept: NUMBA_CACHE_DIR, else ~/.cache/perft/kernels, else (read-only home) a new folder."""
+    """Where kernels are kept: NUMBA_CACHE_DIR, else ~/.cache/perft/kernels, else (no home to write to) a new folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
-    own = Path(os.path.expanduser("~/.cache/perft/kernels"))
-    return own if is_private(own) else Path(tempfile.mkdtemp(prefix="perft-kernels-"))
+    with suppress(RuntimeError):  # no home
+        own = Path("~/.cache/perft/kernels").expanduser()
+        if is_private(own):
+            return own
+    return Path(tempfile.mkdtemp(prefix="perft-kernels-"))
 
 
 def is_private(folder: Path) -> bool:
@@ -29,7 +32,7 @@ def is_private(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         found = folder.stat()
-    except (OSError, RuntimeError):
+    except OSError:
         return False
     return found.st_uid == os.getuid() and not found.st_mode & 0o022
 

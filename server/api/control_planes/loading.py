@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.dependencies import CallerOf, ServicesOf
 from server.api.error_responses import ContractRoute
-from server.api.openapi import ACCESS_ERRORS, KEY, errors_of
+from server.api.openapi import ACCESS_ERRORS, KEY, SAID, errors_of
 from server.errors import AdapterNotFoundError, InvalidNameError, InvalidRequestError, NameConflictError
 from server.registry.registry import check_name
 
@@ -46,10 +46,10 @@ class UnloadRequest(BaseModel):
 @router.post(
     "/v1/load_lora_adapter",
     summary="Load an adapter from an allowed place",
-    response_class=PlainTextResponse,
-    responses=errors_of(*ACCESS_ERRORS, 400, 404, 409, 413, 503, 507),
+    response_class=Response,
+    responses=SAID | errors_of(*ACCESS_ERRORS, 400, 404, 409, 413, 503, 507),
 )
-async def load_adapter(asked: LoadRequest, caller: CallerOf, services: ServicesOf) -> str:
+async def load_adapter(asked: LoadRequest, caller: CallerOf, services: ServicesOf) -> Response:
     """What is there becomes the active version of the name. The same content again changes nothing."""
     if (base := asked.base_model_name) is not None and base not in services.base_names:
         message = f"found the base {base[:100]!r}, expected {', '.join(services.base_names)}, which this server serves"
@@ -61,20 +61,20 @@ async def load_adapter(asked: LoadRequest, caller: CallerOf, services: ServicesO
         check_name(asked.lora_name, services.base_names)
         found = services.sources.allowed(asked.lora_path)
         await services.sources.load(asked.lora_name, found, caller, replaces=asked.load_inplace)
-    return f"Success: LoRA adapter '{asked.lora_name}' added successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
 
 @router.post(
     "/v1/unload_lora_adapter",
     summary="Delete an adapter",
-    response_class=PlainTextResponse,
-    responses=errors_of(*ACCESS_ERRORS, 400, 404, 507),
+    response_class=Response,
+    responses=SAID | errors_of(*ACCESS_ERRORS, 400, 404, 507),
 )
-async def unload_adapter(asked: UnloadRequest, caller: CallerOf, services: ServicesOf) -> str:
+async def unload_adapter(asked: UnloadRequest, caller: CallerOf, services: ServicesOf) -> Response:
     """All versions and the name, as DELETE /v1/adapters/{name}: running requests may finish."""
     with _param("lora_name"):
         await services.adapters.delete(asked.lora_name, None, caller)
-    return f"Success: LoRA adapter '{asked.lora_name}' removed successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 
 
 @contextmanager

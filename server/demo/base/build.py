@@ -150,10 +150,12 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     dense = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    weights = folder / "model.safetensors"
     try:
-        save_file(upcycled_tensors(dense, config.hidden_size), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(upcycled_tensors(dense, config.hidden_size), weights, metadata={"format": "pt"})
     except SafetensorError as problem:
         raise OSError(str(problem)) from problem
+    weights.chmod(0o644)  # safetensors makes it readable only by its owner
 
 
 def largest_difference(model: Any, tokenizer: Any, folder: Path) -> float:
