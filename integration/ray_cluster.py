@@ -45,23 +45,27 @@ def config(model: Path, folder: Path, port: int, *flags: str, **args: Any) -> di
     }
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """For `perft ray up`: keys, and a session folder of its own, whose path is short enough for sockets in it."""
     short = tempfile.mkdtemp(prefix="ray-")
     atexit.register(shutil.rmtree, short, ignore_errors=True)
-    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": short, **more}
+    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": short}
 
 
 def arguments(path: Path) -> list[str]:
     return ["-m", "server.cli", "ray", "up", str(path)]
 
 
-def refusal(folder: Path, values: dict[str, Any], **more: str) -> str:
-    """What `perft ray up` prints where it does not start; asserts that its exit status says so."""
+def refusal(folder: Path, values: dict[str, Any], lacks: str = "") -> str:
+    """What `perft ray up` prints where it does not start; asserts that its exit status says so.
+
+    lacks: a variable that its environment does not have.
+    """
     path = folder / "refused.yaml"
     path.write_text(yaml.safe_dump(values))
+    variables = {name: value for name, value in {**os.environ, **environment()}.items() if name != lacks}
     done = subprocess.run(
-        [sys.executable, *arguments(path)], env={**os.environ, **environment(), **more}, check=False,
+        [sys.executable, *arguments(path)], env=variables, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout

@@ -190,7 +190,7 @@ def test_what_cannot_start_says_why(model: Path, tmp_path: Path) -> None:
     assert "expected an address that replicas share" in ray_cluster.refusal(
         tmp_path, config(model, tmp_path, port, f"--adapter-store={tmp_path}")
     )
-    assert "found no admin key" in ray_cluster.refusal(tmp_path, config(model, tmp_path, port), PERFT_ADMIN_KEY="")
+    assert "found no admin key" in ray_cluster.refusal(tmp_path, config(model, tmp_path, port), lacks="PERFT_ADMIN_KEY")
     secret = ray_cluster.refusal(tmp_path, config(model, tmp_path, port, "--admin-key=secret-0123456789"))
     assert "expected no secret" in secret and "secret-0123456789" not in secret
     began = time.monotonic()
