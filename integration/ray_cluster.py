@@ -46,10 +46,18 @@ def config(model: Path, folder: Path, port: int, *flags: str, **args: Any) -> di
 
 
 def environment() -> dict[str, str]:
-    """For `perft ray up`: keys, and a session folder of its own, whose path is short enough for sockets in it."""
+    """For `perft ray up`: keys, and folders and ports that no other Ray of the machine has.
+
+    The folder's path is short enough for the sockets in it.
+    """
     short = tempfile.mkdtemp(prefix="ray-")
     atexit.register(shutil.rmtree, short, ignore_errors=True)
-    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": short}
+    haproxy = {
+        "METRICS_PORT": str(free_port()), "STATS_PORT": str(free_port()), "CONFIG_FILE_LOC": f"{short}/haproxy.cfg",
+        "SOCKET_PATH": f"{short}/admin.sock", "SERVER_STATE_BASE": short, "SERVER_STATE_FILE": f"{short}/state",
+    }  # fmt: skip
+    variables = {f"RAY_SERVE_HAPROXY_{name}": value for name, value in haproxy.items()}
+    return {"PERFT_ADMIN_KEY": KEYS["admin"], "RAY_TMPDIR": short, **variables}
 
 
 def arguments(path: Path) -> list[str]:

@@ -70,9 +70,12 @@ def _up(config: dict[str, Any]) -> int:
         signal.signal(number, lambda *_: asked_to_end.set())
     name = given.get("name", "perft")
     try:
-        serve.start(http_options=config.get("http_options"))
         target = serve.RunTarget(build(given), name=name, route_prefix=given.get("route_prefix", "/"))
-        serve.run_many([target], wait_for_applications_running=False)
+        try:
+            serve.start(http_options=config.get("http_options"))
+            serve.run_many([target], wait_for_applications_running=False)
+        except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+            raise StartError(f"Ray Serve did not start:\n{reason_of(str(error))}") from error
         if not _wait_until_running(name, asked_to_end):
             return 0
         options = config.get("http_options") or {}
