@@ -20,7 +20,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold the turn for work on the loop, which may pause but waits for nothing else."""
+        """Hold the turn for work on the loop, which may pause but waits for nothing else: no store, no adapter."""
         await self._lock.acquire()
         began = asyncio.get_running_loop().time()
         try:

@@ -167,11 +167,13 @@ async def _prepare(content: bytes, route: Route, state: dict[str, Any], services
     """Look at the body, resolve its model, check it. Raises ServerError or RequestValidationError."""
     check = services.bodies.check_of(route.path, route.generates)
     is_heavy = check.is_heavy(content)
+    caller: Caller = state["caller"]
     async with services.bodies.turns.turn() if is_heavy else nullcontext():
-        caller: Caller = state["caller"]
         fields = BodyFields(content)
         del content
-        version = await _resolve(fields, services, caller)
+        model = _model_of(fields)
+    version = await selected(services, model, caller)  # it may wait for a store: nobody's turn
+    async with services.bodies.turns.turn() if is_heavy else nullcontext():
         if version is not None:
             state["facts"].adapter, state["facts"].version = version.name, version.number
             fields.set("model", version.id)
@@ -192,17 +194,14 @@ def _shown(fields: BodyFields) -> dict[str, bytes]:
     return {name: raw if len(raw := fields.raw(name)) <= SHORT else b"" for name in fields.names}
 
 
-async def _resolve(fields: BodyFields, services: Services, caller: Caller) -> Version | None:
-    """The version that `model` selects; None for the base, which has to be named too.
-
-    Raises InvalidRequestError if no model is named, ModelNotFoundError if there is none of that name.
-    """
-    model = fields.value("model") if fields.kind("model") == "a string" else None
+def _model_of(fields: BodyFields) -> str:
+    """What the body names as `model`: the base has to be named too. Raises InvalidRequestError if it names nothing."""
+    model: str | None = fields.value("model") if fields.kind("model") == "a string" else None
     if not model:
         found = "an empty string" if model == "" else fields.kind("model") if "model" in fields else "no model"
         message = f"found {found}, expected the name of the base or of an adapter; GET /v1/models lists them"
         raise InvalidRequestError(message, param="model")
-    return await selected(services, model, caller)
+    return model
 
 
 def _salt(fields: BodyFields, secret: bytes, label: str | None) -> None:

@@ -81,10 +81,11 @@ def _from_folder(root_parts: int, below: list[str], parts: list[str], into: Path
         shown = f"{shown}/{part}"
         folder = _opened(part, _FOLDER, folder, shown)
     for name in FILES:
-        with open(_opened(name, _FILE, folder, f"{shown}/{name}"), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise _CannotFetchError("refused", f"{shown}/{name}: found a folder or device, expected a plain file")
+        descriptor = _opened(name, _FILE, folder, f"{shown}/{name}")
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _CannotFetchError("refused", f"{shown}/{name}: found a folder or device, expected a plain file")
+        with open(descriptor, "rb") as file:
             _check_size(f"{shown}/{name}", found.st_size, most)
             with (into / name).open("xb") as copy:
                 shutil.copyfileobj(file, copy, BLOCK_BYTES)
@@ -99,6 +100,8 @@ def _opened(name: str, flags: int, folder: int | None, shown: str) -> int:
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and _is_link(name, folder):
             message = f"{shown}: found a symbolic link, expected none below an allowed folder"
             raise _CannotFetchError("refused", message) from None
+        if error.errno == errno.ENXIO:
+            raise _CannotFetchError("refused", f"{shown}: found a socket, expected a plain file") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise _CannotFetchError("missing", f"{shown}: found nothing there that is an adapter's") from None
         hint = ": the server's user may not read it" if error.errno in (errno.EACCES, errno.EPERM) else ""

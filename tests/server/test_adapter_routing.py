@@ -17,7 +17,7 @@ from server.api.dependencies import Services
 from server.api.error_responses import as_api_error
 from server.api.route_table import ROUTES, Route, match
 from server.auth.keys import Caller
-from server.bodies.check import RequestBodies
+from server.bodies.check import HEAVY_VALUES, RequestBodies
 from server.engine.health import EngineHealth
 from server.errors import (
     AdapterDeletedError,
@@ -26,6 +26,7 @@ from server.errors import (
     InvalidRequestError,
     ServerError,
 )
+from server.following.following import Alone, Following
 from server.inference.request_context import CURRENT, RequestContext, RequestFacts
 from server.metrics.counters import EventCounters
 from server.middleware.adapter_routing import AdapterRouting
@@ -139,6 +140,7 @@ class Door:
     secret: bytes = b"secret"
     bodies: RequestBodies = field(default_factory=RequestBodies)
     facts: RequestFacts = field(default_factory=RequestFacts)
+    following: Following = field(default_factory=Alone)
 
     async def ask(
         self, body: Any, path: str = COMPLETIONS, caller: Caller = ALICE, receive: Receive | None = None
@@ -157,6 +159,7 @@ class Door:
     def services(self) -> Services:
         return partial_services(
             registry=self.desk.registry,
+            following=self.following,
             scheduler=self.desk.scheduler,
             metrics=self.metrics,
             engine_health=EngineHealth(60.0),
@@ -224,6 +227,29 @@ async def test_what_was_resolved_once_stays_whatever_becomes_active_meanwhile(fo
         assert door.desk.found("poet").id == "poet@2" and not door.vllm.bodies
         await asked
         assert door.vllm.bodies[0]["model"] == "poet@1"
+
+
+class Hanging(Alone):
+    """A store that does not answer."""
+
+    async def admit(self, name: str | None = None) -> None:
+        await asyncio.Event().wait()
+
+
+@on_a_loop
+async def test_a_store_that_hangs_holds_up_no_large_body_of_the_base(folder: Path) -> None:
+    """Large bodies take turns on the event loop; who waits for the store has none."""
+    async with doors(folder) as door:
+        door.following = Hanging()
+        body = {"prompt": list(range(2 * HEAVY_VALUES))}
+        waiting = [asyncio.create_task(door.ask(body | {"model": "poet"})) for _ in range(3)]
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        answered = await door.ask(body | {"model": "base"})
+        assert answered.status == 200 and asyncio.get_running_loop().time() - began < 0.5
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @on_a_loop

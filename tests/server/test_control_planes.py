@@ -415,7 +415,7 @@ def test_what_is_no_plain_file_is_not_waited_for(start: Start, folder: Path, kin
         finally:
             os.chdir(here)
     plane = start(folder)
-    assert plane.load("poet", folder / "poet").status_code in (400, 503)
+    assert plane.load("poet", folder / "poet").status_code == 400
     assert plane.is_tidy()
 
 
@@ -547,7 +547,8 @@ def test_while_a_place_does_not_answer_everything_else_goes_on(
         assert not any(each.done() for each in waiting)
         hub.gate.set()
         assert {each.result().status_code for each in waiting} == {200}
-    assert [path for _, path in hub.asked].count("/api/models/acme/poet") == 1, "the same load, asked for six times"
+    asked = [path for _, path in hub.asked].count("/api/models/acme/poet")
+    assert asked <= 2, "asked for six times: the load that has begun, and one for all who came later"
     assert plane.answered_by("poet") == "poet@1" and plane.is_tidy()
 
 
