@@ -32,8 +32,8 @@ SCENARIOS = {
     ),
     "old loads": ("The fleet of 100, one killed, by what the router knows", Scenario("kill")),
     "demo": (
-        "The demo on CPUs, 4 replicas, 400 adapters, half of the seats busy, one killed",
-        Scenario("kill", replicas=4, adapters=400, load=0.5, warm_s=300, before_s=300, after_s=600),
+        "The demo on CPUs, 4 replicas, 400 adapters, 30 % of the seats busy, one killed",
+        Scenario("kill", replicas=4, adapters=400, load=0.3, warm_s=300, before_s=300, after_s=600),
     ),
     "large": (
         "1,000 replicas, 100,000 adapters, ten killed",

@@ -38,7 +38,7 @@ class Scenario:
     adapters: int = 5000
     load: float = 0.7
     room: Room = ROOMY
-    warm_s: float = 30.0
+    warm_s: float = 90.0
     before_s: float = 30.0
     after_s: float = 45.0
     history: int = 6000
