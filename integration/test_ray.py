@@ -98,13 +98,33 @@ def test_the_front_passes_on_keys_errors_and_large_uploads(cluster: Cluster, fol
     client, stranger = TinyClient(cluster.front), TinyClient(cluster.front, None)
     assert stranger.refusal("DELETE", "/v1/adapters/x") == (401, "invalid_api_key")
     assert client.refusal("GET", "/v1/nothing") == (404, "not_found")
+    named = client.http.get("/v1/models", headers={"X-Request-Id": "mine"})
+    assert named.headers.get_list("x-request-id") == ["mine"]
     assert client.refusal("POST", "/v1/completions", content=b"{") == (400, "invalid_request")
     large = {"name": "large", "activate": "true"}
     files = {"config": b"{}", "weights": b"x" * 20_000_000}  # more than HAProxy shows the router
     assert client.http.post("/v1/adapters", data=large, files=files).status_code == 400
-    assert client.upload("reader", folders[0]).status_code == 201
+    assert slowly_uploaded(client, "reader", folders[0]) == 201
     assert {item["id"] for item in client.http.get("/v1/models").json()["data"]} >= {"reader", BASE_NAME}
     client.remove("reader")
+
+
+def slowly_uploaded(client: TinyClient, name: str, folder: Path) -> int:
+    """The status of an upload whose body comes in two parts, longer apart than Ray's HAProxy would wait by default."""
+    files = {
+        "config": (folder / "adapter_config.json").read_bytes(),
+        "weights": (folder / "adapter_model.safetensors").read_bytes(),
+    }
+    request = client.http.build_request("POST", "/v1/adapters", data={"name": name}, files=files)
+    whole = request.read()
+
+    def parts() -> Iterator[bytes]:
+        yield whole[: len(whole) // 2]
+        time.sleep(8)
+        yield whole[len(whole) // 2 :]
+
+    headers = {"content-type": request.headers["content-type"]}
+    return client.http.post("/v1/adapters", content=parts(), headers=headers).status_code
 
 
 def test_each_replica_has_a_cache_and_a_page_of_metrics_of_its_own(cluster: Cluster, folders: list[Path]) -> None:

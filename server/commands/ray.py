@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from server.errors import StartError
-from server.ray_serve.needs import SWITCHES
+from server.ray_serve.needs import ADVISED, SWITCHES
 
 POLL_S = 1.0
 EVERY_S = 15.0
@@ -51,7 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _up(config: dict[str, Any]) -> int:
-    os.environ.update(SWITCHES)
+    os.environ.update({**ADVISED, **os.environ, **SWITCHES})
     try:
         import ray
         from ray import serve

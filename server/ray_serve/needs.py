@@ -12,6 +12,9 @@ SWITCHES = {
 }
 """HAProxy in front, which talks to the replicas themselves; the router reads which model a request asks for."""
 
+ADVISED = {"RAY_SERVE_HAPROXY_INGRESS_REQUEST_ROUTER_TIMEOUT_S": "60"}
+"""Seconds within which a request's body, or its first 8 MiB, has to be with HAProxy; Ray's 5 refuse slow uploads."""
+
 
 def check_switches() -> None:
     """Raises StartError unless Ray was started with them."""

@@ -4,14 +4,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from starlette.datastructures import State
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import StoreError
 from adapters.store.folder.lock import FolderLock
@@ -93,8 +93,9 @@ class PerftServer(LLMServer):
                 setattr(engine._vllm_args, name, value)
         engine._vllm_args.host = self._args.host
         setattr(engine._vllm_args, HOST_ARGUMENT, self._host)
-        app: ASGIApp = await engine.build_asgi_app()
-        return app
+        app: Any = await engine.build_asgi_app()
+        app.middleware_stack = _without_request_id(app.middleware_stack or app.build_middleware_stack())
+        return cast(ASGIApp, app)
 
     async def check_health(self) -> None:
         """Raises once the engine is dead: Ray then starts another replica. One that only lags is left alone."""
@@ -119,6 +120,21 @@ class PerftServer(LLMServer):
     async def __del__(self) -> None:
         """Ray calls and awaits it, once no response is under way."""
         await self._host.close()
+
+
+def _without_request_id(app: ASGIApp) -> ASGIApp:
+    """Ray puts the request's ID on every response itself: a second one would make it a list."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [header for header in message.get("headers", []) if header[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await app(scope, receive, once)
+
+    return answer
 
 
 def cache_of_its_own(settings: Settings, rank: int) -> Settings:
