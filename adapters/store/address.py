@@ -5,6 +5,7 @@ file:///PATH              a folder that several servers share
 s3://BUCKET/PREFIX        a bucket, also of what speaks S3; gs:// and az:// likewise
 """
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,9 +19,19 @@ from adapters.store.log.store import OF_A_SHARED_PLACE, LogStore
 from adapters.store.log.verify import verify_log
 from adapters.store.protocol import Store
 
+_ALMOST = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!//)")
+
 
 def is_shared(place: str | Path) -> bool:
-    """Whether a store's name is an address, and not the folder of one server."""
+    """Whether a store's name is an address, and not the folder of one server.
+
+    Raises StoreUnusableError for what is nearly an address: as a folder it would be a store that nobody shares.
+    """
+    if _ALMOST.match(str(place)):
+        raise StoreUnusableError(
+            f"the store {place}: expected SCHEME://..., such as file:///PATH or s3://BUCKET/PREFIX; for a folder with "
+            "a colon in its name, its full path"
+        )
     return "://" in str(place)
 
 

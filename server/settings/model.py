@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from adapters.errors import StoreUnusableError
 from adapters.format.files import Limits
 from adapters.store.address import is_shared
 from perft.back_ends import BackEnd
@@ -235,7 +236,7 @@ class Settings(LoadingSettings, SharingSettings, ConnectionSettings):
     @field_validator("adapter_store", mode="before")
     @classmethod
     def _full_path_or_address(cls, place: object) -> object:
-        return place if is_shared(str(place)) else Path(str(place)).expanduser().absolute()
+        return place if _is_shared(str(place)) else Path(str(place)).expanduser().absolute()
 
     @field_validator("api_key_file", "admin_key_file", "audit_log", "adapter_cache")
     @classmethod
@@ -298,6 +299,13 @@ class Settings(LoadingSettings, SharingSettings, ConnectionSettings):
     def metrics_address(self) -> tuple[str, int] | None:
         """Host (without brackets) and port of the listener for /metrics alone."""
         return None if self.metrics_bind is None else _address(self.metrics_bind)
+
+
+def _is_shared(place: str) -> bool:
+    try:
+        return is_shared(place)
+    except StoreUnusableError as error:
+        raise ValueError(str(error)) from None
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from adapters.access import read_problem, write_problem
 from adapters.errors import StoreError
 from adapters.store.address import objects_at
 from adapters.store.folder.lock import FolderLock
+from adapters.store.log.cache import lock_of
 from server.errors import StartError
 from server.settings.model import Settings
 
@@ -51,7 +52,7 @@ def places_problems(settings: Settings) -> Iterator[str]:
     if isinstance(store, Path):
         problem = write_problem(store) or _store_problem(store)
     else:
-        if problem := write_problem(settings.adapter_cache):
+        if problem := write_problem(settings.adapter_cache) or _cache_problem(settings.adapter_cache):
             yield f"--adapter-cache: {problem}"
         parts = urlsplit(store)
         problem = write_problem(Path(unquote(parts.path))) if parts.scheme == "file" else None
@@ -79,6 +80,16 @@ def _opening_problem(place: Path | str) -> str | None:
             next(iter(objects_at(place).list("STORE.json")), None)
         elif (place / "lock").exists():
             FolderLock(place / "lock").release()
+    except (StoreError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _cache_problem(cache: Path) -> str | None:
+    """Which other server a cache belongs to."""
+    try:
+        if (cache / "lock").exists():
+            lock_of(cache).release()
     except (StoreError, OSError) as error:
         return str(error)
     return None

@@ -403,6 +403,6 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(memory: Shared) -> No
 
 def test_a_cache_has_one_server(memory: Shared) -> None:
     store = LogStore.open(memory.objects, memory.caches / "a")
-    with pytest.raises(StoreError, match="is open in process"):
+    with pytest.raises(StoreError, match="is another server's, expected one for each"):
         LogStore.open(memory.objects, memory.caches / "a")
     store.close()

@@ -60,6 +60,10 @@ def read_store_file(layout: Layout) -> StoreFile:
     raw = layout.store_file.read_bytes()
     try:
         values = json.loads(raw)
+        if isinstance(values, dict) and values.get("kind") == "log":
+            raise StoreUnusableError(
+                f"{layout.root} is a store that servers share: name it by its address, file://{layout.root.absolute()}"
+            )
         number = values.get("schema") if isinstance(values, dict) else None
         if type(number) is int and (problem := _schema_problem(number)):
             raise StoreSchemaError(f"the store {layout.root}: {problem}")

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from adapters.errors import StoreLockedError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import content_digest, file_hash
 from adapters.store.folder.layout import blob_bytes, blob_problem
@@ -32,13 +33,24 @@ class OtherContentError(Exception):
     """Files came that are not those of the digest."""
 
 
+def lock_of(root: Path) -> FolderLock:
+    """The lock of the cache at `root`. Raises StoreLockedError."""
+    try:
+        return FolderLock(root / "lock")
+    except StoreLockedError as error:
+        raise StoreLockedError(
+            f"the cache {root} is another server's, expected one for each: name another folder with --adapter-cache; "
+            "the store is shared as it is"
+        ) from error
+
+
 class Cache:
     """The cache at `root`, of at most `most_bytes` (None: unbounded), but for what is in use. One process at a time."""
 
     def __init__(self, root: Path, most_bytes: int | None = None) -> None:
         self._blobs, self._staging = root / "blobs", root / "staging"
         root.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
-        self._lock = FolderLock(root / "lock")
+        self._lock = lock_of(root)
         shutil.rmtree(self._staging, ignore_errors=True)
         for folder in (self._blobs, self._staging):
             folder.mkdir(FOLDER_MODE, exist_ok=True)
