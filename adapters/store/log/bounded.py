@@ -19,10 +19,12 @@ class BoundedCalls:
     """Each call has a thread of its own. One that was given up may be carried out later all the same.
 
     patience_s: monotonic seconds without a sign of life.
+    place: what is asked, in the threads' names.
     """
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, place: str = "") -> None:
         self._patience_s = patience_s
+        self._thread_name = f"perft-store-call {place}".rstrip()
         self._hanging = 0
         self._counting = threading.Lock()
 
@@ -42,7 +44,7 @@ class BoundedCalls:
             except BaseException as error:
                 answer.set_exception(error)
 
-        threading.Thread(target=call, name="perft-store-call", daemon=True).start()
+        threading.Thread(target=call, name=self._thread_name, daemon=True).start()
         while (left_s := seen[0] + self._patience_s - time.monotonic()) > 0:
             if wait([answer], left_s).done:
                 return answer.result()

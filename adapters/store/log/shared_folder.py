@@ -28,7 +28,7 @@ class SharedFolder:
 
     def __init__(self, root: Path, patience_s: float = PATIENCE_S) -> None:
         self._root = root.absolute()
-        self._calls = BoundedCalls(patience_s)
+        self._calls = BoundedCalls(patience_s, str(self._root))
 
     def __str__(self) -> str:
         return str(self._root)
