@@ -35,6 +35,7 @@ from tests.server.fakes import FakeEngine, ready_status
 POOL_ROWS = 2000
 HOST_BYTES = 400_000
 OPERATIONS = ("status", "counters", "inventory", "prepare", "place", "evict", "drop", "forget")
+CLIENTS = 10
 USED = 40
 """How many adapters the traffic asks for."""
 
@@ -93,7 +94,7 @@ def with_traffic(app: FastAPI, names: list[str], url: str, has_keys: bool) -> No
         async with served(app) as state:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, toggle, app.state.engine)
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as client:
-                tasks = [asyncio.create_task(forever(client, names, number)) for number in range(6)]
+                tasks = [asyncio.create_task(forever(client, names, number)) for number in range(CLIENTS)]
                 tasks.append(asyncio.create_task(drain(client)))
                 try:
                     yield state
@@ -116,7 +117,7 @@ async def forever(client: httpx.AsyncClient, names: list[str], number: int) -> N
     while True:
         await asyncio.sleep(chance.expovariate(2.0))
         model = chance.choices(
-            ["base", used[int(len(used) * chance.random() ** 3)], "not-there"], weights=(2, 10, 0.2)
+            ["base", used[int(len(used) * chance.random() ** 2)], "not-there"], weights=(2, 10, 0.2)
         )[0]
         question = f"question {chance.randrange(100)} of {chance.choice(('today', 'the week', 'a client'))}"
         body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
