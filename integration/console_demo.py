@@ -25,7 +25,6 @@ from prometheus_fastapi_instrumentator import Instrumentator
 
 from integration.console_chat import add_chat
 from integration.console_contents import fill
-from integration.console_stub import with_stub
 from perft.logs import escape_records
 from server.app.connections import uvicorn_arguments
 from server.settings.model import Settings
@@ -60,7 +59,7 @@ def main() -> None:
             print(f"  key {label}: {key(label)}", flush=True)
         escape_records()
         uvicorn.run(
-            with_stub(app), host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1,
+            app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1,
             root_path=args.root_path, **uvicorn_arguments(settings),
         )  # fmt: skip
 
