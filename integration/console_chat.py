@@ -160,7 +160,7 @@ def answer(prompt: str, model: str, name: str | None) -> list[str]:
     alike, own = random.Random(zlib.crc32(prompt.encode())), random.Random(zlib.crc32(f"{prompt}|{model}".encode()))
     shared = alike.randrange(3, 12)
     words = [alike.choice(WORDS) for _ in range(shared)]
-    words += [own.choice(WORDS) for _ in range(own.randrange(30, 120))]
+    words += [own.choice(WORDS) for _ in range(own.randrange(20, 90))]
     if name in ("x-image", "x-script"):
         words[shared:shared] = IMAGE.split()
     if name == "json":

@@ -25,7 +25,6 @@ from prometheus_fastapi_instrumentator import Instrumentator
 
 from integration.console_chat import add_chat
 from integration.console_contents import fill
-from integration.console_stub import with_stub
 from perft.logs import escape_records
 from server.app.connections import uvicorn_arguments
 from server.settings.model import Settings
@@ -35,6 +34,7 @@ from tests.server.fakes import FakeEngine, ready_status
 POOL_ROWS = 2000
 HOST_BYTES = 400_000
 OPERATIONS = ("status", "counters", "inventory", "prepare", "place", "evict", "drop", "forget")
+CLIENTS = 10
 USED = 40
 """How many adapters the traffic asks for."""
 
@@ -59,7 +59,7 @@ def main() -> None:
             print(f"  key {label}: {key(label)}", flush=True)
         escape_records()
         uvicorn.run(
-            with_stub(app), host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1,
+            app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1,
             root_path=args.root_path, **uvicorn_arguments(settings),
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ def with_traffic(app: FastAPI, names: list[str], url: str, has_keys: bool) -> No
         async with served(app) as state:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, toggle, app.state.engine)
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as client:
-                tasks = [asyncio.create_task(forever(client, names, number)) for number in range(6)]
+                tasks = [asyncio.create_task(forever(client, names, number)) for number in range(CLIENTS)]
                 tasks.append(asyncio.create_task(drain(client)))
                 try:
                     yield state
@@ -116,7 +116,7 @@ async def forever(client: httpx.AsyncClient, names: list[str], number: int) -> N
     while True:
         await asyncio.sleep(chance.expovariate(2.0))
         model = chance.choices(
-            ["base", used[int(len(used) * chance.random() ** 3)], "not-there"], weights=(2, 10, 0.2)
+            ["base", used[int(len(used) * chance.random() ** 2)], "not-there"], weights=(2, 10, 0.2)
         )[0]
         question = f"question {chance.randrange(100)} of {chance.choice(('today', 'the week', 'a client'))}"
         body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}

@@ -20,7 +20,6 @@ const SESSION_S = 5;
 const main = document.getElementById("main");
 let unmount = null;
 let shown = null;
-let arrived = location.hash;
 
 function offered() {
   return [...VIEWS].filter(([, view]) => session.may(view.needs));
@@ -48,7 +47,7 @@ function show() {
   drawBar(facts, views);
   const [name, rest, query] = place();
   const wanted = views.find(([known]) => known === name) ?? views[0];
-  const now = wanted === undefined ? "sign-in" : JSON.stringify([wanted[0], wanted[0] === name ? arrived : "", facts.may, facts.base, facts.label]);
+  const now = wanted === undefined ? "sign-in" : JSON.stringify([wanted[0], wanted[0] === name ? rest : "", facts.may, facts.base, facts.label]);
   if (now === shown) return;
   shown = now;
   unmount?.();
@@ -105,7 +104,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   main.focus();
 });
 window.addEventListener("hashchange", () => {
-  arrived = location.hash;
+  shown = null;
   show();
   main.focus({ preventScroll: true });
   window.scrollTo(0, 0);
