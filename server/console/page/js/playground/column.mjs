@@ -27,7 +27,7 @@ export class ColumnView {
     this.#empty = h("p", { class: "column-empty muted" }, "Not asked yet");
     this.#log = h("div", { class: "column-log", tabindex: "0", role: "region", "aria-label": `Answers of ${model}` });
     this.#reference = h("button", { class: "button small quiet", type: "button", title: "The column that the others are compared with",
-      "aria-label": `Compare the others with ${model}`, on: { click: () => conversation.compareWith(column) } }, "Reference");
+      "aria-label": `Reference: compare the others with ${model}`, on: { click: () => conversation.compareWith(column) } }, "Reference");
     this.#code = h("button", { class: "icon-button column-code", type: "button", disabled: true, title: "The request as code",
       "aria-label": `Code of the request to ${model}`, on: { click: () => showCode(model, column.last) } }, "</>");
     this.element = h("section", { class: "column", "aria-label": model, data: { model } },

@@ -8,7 +8,7 @@ import { Busiest } from "../watch/busiest.mjs";
 import { Chart } from "../watch/chart.mjs";
 import { Cursor } from "../watch/cursor.mjs";
 import { Experts } from "../watch/experts.mjs";
-import { ADAPTER_CHARTS, ADAPTER_NUMBERS, CHARTS, NUMBERS, troubles } from "../watch/series.mjs";
+import { ADAPTER_CHARTS, ADAPTER_NUMBERS, NUMBERS, REQUEST_CHARTS, RESIDENCY_CHARTS, troubles } from "../watch/series.mjs";
 import { nowUnix, sourceOf } from "../watch/source.mjs";
 
 const WINDOWS_MIN = [1, 5, 15];
@@ -20,7 +20,9 @@ let minutes = 5;
 export function mount(root, adapter) {
   const source = sourceOf(adapter);
   const cursor = new Cursor();
-  const charts = (adapter ? ADAPTER_CHARTS : CHARTS).map((wanted) => new Chart(wanted, cursor));
+  const chartsOf = (all) => all.map((wanted) => new Chart(wanted, cursor));
+  const groups = (adapter ? [ADAPTER_CHARTS] : [REQUEST_CHARTS, RESIDENCY_CHARTS]).map(chartsOf);
+  const charts = groups.flat();
   const numbers = (adapter ? ADAPTER_NUMBERS : NUMBERS).map(numberOf);
   const busiest = adapter ? null : new Busiest();
   const experts = adapter ? new Experts(adapter) : null;
@@ -29,8 +31,8 @@ export function mount(root, adapter) {
     h("div", { class: "head" }, adapter ? titleOf(adapter) : h("h1", {}, "Watch"), h("div", { class: "head-end" }, windowChoice(draw))),
     trouble,
     h("dl", { class: "numbers" }, numbers.map(({ element }) => element)),
-    experts?.element, busiest?.element,
-    h("div", { class: "charts" }, charts.map(({ element }) => element)));
+    experts?.element,
+    groups.map((group, n) => [n > 0 ? busiest?.element : null, h("div", { class: "charts" }, group.map(({ element }) => element))]));
 
   let frame = null;
   function draw() {
@@ -75,7 +77,7 @@ function titleOf(adapter) {
   return [
     h("h1", { class: "watch-title" }, h("a", { href: "#/watch" }, "Watch"), h("span", { class: "muted", "aria-hidden": "true" }, "/"), h("span", {}, visible(adapter))),
     session.may("use") ? h("span", { class: "watch-links small" }, isAdapter ? h("a", { href: `#/adapters/${encodeURIComponent(adapter)}` }, "Versions") : null,
-      h("a", { href: `#/playground?model=${encodeURIComponent(adapter)}` }, "Ask it")) : null,
+      h("a", { href: `#/playground?model=${encodeURIComponent(adapter)}` }, "Open in the playground")) : null,
   ];
 }
 

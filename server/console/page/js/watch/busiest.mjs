@@ -1,17 +1,17 @@
 /** The list of the busiest adapters. The order is renewed every few seconds only, so that a row can be read and chosen. */
 
 import { h, keyed, setText } from "../dom.mjs";
-import { count, decimal, duration } from "../format.mjs";
+import { count, duration, rate } from "../format.mjs";
 import { visible } from "../text.mjs";
 import { byAdapter } from "./derive.mjs";
 import { SLOW_S } from "./source.mjs";
 
-const SHOWN = 15;
+const SHOWN = 10;
 const ORDER_S = 5;
 const OTHER = "_other";
 const COLUMNS = [
-  ["requests", "Requests/s", decimal],
-  ["generation", "Tokens/s", decimal],
+  ["requests", "Requests/s", rate],
+  ["generation", "Tokens/s", rate],
   ["first", "First token, mean", duration],
   ["running", "Running", count],
   ["waiting", "Waiting", count],

@@ -10,9 +10,9 @@ const HEIGHT = 150;
 const TOP = 8;
 const BOTTOM = 20;
 const PX_PER_LABEL = 26;
-const WIDEST_BAR = 64;
+const WIDEST_BAR = 90;
 const OTHER = "_other";
-const BADGES = { collapsed: ["bad", "collapsed"], uneven: ["warn", "uneven"], even: ["good", "even"], few: ["", "too few"], none: ["", "none yet"] };
+const BADGES = { collapsed: ["bad", "collapsed"], uneven: ["", "uneven"], even: ["good", "even"], few: ["", "too few"], none: ["", "none yet"] };
 const SINCE_START = "start";
 const IN_WINDOW = "window";
 
@@ -35,10 +35,10 @@ export class Experts {
       h("option", { value: SINCE_START }, "since the server started"), h("option", { value: IN_WINDOW }, "in this window"));
     this.element = h("section", { class: "card experts", "aria-label": "Use of the experts" },
       h("header", { class: "chart-head" }, h("h2", {}, "How evenly the experts are used"), this.#badge, h("span", { class: "chart-time" }), this.#period),
-      this.#sentence, this.#frame, this.#facts,
+      this.#frame, h("div", { class: "experts-words" }, this.#sentence, this.#facts,
       h("details", { class: "small" }, h("summary", {}, "As a table"), h("div", { class: "experts-table" }, h("table", {},
         h("caption", { class: "visually-hidden" }, "Tokens by expert"),
-        h("thead", {}, h("tr", {}, ["Expert", "Tokens", "Share"].map((title, n) => h("th", { scope: "col", class: n ? "number" : "" }, title)))), this.#rows))));
+        h("thead", {}, h("tr", {}, ["Expert", "Tokens", "Share"].map((title, n) => h("th", { scope: "col", class: n ? "number" : "" }, title)))), this.#rows)))));
     this.#observer.observe(this.#frame);
     this.#load();
   }

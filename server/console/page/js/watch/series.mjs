@@ -1,9 +1,10 @@
 /** Which charts and which big numbers there are, over the names that `derive.mjs` gives. */
 
-import { bytes, count, decimal, duration, percent } from "../format.mjs";
+import { bytes, count, duration, percent, rate, UNKNOWN } from "../format.mjs";
+import { TIERS } from "./derive.mjs";
 import { SLOW_S } from "./source.mjs";
 
-const NUMBER = { text: decimal };
+const NUMBER = { text: rate };
 const WHOLE = { text: count, whole: true };
 const SECONDS = { text: duration };
 const SHARE = { text: percent };
@@ -24,15 +25,19 @@ const ERRORS = {
 };
 
 /** All requests together. */
-export const CHARTS = [
+export const REQUEST_CHARTS = [
   TOKENS,
   REQUESTS,
   FIRST,
   BETWEEN,
   { title: "Running and waiting", unit: WHOLE, series: [
-    { key: "running", label: "running" }, { key: "waiting", label: "waiting" }, { key: "engineWaiting", label: "of these in the engine" },
+    { key: "running", label: "running" }, { key: "waiting", label: "waiting" }, { key: "engineWaiting", label: "waiting in the engine" },
   ] },
   { title: "KV cache in use", unit: SHARE, top: 1, area: true, series: [{ key: "cache", label: "in use" }] },
+];
+
+/** What the server does with adapters. */
+export const RESIDENCY_CHARTS = [
   { title: "Rows of the device pool", unit: WHOLE, area: true, series: [
     { key: "rowsUsed", label: "taken" }, { key: "rowsTotal", label: "all", isDashed: true },
   ] },
@@ -57,18 +62,18 @@ export const ADAPTER_CHARTS = [
 ];
 
 const SHARED_NUMBERS = [
-  ["Tokens/s", (now) => decimal(now("generation"))],
-  ["Requests/s", (now) => decimal(now("requests"))],
+  ["Tokens/s", (now) => rate(now("generation"))],
+  ["Requests/s", (now) => rate(now("requests"))],
   ["First token, p95", (now) => duration(now("first95"))],
   ["Between tokens, p95", (now) => duration(now("between95"))],
   ["Running", (now) => count(now("running"))],
   ["Waiting", (now) => count(now("waiting"))],
 ];
-const ERROR_NUMBER = ["Errors/min", (now) => decimal(now("errors")), (now) => (now("errors") > 0 ? "bad" : "")];
+const FAILED_NUMBER = ["Failed/min", (now) => rate(now("errors")), (now) => (now("errors") > 0 ? "bad" : "")];
 
 /** The big numbers, each [title, text of now, class of now]; now(name) is the last value of a name. */
-export const NUMBERS = [...SHARED_NUMBERS, ["Pool rows", (now) => percent(now("rowsUsed") / now("rowsTotal"))], ERROR_NUMBER];
-export const ADAPTER_NUMBERS = [...SHARED_NUMBERS, ERROR_NUMBER];
+export const NUMBERS = [...SHARED_NUMBERS, ["Pool rows", (now) => percent(now("rowsUsed") / now("rowsTotal"))], FAILED_NUMBER];
+export const ADAPTER_NUMBERS = [...SHARED_NUMBERS, ["Where", (now) => TIERS[now("tier")] ?? UNKNOWN], FAILED_NUMBER];
 
 const MUST_BE_ZERO = [
   ["perft_residency_repairs_total", (n) => `Workers and server disagreed ${times(n)} about which adapters are loaded. This was mended, and is a defect.`],
