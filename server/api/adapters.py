@@ -7,7 +7,7 @@ is sent.
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -24,7 +24,7 @@ from adapters.store import UNCHANGED, AdapterRecord, Keys, Unchanged
 from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, Services, ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, FILE_SENT, KEY, PATCH_BODY, UPLOAD_BODY, UPLOADED, errors_of
-from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, UploadedAdapter, VersionObject
+from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, Tier, UploadedAdapter, VersionObject
 from server.errors import (
     AdapterUnavailableError,
     DeviceFullError,
@@ -32,6 +32,7 @@ from server.errors import (
     MalformedUploadError,
     VersionNotFoundError,
 )
+from server.registry.listing.page import ListQuery, Order, list_adapters
 from server.registry.service import upload_result
 from server.registry.version import AdapterView, Version
 from server.uploads.receive import ReceivedUpload, receive_upload
@@ -52,6 +53,12 @@ Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="the adapter
 Number = Annotated[int, Path(ge=1, lt=2**31, alias="version"), BeforeValidator(_whole_number)]
 
 
+Sorting = Literal[
+    "name", "rows", "running", "last_used", "created", "-name", "-rows", "-running", "-last_used", "-created"
+]
+_ORDERS: dict[str, Order] = {f"{sign}{order}": order for sign in ("", "-") for order in get_args(Order)}
+
+
 def _version(name: Name, number: Number, caller: CallerOf, registry: RegistryOf) -> Version:
     return registry.version(name, number, caller)
 
@@ -60,13 +67,28 @@ VersionOf = Annotated[Version, Depends(_version)]
 
 
 class Page(BaseModel):
-    """Which part of a list."""
+    """Which adapters, in which order, and which part of them."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=1000, description="the most adapters to return")
     after: str | None = Field(
-        None, pattern=f"^{NAME_PATTERN}$", description="only names after this one: a page's `next`"
+        None, pattern=f"^{NAME_PATTERN}$", description="only names after this one: a page's `next`; of a list by name"
+    )
+    offset: int = Field(0, ge=0, le=2**31, description="how many adapters to leave out in front; not with `after`")
+    search: str = Field(
+        "",
+        max_length=200,
+        description="only adapters with this in their name or in the active version's description, in any case",
+    )
+    resident: Tier | None = Field(None, description="only adapters whose active version is there")
+    sort: Sorting = Field(
+        "name",
+        description="of the active version; `-` in front: descending. Adapters of the same value are by name, those "
+        "without a value, or without an active version, come last",
+    )
+    versions: Literal["all", "active"] = Field(
+        "all", description="which versions each adapter has: all, or the active one alone (the newest where none is)"
     )
 
 
@@ -106,12 +128,28 @@ async def upload_adapter(
 
 
 @router.get("/v1/adapters", summary="List adapters", responses=errors_of(*ACCESS_ERRORS, 400))
-async def list_adapters(page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf) -> AdapterList:
-    """The adapters that this key may see, by name."""
-    found = registry.adapters(caller, page.after or "", page.limit + 1)
-    data, has_more = found[: page.limit], len(found) > page.limit
-    next_name = data[-1].name if has_more else None
-    return AdapterList(data=[_object(adapter) for adapter in data], has_more=has_more, next=next_name)
+async def get_adapters(page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf) -> AdapterList:
+    """The adapters that this key may see."""
+    if page.after is not None and (page.offset or page.sort != "name"):
+        field = "offset" if page.offset else "sort"
+        message = f"found after with {field}, expected after only in a list by name; use offset for the next page"
+        raise InvalidRequestError(message, param="after")
+    query = ListQuery(
+        search=page.search,
+        resident=page.resident,
+        order=_ORDERS[page.sort],
+        is_descending=page.sort.startswith("-"),
+        after=page.after or "",
+        offset=page.offset,
+        limit=page.limit,
+        active_only=page.versions == "active",
+    )
+    found = list_adapters(registry, caller, query)
+    is_by_name = page.sort == "name"
+    next_name = found.data[-1].name if found.has_more and is_by_name else None
+    return AdapterList(
+        data=[_object(adapter) for adapter in found.data], has_more=found.has_more, next=next_name, total=found.total
+    )
 
 
 @router.get("/v1/adapters/{name}", summary="One adapter", responses=errors_of(*ACCESS_ERRORS, 404))

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 LORA_INFO = "vllm:lora_requests_info"
 OUR_PREFIX = "perft_"
+HTTP_PREFIXES = ("http_request", "http_response")
 
 
 class MetricsPage(Collector):
@@ -23,22 +24,26 @@ class MetricsPage(Collector):
     def __init__(
         self, ours: CollectorRegistry, theirs: CollectorRegistry = REGISTRY, names: Iterable[str] | None = None
     ) -> None:
-        self._ours, self._theirs = ours, theirs
+        self.ours, self._theirs = ours, theirs
         self._names = None if names is None else frozenset(names)
 
     def collect(self) -> Iterator[Metric]:
         clear_vllms_adapter_lists(self._theirs)
         replaced = {LORA_INFO}
-        for family in self._ours.collect():
+        for family in self._asked_of(self.ours):
             replaced.add(family.name)
             yield from self._selected(family)
-        for family in self._theirs.collect():
+        for family in self._asked_of(self._theirs):
             if family.name not in replaced:
                 yield from self._selected(family)
 
     def restricted_registry(self, names: Iterable[str]) -> "MetricsPage":
         """A page with only the samples of these names (`name[]` in the query)."""
-        return MetricsPage(self._ours, self._theirs, names)
+        return MetricsPage(self.ours, self._theirs, names)
+
+    def _asked_of(self, registry: CollectorRegistry) -> Iterable[Metric]:
+        """The families asked for: what nobody asked for is not collected."""
+        return registry.collect() if self._names is None else registry.restricted_registry(self._names).collect()
 
     def _selected(self, family: Metric) -> Iterator[Metric]:
         """The family with only the samples asked for; ours without the creation time of each series."""
@@ -77,3 +82,14 @@ def clear_vllms_adapter_lists(registry: CollectorRegistry = REGISTRY) -> None:
     own = registry._names_to_collectors.get(LORA_INFO)
     if isinstance(own, MetricWrapperBase):
         own.clear()
+
+
+def release_http_metrics(registry: CollectorRegistry = REGISTRY) -> None:
+    """Take vLLM's HTTP metrics off the page, for middleware that is built again.
+
+    They are registered by the middleware that counts; where their names are taken already, it counts nothing and says
+    nothing.
+    """
+    held = {collector for name, collector in registry._names_to_collectors.items() if name.startswith(HTTP_PREFIXES)}
+    for collector in held:
+        registry.unregister(collector)

@@ -157,14 +157,16 @@ def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, services
     built: list[str] = []
     build = services.registry.view
 
-    def watched(name: str, caller: Caller) -> AdapterView:
+    def watched(name: str, caller: Caller, active_only: bool = False) -> AdapterView:
         built.append(name)
-        return build(name, caller)
+        return build(name, caller, active_only)
 
     services.registry.view = watched  # type: ignore[method-assign]
     page = client.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
     assert [adapter["name"] for adapter in page["data"]] == ["c", "d"] and page["next"] == "d"
-    assert len(built) <= 3
+    page = client.get("/v1/adapters", params={"limit": 2, "sort": "-rows", "offset": 1}).json()
+    assert [adapter["name"] for adapter in page["data"]] == ["b", "c"] and page["total"] == 5
+    assert len(built) <= 6
 
 
 def test_one_adapter_and_one_version(client: TestClient, upload: Upload) -> None:

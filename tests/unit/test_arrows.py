@@ -357,7 +357,7 @@ def test_no_status_code_is_known_below_the_wire() -> None:
     """A number like an HTTP status, or http.HTTPStatus, in a folder that must not know them."""
     for file in SERVER_FILES:
         folder = module_of(file).split(".")[0]
-        if folder in ("api", "middleware", "app", "client", "demo", "evaluation", "metrics", "settings"):
+        if folder in ("api", "console", "middleware", "app", "client", "demo", "evaluation", "metrics", "settings"):
             continue
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         numbers = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
