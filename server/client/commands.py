@@ -20,7 +20,8 @@ from adapters.format.beside import HandedIn
 from adapters.identity import content_digest
 from server.api.schemas import AdapterObject, VersionObject
 from server.client.arguments import adapter_name, adapter_path, add_connection, seconds, target, version_number
-from server.client.http import AdaptersClient, ClientError
+from server.client.connection import ClientError
+from server.client.http import AdaptersClient
 from server.client.table import adapters_table, printable, versions_table
 
 POLL_S = 0.3

@@ -35,7 +35,8 @@ from adapters.store import FolderStore
 from server.api.error_responses import as_api_error
 from server.client import commands, http
 from server.client.commands import run
-from server.client.http import AdaptersClient, ClientError
+from server.client.connection import ClientError
+from server.client.http import AdaptersClient
 from server.errors import AdapterNotFoundError, InvalidUploadError, ModelNotFoundError
 from tests.server.adapter_api import KEY, AdapterApi, serving
 from tests.server.fakes import BASE
