@@ -5,7 +5,6 @@ Invariant: no weights and no archive are ever whole in memory, and nothing raise
 
 import json
 import re
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,14 @@ OWN_CODES = ("adapter_not_found", "version_not_found")
 """Of the 404s that the adapter routes themselves answer."""
 
 
+class AdapterPage(BaseModel):
+    """A page of adapters in the order asked for. total: of all that match; None from a server that does not count."""
+
+    data: list[AdapterObject]
+    has_more: bool
+    total: int | None = None
+
+
 class PushAnswer(AdapterObject):
     """The response to an upload."""
 
@@ -51,21 +58,11 @@ class Pushed:
 
 
 class AdaptersClient:
-    """The adapter routes of one server, as a context manager. The constructor and every method raise ClientError.
+    """The adapter routes of one server, as a context manager. The constructor and every method raise ClientError."""
 
-    trusted: as of `Server`.
-    """
-
-    def __init__(
-        self,
-        server: str,
-        key: str | None,
-        timeout_s: float,
-        trusted: ssl.SSLContext | None = None,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._of = Server(server, key, timeout_s, trusted)
-        self._server, self._http = self._of.url, self._of.open(httpx.Client, transport=transport)
+    def __init__(self, server: Server, transport: httpx.BaseTransport | None = None) -> None:
+        self._of, self._server = server, server.url
+        self._http = server.open(httpx.Client, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +82,18 @@ class AdaptersClient:
             if not page.has_more or not page.next or page.next == after:
                 return
             after = page.next
+
+    def page(self, **parameters: str | int) -> AdapterPage:
+        """One page of GET /v1/adapters."""
+        return self._ask(AdapterPage, "GET", "/v1/adapters", params=parameters)[0]
+
+    def get(self, path: str, parameters: Sequence[tuple[str, str]] = ()) -> str:
+        """The text of another route."""
+        with self._of.sentences():
+            response = self._http.get(self._server + path, params=list(parameters))
+        if not response.is_success:
+            raise self._of.refusal(response)
+        return response.text
 
     def adapter(self, name: str) -> AdapterObject:
         return self._ask(AdapterObject, "GET", _path(name))[0]
