@@ -30,7 +30,8 @@ from server.client.arguments import (
     version_number,
 )
 from server.client.connection import ClientError
-from server.client.http import AdaptersClient
+from server.client.http import AdaptersClient, files_of
+from server.client.progress import progress
 from server.client.table import adapters_table, versions_table
 from server.client.text import printable
 
@@ -184,7 +185,9 @@ def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     given: HandedIn = arguments.path
     if given.violations:
         return _complain(f"{given.folder}: it is not clear which weights are the adapter's", given.violations)
-    pushed = client.push(arguments.name, given.folder, not arguments.no_activate, arguments.allowed_key)
+    total = sum(file.stat().st_size for file in files_of(given.folder).values())
+    with progress(arguments.name, total, then="checking") as sent:
+        pushed = client.push(arguments.name, given.folder, not arguments.no_activate, arguments.allowed_key, sent)
     for note in (*given.notes, *pushed.notes):
         print(f"note: {printable(note)}", file=sys.stderr)
     if pushed.version is None:
@@ -243,7 +246,8 @@ def verify_command(client: AdaptersClient, arguments: argparse.Namespace) -> int
     versions = adapter.versions if number is None else [_version_of(adapter, number)]
     wrong = 0
     for version in versions:
-        found = _downloaded_digest(client, name, version.version)
+        with progress(version.id, version.size_bytes) as received:
+            found = _downloaded_digest(client, name, version.version, received)
         if found == version.digest:
             print(f"{printable(version.id)} {version.digest} ok")
         else:
@@ -288,13 +292,17 @@ def _watch(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     return watch(client, arguments.name, arguments.interval or INTERVAL_S)
 
 
-def _downloaded_digest(client: AdaptersClient, name: str, version: int) -> str | None:
+def _downloaded_digest(
+    client: AdaptersClient, name: str, version: int, received: Callable[[int], object]
+) -> str | None:
     with client.download(name, version, "config") as blocks:
         config = b"".join(blocks)
+    received(len(config))
     hashed = sha256()
     with client.download(name, version, "weights") as blocks:
         for block in blocks:
             hashed.update(block)
+            received(len(block))
     return content_digest(config, hashed.digest())
 
 

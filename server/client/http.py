@@ -5,7 +5,7 @@ Invariant: no weights and no archive are ever whole in memory, and nothing raise
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,17 +104,25 @@ class AdaptersClient:
     def delete(self, name: str, version: int | None) -> AdapterObject:
         return self._ask(AdapterObject, "DELETE", _path(name, version))[0]
 
-    def push(self, name: str, path: Path, activate: bool, allowed_keys: Sequence[str] | None = None) -> Pushed:
+    def push(
+        self,
+        name: str,
+        path: Path,
+        activate: bool,
+        allowed_keys: Sequence[str] | None = None,
+        sent: Callable[[int], object] = lambda count: None,
+    ) -> Pushed:
         """Upload a folder (its two files) or an archive, read as it is sent. allowed_keys: None to send none.
 
-        Raises OSError if a file cannot be read, ClientError also if the server stored other bytes than were sent.
+        sent: takes the bytes of each block as it is sent. Raises OSError if a file cannot be read, ClientError also if
+        the server stored other bytes than were sent.
         """
         fields = {"name": name, "activate": "true" if activate else "false"}
         if allowed_keys is not None:
             fields["allowed_keys"] = json.dumps(list(allowed_keys))
-        files = {"config": path / CONFIG_FILE, "weights": path / WEIGHTS_FILE} if path.is_dir() else {"file": path}
+        files = files_of(path)
         with ExitStack() as stack:
-            opened = {field: stack.enter_context(HashedFile(file)) for field, file in files.items()}
+            opened = {field: stack.enter_context(HashedFile(file, sent)) for field, file in files.items()}
             answer, response = self._ask(
                 PushAnswer,
                 "POST",
@@ -159,6 +167,11 @@ class AdaptersClient:
         return ClientError(
             f"{message}address, without a route behind it, such as {_origin(self._server)}", error.status
         )
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files of an upload by the form's fields: of a folder its two, else the archive."""
+    return {"config": path / CONFIG_FILE, "weights": path / WEIGHTS_FILE} if path.is_dir() else {"file": path}
 
 
 def _origin(server: str) -> str:

@@ -12,12 +12,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.server.processes import LIMIT_S, wait_until
 
 ENTER_SCREEN, LEAVE_SCREEN, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 _HOME, _STYLE = "\x1b[H", re.compile(r"\x1b\[[0-9;]*m")
+_PROGRAM = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C and a new size reach it
+from server.cli import main
+main()
+"""
 _ALLOWED = re.compile(r"\x1b\[(\?1049[hl]|\?25[hl]|H|2J|[0-9;]*m|[0-9]*[AK]|2K|1A)")
 """What rich itself writes."""
 
@@ -31,9 +36,8 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         variables = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[2])} | environment
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import main; main()", *arguments],
+            [sys.executable, "-c", _PROGRAM, *arguments],
             stdin=slave, stdout=slave, stderr=slave, env=variables, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         self._slave, self.raw = slave, ""
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -279,7 +279,7 @@ def test_push_makes_an_adapter_private_from_its_first_moment(
 ) -> None:
     given: list[Any] = []
 
-    def push(self: AdaptersClient, name: str, path: Path, activate: bool, allowed_keys: Any) -> Any:
+    def push(self: AdaptersClient, name: str, path: Path, activate: bool, allowed_keys: Any, *more: Any) -> Any:
         given.append(allowed_keys)
         raise ClientError("enough")
 

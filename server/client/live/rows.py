@@ -60,7 +60,7 @@ EXPENDABLE = ("USED", "ROWS", "STATE", "REQ/S", "WAIT", "TTFT", "WHERE")
 
 
 def rows_of(page: AdapterPage | None, change: Change | None, search: str) -> list[Row]:
-    """The adapters of the page that match and the base, with what the metrics say; without a page the metrics' names."""
+    """The matching adapters of the page and the base, with what the metrics say; without a page the metrics' names."""
     told = _Told(change)
     names = told.running if page is None else told.bases
     rows = [told.row(name, "-", "base" if name in told.bases else "-", None, None, None) for name in names]

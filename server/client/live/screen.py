@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -48,7 +48,11 @@ class Screen:
     def show(self, lines: Sequence[Text]) -> None:
         """Replace what is shown; lines that are too long, or too many, are cut off."""
         shown = Text("\n", no_wrap=True, overflow="ellipsis").join(lines)
-        self._live.update(shown, refresh=True)
+        self.draw(shown)
+
+    def draw(self, picture: RenderableType) -> None:
+        """Replace what is shown by something else than lines."""
+        self._live.update(picture, refresh=True)
 
     def pressed(self) -> list[str]:
         """The keys that were pressed, after at most REDRAW_S. An arrow or function key counts as nothing."""
