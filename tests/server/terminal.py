@@ -9,7 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class Terminal:
             self.raw += block.decode("utf-8", "replace")
 
     @property
+    def text(self) -> str:
+        """All that it wrote, without colours."""
+        return _STYLE.sub("", self.raw)
+
+    @property
     def screen(self) -> list[str]:
         """The lines of the last whole picture of a live view; of other output, all of it."""
         pictures = self.raw.split(_HOME)
@@ -62,8 +67,12 @@ class Terminal:
 
     def wait_for(self, text: str) -> list[str]:
         """Until a text is on the screen; then its lines."""
-        wait_until(lambda: any(text in line for line in self.screen) or self.process.poll() is not None)
-        assert any(text in line for line in self.screen), self.raw
+        return self.wait_until(lambda lines: any(text in line for line in lines))
+
+    def wait_until(self, is_so: Callable[[list[str]], bool]) -> list[str]:
+        """Until something is so of the screen; then its lines."""
+        wait_until(lambda: is_so(self.screen) or self.process.poll() is not None)
+        assert is_so(self.screen), self.raw
         return self.screen
 
     def send(self, keys: str) -> None:
