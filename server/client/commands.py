@@ -31,6 +31,8 @@ from server.client.arguments import (
 )
 from server.client.connection import ClientError
 from server.client.http import AdaptersClient, files_of
+from server.client.live.screen import NO_TERMINAL, is_terminal
+from server.client.live.watch import watch
 from server.client.progress import progress
 from server.client.table import adapters_table, versions_table
 from server.client.text import printable
@@ -284,9 +286,6 @@ def report_on_store(place: str) -> int:
 
 
 def _watch(client: AdaptersClient, arguments: argparse.Namespace) -> int:
-    from server.client.live.screen import NO_TERMINAL, is_terminal
-    from server.client.live.watch import watch
-
     if not is_terminal():
         return _complain(f"--watch: {NO_TERMINAL}; without --watch the table is printed once", status=2)
     return watch(client, arguments.name, arguments.interval or INTERVAL_S)

@@ -19,7 +19,7 @@ from server.client.live.watch import clock
 from server.client.table import table_lines
 from server.client.text import printable
 
-LABEL_WIDTH, BAR_WIDTH, HALF_WIDTH = 11, 14, 52
+LABEL_WIDTH, BAR_WIDTH, HALF_WIDTH, PAIRS_WIDTH = 11, 14, 52, 116
 ENDED_WELL = frozenset(("stop", "length", "tool_calls", "content_filter", "repetition", "abort"))
 """Finish reasons that are no error."""
 
@@ -47,7 +47,7 @@ def lines_of(shown: Shown, choice: Choice, url: str, width: int, height: int, no
     """The whole view. now: unix seconds."""
     heading = Text.assemble(("perft top", "bold"), f"  {printable(url)}  ", _state(shown), f"  {clock(now)}")
     facts = list(_facts(shown))
-    if width >= 2 * HALF_WIDTH:
+    if width >= PAIRS_WIDTH:
         facts = _in_pairs(facts)
     above = [heading, *facts, *_left_out(shown), Text()]
     room = max(0, height - len(above) - 3)
