@@ -193,6 +193,10 @@ def test_imports_are_found(source: str, package: str, top_level: bool, expected:
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
+        (
+            "server.client.live.top, server.client.chat.command",
+            ("torch", "vllm", "safetensors", "transformers", "fastapi", "starlette", "uvicorn"),
+        ),
         ("server.client.commands", ("torch", "vllm", "safetensors", "transformers", "fastapi", "starlette", "uvicorn")),
         (
             "server.commands.train, server.commands.convert, server.commands.inspect, server.commands.evaluate",
