@@ -22,6 +22,7 @@ SERVER_MAY_USE = (
     "vllm.engine.protocol.EngineClient",
     "vllm.engine.arg_utils.AsyncEngineArgs",
     "vllm.utils.argparse_utils.FlexibleArgumentParser",
+    "vllm.utils.system_utils.decorate_logs",
     "vllm.lora.request.LoRARequest",
     "vllm.logger.configure_logging_from_args",
     "vllm.platforms.current_platform",
