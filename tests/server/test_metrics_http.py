@@ -359,6 +359,26 @@ def test_the_page_is_the_admins(server: ServerProcess, admin: TinyClient, alice:
     nobody.close()
 
 
+def test_every_answer_is_counted_by_its_status(server: ServerProcess, admin: TinyClient, alice: TinyClient) -> None:
+    """What our middleware refuses too, which never reaches vLLM's; by route, so that no client makes a series."""
+    nobody = TinyClient(server.url, key=None)
+    before = samples(admin)
+    alice.complete(BASE_NAME, long_prompt(430, 20), 2)
+    assert nobody.refusal("POST", "/v1/completions", json={})[0] == 401
+    assert alice.refusal("POST", "/v1/completions", json=alice.body("nix", [5], 1))[0] == 404
+    assert admin.refusal("DELETE", "/v1/adapters/nix/versions/3")[0] == 404
+    assert admin.refusal("GET", "/v1/adapters/nix")[0] == 404
+    assert admin.refusal("GET", "/made/up")[0] == 404
+    assert admin.http.get("/health").status_code == 200
+    nobody.close()
+    counted = (samples(admin) - before).of_name("http_requests_total")
+    found = {(dict(labels)["handler"], dict(labels)["status"]): value for labels, value in counted.items() if value}
+    assert found == {
+        ("/v1/completions", "2xx"): 1, ("/v1/completions", "4xx"): 2, ("/v1/adapters/{name}/versions/{version}", "4xx"): 1,
+        ("/v1/adapters/{name}", "4xx"): 1, ("none", "4xx"): 1,
+    }  # fmt: skip
+
+
 def test_vllms_counters_agree_with_ours(admin: TinyClient, alice: TinyClient) -> None:
     before = samples(admin)
     alice.complete(BASE_NAME, long_prompt(420, 50), 7)
