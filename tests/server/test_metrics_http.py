@@ -374,8 +374,8 @@ def test_every_answer_is_counted_by_its_status(server: ServerProcess, admin: Tin
     counted = (samples(admin) - before).of_name("http_requests_total")
     found = {(dict(labels)["handler"], dict(labels)["status"]): value for labels, value in counted.items() if value}
     assert found == {
-        ("/v1/completions", "2xx"): 1, ("/v1/completions", "4xx"): 2, ("/v1/adapters/{name}/versions/{version}", "4xx"): 1,
-        ("/v1/adapters/{name}", "4xx"): 1, ("none", "4xx"): 1,
+        ("/v1/completions", "2xx"): 1, ("/v1/completions", "4xx"): 2, ("none", "4xx"): 1,
+        ("/v1/adapters/{name}", "4xx"): 1, ("/v1/adapters/{name}/versions/{version}", "4xx"): 1,
     }  # fmt: skip
 
 
