@@ -36,7 +36,7 @@ def test_every_alert_fires_in_its_condition_and_not_below() -> None:
 
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     """Except the target and the key's file, which exists only in the container."""
-    promtool("check", "config", str(write_configuration(tmp_path, "server:8000", "a-key")))
+    promtool("check", "config", str(write_configuration(tmp_path, ["server:8000"], "a-key")))
 
 
 def dashboard_queries() -> list[str]:
@@ -55,7 +55,7 @@ def is_up(prometheus: Prometheus, expected: int) -> None:
 
 @pytest.fixture(scope="module")
 def of_target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with scraping(tmp_path_factory.mktemp("of-target"), target.address, target.metrics_key) as prometheus:
+    with scraping(tmp_path_factory.mktemp("of-target"), [target.address], target.metrics_key) as prometheus:
         is_up(prometheus, 1)
         yield prometheus
 
@@ -89,7 +89,7 @@ def test_a_healthy_server_fires_no_alert(of_target: Prometheus) -> None:
 
 
 def test_a_wrong_key_is_not_let_in(target: Target, tmp_path: Path) -> None:
-    with scraping(tmp_path, target.address, "not-the-metrics-key") as prometheus:
+    with scraping(tmp_path, [target.address], "not-the-metrics-key") as prometheus:
         is_up(prometheus, 0)
         prometheus.wait_for(
             lambda: [each["lastError"] for each in prometheus.get("targets")["activeTargets"]],
@@ -105,7 +105,7 @@ def of_made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         cwd=DEPLOYED.parents[1],
     )
     try:
-        with scraping(tmp_path_factory.mktemp("made-up"), f"127.0.0.1:{port}", MADE_UP_KEY) as prometheus:
+        with scraping(tmp_path_factory.mktemp("made-up"), [f"127.0.0.1:{port}"], MADE_UP_KEY) as prometheus:
             is_up(prometheus, 1)
             yield prometheus
     finally:
