@@ -206,8 +206,9 @@ REQUESTS_ROW = [
         "Requests that did not end well", "How many, by adapter and reason; not those that their clients left. "
         "invalid_request: the engine refused what was asked for.",
         Query(
-            f'sum by (adapter, finish_reason) (increase(perft_adapter_requests_total{{{A},finish_reason!~"{ENDED_WELL}"}}'
-            f"{WINDOW})) > 0", "{{adapter}} {{finish_reason}}",
+            "sum by (adapter, finish_reason) (increase("
+            f'perft_adapter_requests_total{{{A},finish_reason!~"{ENDED_WELL}"}}{WINDOW})) > 0',
+            "{{adapter}} {{finish_reason}}",
         ),
         bars=True, stack="normal",
     )),
@@ -308,8 +309,8 @@ RESIDENCY_ROW = [
         steps=((0, GREEN), (0.5, RED)), lines_at_steps=True,
     )),
     (12, graph(
-        "Tokens by expert", "The share of each PEFT expert in the sampled tokens of the adapters selected above, together: "
-        "select one to see its experts.",
+        "Tokens by expert", "The share of each PEFT expert in the sampled tokens of all adapters selected above; "
+        "select one to see its own.",
         Query(rate("perft_expert_tokens_total", "expert", A), "expert {{expert}}"), stack="percent",
     )),
     (12, graph(

@@ -1,6 +1,7 @@
 """GET /metrics of the real server against what a client counted itself, from what it sent and what it got."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -377,6 +378,19 @@ def test_every_answer_is_counted_by_its_status(server: ServerProcess, admin: Tin
         ("/v1/completions", "2xx"): 1, ("/v1/completions", "4xx"): 2, ("none", "4xx"): 1,
         ("/v1/adapters/{name}", "4xx"): 1, ("/v1/adapters/{name}/versions/{version}", "4xx"): 1,
     }  # fmt: skip
+
+
+def test_what_dashboard_alerts_and_documentation_name_is_on_the_page(admin: TinyClient) -> None:
+    """Of a server whose store is a folder of its own."""
+    root = Path(__file__).parents[2]
+    named: set[str] = set()
+    for file in ("deploy/grafana/dashboards/perft.json", "deploy/prometheus/alerts.yml", "docs/metrics.md"):
+        text = (root / file).read_text(encoding="utf-8")
+        named |= set(re.findall(r"\b(?:perft_|vllm:|http_requests_|process_)[a-z0-9_:]+", text))
+    assert len(named) > 40
+    said = set(re.findall(r"^# TYPE (\S+)", admin.metrics(), re.MULTILINE))
+    said |= {name + suffix for name in said for suffix in ("_bucket", "_sum", "_count")}
+    assert named - said == {"perft_store_silent_seconds", "perft_store_names_behind"}
 
 
 def test_vllms_counters_agree_with_ours(admin: TinyClient, alice: TinyClient) -> None:
