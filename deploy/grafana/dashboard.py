@@ -506,7 +506,8 @@ def options_of(panel: Panel) -> dict[str, Any]:
         }  # fmt: skip
         return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     if panel.type == "state-timeline":
-        return {"mergeValues": True, "showValue": "never", "rowHeight": 0.8, "legend": {"showLegend": False}}
+        legend = {"displayMode": "list", "placement": "bottom", "showLegend": False, "calcs": []}
+        return {"mergeValues": True, "showValue": "never", "rowHeight": 0.8, "legend": legend}
     return {"showHeader": True, "cellHeight": "sm", "sortBy": [{"displayName": panel.queries[0].column, "desc": True}]}
 
 
