@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from integration import panels
 from integration.busy_servers import busy_servers
+from integration.panel_answers import Span, ask, ask_all, read, report
+from integration.panel_drawing import draw
 from integration.prometheus import DEPLOYED, SCRAPE_S, Prometheus, promtool, scraping, write_configuration
 from integration.target import Target
 from tests.server.processes import LIMIT_S, free_port
@@ -71,26 +72,26 @@ def test_every_panel_of_the_dashboard_has_data_and_can_be_drawn(tmp_path: Path) 
     with busy_servers(tmp_path) as busy:
         busy.work(WORK_S)
         end = time.time()
-        span = panels.Span(end - WORK_S, end, SCRAPE_S)
-        answered = panels.ask_all(busy.prometheus, span)
-        panels.draw(answered, span, image)
+        span = Span(end - WORK_S, end, SCRAPE_S)
+        answered = ask_all(busy.prometheus, span)
+        draw(answered, span, image)
     assert sum(len(each.found) for each in answered) > 60
-    assert panels.report(answered) == []
+    assert report(answered) == []
     with Image.open(image) as drawn:
         assert drawn.width > 1000 and drawn.height > 3000
 
 
 def test_a_panel_without_data_is_named_and_drawn_as_empty(of_target: Prometheus, tmp_path: Path) -> None:
     end = time.time()
-    span = panels.Span(end - 60, end, SCRAPE_S)
-    (stat,) = (panel for panel in panels.read()["panels"] if panel["title"] == "Requests waiting")
+    span = Span(end - 60, end, SCRAPE_S)
+    (stat,) = (panel for panel in read()["panels"] if panel["title"] == "Requests waiting")
     stat["targets"][0]["expr"] = 'perft_adapter_requests_waiting{instance=~"$instance",adapter="nix"}'
-    answered = [panels.ask(of_target, stat, span)]
-    panels.draw(answered, span, tmp_path / "empty.png")
-    assert panels.report(answered) == ["Requests waiting: query A found nothing"]
+    answered = [ask(of_target, stat, span)]
+    draw(answered, span, tmp_path / "empty.png")
+    assert report(answered) == ["Requests waiting: query A found nothing"]
     stat["targets"][0]["expr"] = "sum("
     with pytest.raises(urllib.error.HTTPError):
-        panels.ask(of_target, stat, span)
+        ask(of_target, stat, span)
 
 
 def test_a_healthy_server_fires_no_alert(of_target: Prometheus) -> None:
