@@ -8,9 +8,12 @@ import { Conversation, MOST_COLUMNS } from "../playground/conversation.mjs";
 import { pickModel } from "../playground/picker.mjs";
 import { CHAT, TEXT } from "../playground/request.mjs";
 import { session } from "../session.mjs";
-import { visible } from "../text.mjs";
+import { shorten, visible } from "../text.mjs";
 
 const DRAW_MS = 60;
+/** Drawing takes at most this share of the time, also of very long answers. */
+const DRAWING_SHARE = 0.15;
+const LONGEST_SPOKEN = 160;
 const ANNOUNCE_MS = 400;
 
 /** The conversation goes on while other views are shown; another key begins a new one. */
@@ -48,12 +51,15 @@ export function mount(root, _rest, query) {
   const heard = new WeakSet();
   const dirty = new Set();
   let timer = null;
+  let pauseMs = DRAW_MS;
 
   function drawDirty() {
     timer = null;
+    const began = performance.now();
     if (dirty.has(conversation.reference)) conversation.columns.forEach((column) => dirty.add(column));
     for (const column of dirty) views.get(column)?.draw();
     dirty.clear();
+    pauseMs = Math.max(DRAW_MS, (performance.now() - began) / DRAWING_SHARE);
   }
 
   function hear(column) {
@@ -61,7 +67,7 @@ export function mount(root, _rest, query) {
     heard.add(column);
     listen(column, "change", () => {
       dirty.add(column);
-      timer ??= setTimeout(drawDirty, DRAW_MS);
+      timer ??= setTimeout(drawDirty, pauseMs);
     });
   }
 
@@ -107,6 +113,6 @@ export function mount(root, _rest, query) {
 }
 
 function sentenceOf({ column, turn }) {
-  if (turn.state === "failed") return `${column.model}: error, ${visible(turn.error.message)}.`;
+  if (turn.state === "failed") return `${column.model}: error, ${shorten(visible(turn.error.message), LONGEST_SPOKEN)}.`;
   return `${column.model} ${turn.state === "stopped" ? "was stopped" : "answered"}: ${count(turn.tokens)} tokens, ${endOf(turn)}.`;
 }
