@@ -3,6 +3,7 @@
 import { getJson, sendJson } from "../api.mjs";
 import { h, replace, showDialog, toast } from "../dom.mjs";
 import { session } from "../session.mjs";
+import { visible } from "../text.mjs";
 import { compare, verbFor, whatHappened } from "./compare.mjs";
 import { activeOf, playgroundOf, routeOf } from "./names.mjs";
 import { actionButton, curlBox, problemBox } from "./parts.mjs";
@@ -83,7 +84,7 @@ class Comparison {
 
   #drawRows(active, rows) {
     const mark = (row) => (row.differs ? "differs" : "same");
-    const value = (text, row) => h("td", {}, h("div", { class: row.field === "digest" ? "mono compare-value" : "compare-value", dir: "auto" }, text));
+    const value = (text, row) => h("td", {}, h("div", { class: row.field === "digest" ? "mono compare-value" : "compare-value", dir: "auto" }, visible(text)));
     const [differing, same] = [rows.filter((row) => row.differs), rows.filter((row) => !row.differs)];
     const body = (some) => some.map((row) => h("tr", { class: mark(row) }, h("th", { scope: "row" }, row.title), value(row.before, row), value(row.after, row)));
     const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "What differs"),

@@ -72,9 +72,12 @@ export function kindInWords(version) {
   return `variant ${version.variant}, ${experts}${chosen}, bottleneck ${version.bottleneck}, ${version.expert_type}`;
 }
 
-/** The colour of an adapter, 1 to 8: the same wherever its name is shown. */
+const COLOURS = 16;
+
+/** The colour of an adapter, 1 to 16: the same wherever its name is shown. */
 export function colourOf(name) {
   let hash = 2166136261;
   for (let i = 0; i < name.length; i += 1) hash = Math.imul(hash ^ name.charCodeAt(i), 16777619);
-  return ((hash >>> 8) % 8) + 1;
+  hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d);
+  return ((hash ^ (hash >>> 12)) >>> 0) % COLOURS + 1;
 }

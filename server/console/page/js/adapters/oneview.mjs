@@ -5,6 +5,7 @@ import { h, replace, setText } from "../dom.mjs";
 import { icon } from "../icons.mjs";
 import { every } from "../poll.mjs";
 import { session } from "../session.mjs";
+import { visible } from "../text.mjs";
 import { confirmDelete } from "./deletedialog.mjs";
 import { DrainPanel } from "./drain.mjs";
 import { dropArea, uploadButton } from "./dropping.mjs";
@@ -67,8 +68,8 @@ export function mountOne(root, name) {
     const isEnding = adapter.versions.every((version) => version.state === "draining");
     for (const element of [...actions.querySelectorAll("button")]) element.hidden = isEnding;
     try_.hidden = isEnding;
-    const text = active?.description ?? "";
-    if (description.textContent !== text) description.textContent = text;
+    const text = visible(active?.description ?? "");
+    setText(description, text);
     description.hidden = text === "";
     setLine(who, adapter.allowed_keys === null ? "" : adapter.allowed_keys.length ? `Only for ${adapter.allowed_keys.join(", ")}` : "Only for the admin key");
     who.hidden = adapter.allowed_keys === null;

@@ -5,11 +5,13 @@ import { urlOf } from "../api.mjs";
 import { copyButton } from "../copy.mjs";
 import { h, setText } from "../dom.mjs";
 import { icon } from "../icons.mjs";
+import { visible } from "../text.mjs";
 import { adviceFor, partsOf } from "./advice.mjs";
 import { curlOf } from "./curl.mjs";
 import { colourOf } from "./names.mjs";
 
 const LINE_CHARACTERS = 300;
+const TITLE_CHARACTERS = 1000;
 const MOST_VIOLATIONS = 200;
 
 /** One line of somebody's text, cut where the room ends. */
@@ -20,7 +22,10 @@ export function line(text, className = "") {
 }
 
 export function setLine(element, text) {
-  setText(element, (text ?? "").slice(0, LINE_CHARACTERS));
+  if (element._text === text) return;
+  element._text = text;
+  setText(element, visible((text ?? "").slice(0, LINE_CHARACTERS)));
+  element.title = visible((text ?? "").slice(0, TITLE_CHARACTERS));
 }
 
 /** The square of an adapter's colour. */

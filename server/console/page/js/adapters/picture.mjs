@@ -13,7 +13,9 @@ const MOST_LISTED = 300;
 const LEAVING_MS = 2500;
 const MOST_EVENTS = 30;
 const SHOWN_EVENTS = 8;
-const SHOWN_HOLDERS = 9;
+const SHOWN_HOLDERS = 18;
+const SHOWN_ON_A_PHONE = 6;
+const phone = matchMedia("(max-width: 760px)");
 const MOST_LOOKUPS = 8;
 
 /** What happened since this tab was opened, the newest first: {id, at, what, name, version, rows}. */
@@ -99,9 +101,10 @@ export class PoolPicture {
     this.element.hidden = !(pool.whole > 0);
     setText(this.#summary, summaryOf(pool));
     keyed(this.#bar, this.#segments(pool), (segment) => segment.key, makeSegment, fillSegment);
-    const shown = this.#isWide ? pool.holders : pool.holders.slice(0, SHOWN_HOLDERS);
+    const most = phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS;
+    const shown = this.#isWide ? pool.holders : pool.holders.slice(0, most);
     keyed(this.#holders, [...shown, ...restOf(pool)], (holder) => holder.key, makeHolder, (item, holder) => fillHolder(item, holder, pool));
-    const hidden = pool.holders.length - SHOWN_HOLDERS;
+    const hidden = pool.holders.length - most;
     this.#more.hidden = hidden <= 0;
     this.#more.setAttribute("aria-expanded", String(this.#isWide));
     setText(this.#more, this.#isWide ? "Show fewer" : `Show ${hidden} more`);
@@ -128,7 +131,7 @@ function restOf({ others, besides }) {
 }
 
 function summaryOf({ used, total, whole, pinned, count }) {
-  const adapters = `${format.count(count)} ${count === 1 ? "content" : "contents"}`;
+  const adapters = `${format.count(count)} ${count === 1 ? "adapter" : "adapters"}`;
   const held = Number.isFinite(total) ? `${format.count(used)} of ${format.count(total)} rows (${Math.round((100 * used) / whole)} %)` : `${format.count(used)} rows`;
   return [held, adapters, pinned ? `${format.count(pinned)} rows pinned` : null].filter(Boolean).join(" \u00b7 ");
 }

@@ -28,7 +28,7 @@ export function poolOf(adapters, isAll, used, total) {
     besides: taken - known,
     free: Number.isFinite(total) ? whole - taken : NaN,
     pinned: sum(all.filter((holder) => holder.pinned)),
-    count: all.length,
+    count: all.reduce((count, holder) => count + holder.names.length, 0),
     used: taken, total, whole,
   };
 }

@@ -102,7 +102,6 @@ export class AdapterTable {
     setText(parts.kind, shown ? kindOf(shown) : "");
     parts.kind.title = shown ? kindInWords(shown) : "";
     setLine(parts.description, shown?.description);
-    parts.description.title = (shown?.description ?? "").slice(0, 1000);
     setText(cells.active, adapter.active === null ? format.UNKNOWN : `@${adapter.active}`);
     setState(parts.state, active ?? (shown?.state === "draining" ? shown : null));
     setTier(parts.where, active);

@@ -6,6 +6,7 @@ import { h, replace, showDialog, toast } from "../dom.mjs";
 import * as format from "../format.mjs";
 import { icon } from "../icons.mjs";
 import { session } from "../session.mjs";
+import { visible } from "../text.mjs";
 import { showComparison } from "./comparedialog.mjs";
 import { confirmDelete } from "./deletedialog.mjs";
 import { kindInWords, playgroundOf, routeOf } from "./names.mjs";
@@ -37,8 +38,8 @@ function build(adapter, version, changed, close) {
   }, failed);
   const isIdle = version.state !== "draining";
   return h("div", { class: "grid" },
-    version.reason ? h("p", { class: "note bad", dir: "auto" }, version.reason) : null,
-    version.description ? h("p", { class: "one-description", dir: "auto", tabindex: "0", "aria-label": "Description" }, version.description) : null,
+    version.reason ? h("p", { class: "note bad", dir: "auto" }, visible(version.reason)) : null,
+    version.description ? h("p", { class: "one-description", dir: "auto", tabindex: "0", "aria-label": "Description" }, visible(version.description)) : null,
     h("dl", { class: "facts" },
       fact("State", isActive ? `${version.state}, active` : version.state),
       fact("Kind", kindInWords(version)),

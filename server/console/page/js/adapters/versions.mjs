@@ -84,11 +84,9 @@ export class VersionsTable {
     row.classList.toggle("is-active", isActive);
     parts.active.hidden = !isActive;
     setLine(parts.description, version.description);
-    parts.description.title = (version.description ?? "").slice(0, 1000);
     setState(parts.state, version);
     setLine(parts.reason, version.reason);
     parts.reason.hidden = !version.reason;
-    parts.reason.title = version.reason ?? "";
     setText(cells["v-kind"], kindOf(version));
     cells["v-kind"].title = kindInWords(version);
     setTier(parts.where, version);
