@@ -33,13 +33,16 @@ function conversationOf(models) {
 
 /** Show the view in `root`; query: `model`, repeated. Returns a function that ends it. */
 export function mount(root, _rest, query) {
-  const conversation = conversationOf(query.getAll("model"));
+  const conversation = conversationOf(query.getAll("model").filter(Boolean));
   const views = new Map();
   const composer = new Composer(conversation);
   const columns = h("div", { class: "columns" });
   const notice = h("div", { class: "note warn playground-notice", role: "status", hidden: true });
   const add = h("button", { class: "button", type: "button", on: { click: () => pickModel((model) => conversation.add(model)) } }, "Add a model");
-  const reset = h("button", { class: "button", type: "button", on: { click: () => conversation.reset() } }, "Reset");
+  const reset = h("button", { class: "button", type: "button", on: { click: () => {
+    conversation.reset();
+    composer.prompt.focus();
+  } } }, "Reset");
   const mode = h("select", { "aria-label": "How the prompt is sent", on: { change: () => conversation.choose(mode.value) } },
     h("option", { value: CHAT }, "Chat"), h("option", { value: TEXT }, "Plain text"));
   replace(root, h("div", { class: "playground" },

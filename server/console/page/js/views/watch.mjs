@@ -81,8 +81,14 @@ function titleOf(adapter) {
   return [
     h("h1", { class: "watch-title" }, h("a", { href: "#/watch" }, "Watch"), h("span", { class: "muted", "aria-hidden": "true" }, "/"), h("span", {}, visible(adapter))),
     session.may("use") ? h("span", { class: "watch-links small" }, isAdapter ? h("a", { href: `#/adapters/${encodeURIComponent(adapter)}` }, "Versions") : null,
-      h("a", { href: `#/playground?model=${encodeURIComponent(adapter)}` }, "Open in the playground")) : null,
+      h("a", { href: playgroundOf(adapter, isAdapter) }, "Open in the playground")) : null,
   ];
+}
+
+/** The adapter beside the base. */
+function playgroundOf(adapter, isAdapter) {
+  const models = isAdapter ? [session.facts.base[0], adapter] : [adapter];
+  return `#/playground?${models.map((model) => `model=${encodeURIComponent(model)}`).join("&")}`;
 }
 
 function unknown(source, adapter) {

@@ -22,6 +22,7 @@ export class Chart {
   #table = h("div", { class: "chart-table", hidden: true, tabindex: "0" });
   #drawn = null;
   #series = [];
+  #colours = new Map();
   #observer;
 
   constructor(wanted, cursor) {
@@ -66,7 +67,13 @@ export class Chart {
   #allSeries(ring) {
     const { series = [], prefix, labelOf = (name) => name } = this.#wanted;
     const more = prefix === undefined ? [] : [].concat(prefix).flatMap((each) => ring.names(each).map((key) => ({ key, label: labelOf(key.slice(each.length), each) })));
-    return [...series, ...more].map((each, n) => ({ ...each, colour: Math.min(n + 1, COLOURS) }));
+    return [...series, ...more].map((each) => ({ ...each, colour: this.#colourOf(each.key) }));
+  }
+
+  /** A series keeps its colour, whichever others come. */
+  #colourOf(key) {
+    if (!this.#colours.has(key)) this.#colours.set(key, Math.min(this.#colours.size + 1, COLOURS));
+    return this.#colours.get(key);
   }
 
   /** Show the values at the cursor, or now. */

@@ -9,6 +9,7 @@ const RIGHT = 10;
 const TOP = 10;
 const BOTTOM = 22;
 const PX_PER_TICK = 76;
+const DENSE_POINTS_PER_PX = 1.5;
 
 /** The picture. unit: {text, mark (the text of a mark of the axis, if another), whole}; top: the end of the value axis if it is fixed. */
 export class Plot {
@@ -72,6 +73,7 @@ export class Plot {
 
   #drawLines(ring, series, first) {
     const shown = new Set(series.map(({ key }) => key));
+    this.#lines.classList.toggle("dense", ring.length - first > DENSE_POINTS_PER_PX * this.#scale.wide);
     for (const [key, { line, area }] of this.#paths) {
       if (shown.has(key)) continue;
       line.remove();
