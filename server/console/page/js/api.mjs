@@ -71,12 +71,24 @@ export async function getText(path, options = {}) {
   return await (await request("GET", path, options)).text();
 }
 
+/** The bytes at a path, as a Blob. Raises ApiError. */
+export async function getBlob(path, options = {}) {
+  const response = await request("GET", path, options);
+  try {
+    return await response.blob();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, { message: "the connection broke off" });
+  }
+}
+
 /** Send JSON (or nothing) and return the JSON of the answer. Raises ApiError. */
 export async function sendJson(method, path, body, options = {}) {
   return await (await request(method, path, { body, ...options })).json();
 }
 
-/** Upload a form; progress(sent, total) in bytes. Returns {promise, cancel}; the promise rejects with ApiError. */
+/** Upload a form; progress(sent, total) in bytes. Returns {promise, cancel}; the promise is of {created, adapter, location}
+ * (location: the path of the version), or rejects with ApiError. */
 export function upload(path, form, progress) {
   const call = new XMLHttpRequest();
   const promise = new Promise((resolve, reject) => {
@@ -86,7 +98,9 @@ export function upload(path, form, progress) {
     call.onload = () => {
       if (call.status >= 200 && call.status < 300) {
         connection.answered();
-        resolve({ created: call.status === 201, adapter: JSON.parse(call.responseText) });
+        resolve({
+          created: call.status === 201, adapter: JSON.parse(call.responseText), location: call.getResponseHeader("location") ?? "",
+        });
       } else reject(failure(call.status, call.responseText, call.getResponseHeader("x-request-id")));
     };
     call.onerror = () => reject(new ApiError(0, { message: "the connection ended before the server answered" }));

@@ -9,7 +9,7 @@ import * as adapters from "./views/adapters.mjs";
 import * as playground from "./views/playground.mjs";
 import * as watch from "./views/watch.mjs";
 
-/** path -> a view: title; needs: what the key must be allowed; mount(root, rest) returns a function that ends it. */
+/** path -> a view: title; needs: what the key must be allowed; mount(root, rest, query) returns a function that ends it. */
 const VIEWS = new Map([
   ["adapters", { title: "Adapters", needs: "use", mount: adapters.mount }],
   ["playground", { title: "Playground", needs: "use", mount: playground.mount }],
@@ -25,10 +25,11 @@ function offered() {
   return [...VIEWS].filter(([, view]) => session.may(view.needs));
 }
 
-/** `#/adapters/poet` as ["adapters", "poet"]. */
+/** `#/adapters/poet?a=b` as ["adapters", "poet", URLSearchParams of a=b]. */
 function place() {
-  const [name, ...rest] = location.hash.replace(/^#\//, "").split("/");
-  return [name, rest.map(decode).join("/")];
+  const [path, ...query] = location.hash.replace(/^#\//, "").split("?");
+  const [name, ...rest] = path.split("/");
+  return [name, rest.map(decode).join("/"), new URLSearchParams(query.join("?"))];
 }
 
 function decode(text) {
@@ -44,7 +45,7 @@ function show() {
   if (facts === null) return;
   const views = offered();
   drawBar(facts, views);
-  const [name, rest] = place();
+  const [name, rest, query] = place();
   const wanted = views.find(([known]) => known === name) ?? views[0];
   const now = wanted === undefined ? "sign-in" : JSON.stringify([wanted[0], wanted[0] === name ? rest : "", facts.may, facts.base, facts.label]);
   if (now === shown) return;
@@ -59,7 +60,8 @@ function show() {
   }
   const [, view] = wanted;
   document.title = `${view.title} \u2013 perft`;
-  unmount = view.mount(main, wanted[0] === name ? rest : "") ?? null;
+  const isThere = wanted[0] === name;
+  unmount = view.mount(main, isThere ? rest : "", isThere ? query : new URLSearchParams()) ?? null;
 }
 
 function drawBar(facts, views) {
@@ -97,7 +99,12 @@ function sentence(text) {
 
 startTheme(document.getElementById("theme"));
 document.getElementById("key").addEventListener("click", askForKey);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
 window.addEventListener("hashchange", () => {
+  shown = null;
   show();
   main.focus({ preventScroll: true });
   window.scrollTo(0, 0);

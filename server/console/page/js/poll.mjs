@@ -2,26 +2,30 @@
 
 const LONGEST_PAUSE_S = 10;
 
-/** Run `work` (async) now and `seconds` after each end; after failures later and later. Returns {stop, now}. */
+/** Run `work` (async) now and `seconds` after each end; after failures later and later. Returns {stop, now}: `now` runs it
+ * at once, or once more right after the run in progress. */
 export function every(seconds, work) {
   let timer = null;
   let failures = 0;
   let running = false;
+  let again = false;
   let stopped = false;
 
   async function round() {
     timer = null;
     if (stopped || running || document.hidden) return;
     running = true;
+    again = false;
     try {
       await work();
       failures = 0;
     } catch (error) {
       if (!("status" in error) && error.name !== "AbortError") console.error(error);
-      failures += 1;
+      if (error.name !== "AbortError") failures += 1;
     }
     running = false;
-    schedule();
+    if (again) now();
+    else schedule();
   }
 
   function schedule() {
@@ -32,6 +36,7 @@ export function every(seconds, work) {
   function now() {
     clearTimeout(timer);
     timer = null;
+    again = running;
     return round();
   }
 

@@ -1,7 +1,9 @@
-import { h, replace } from "../dom.mjs";
+/** The adapters: the table of all (`#/adapters`), or one of them (`#/adapters/NAME`). */
 
-/** Show the view in `root`; returns a function that ends it. */
-export function mount(root) {
-  replace(root, h("h1", {}, "Adapters"));
-  return () => {};
+import { mountList } from "../adapters/listview.mjs";
+import { mountOne } from "../adapters/oneview.mjs";
+
+/** Show the view in `root`; name: of one adapter, or empty. Returns a function that ends it. */
+export function mount(root, name, query) {
+  return name === "" ? mountList(root, query) : mountOne(root, name);
 }

@@ -1,0 +1,84 @@
+/** Works out who holds which share of the device's rows, and what changed between two looks at it. No DOM. */
+
+import { activeOf } from "./names.mjs";
+
+/** Shares smaller than this part of the pool are summed up. */
+const SMALLEST = 0.012;
+const MOST_HOLDERS = 40;
+
+/** The picture of the pool.
+ *
+ * adapters: those with their active version on the device. isAll: whether these are all of them. used, total: rows of the
+ * pool; NaN where this key may not read them. Returns {holders, others, free, used, total}: holders each {key, names,
+ * name, version, rows, pinned, digest}, equal contents once; others {rows, adapters}: small ones and whatever else holds
+ * rows; free: rows, or NaN; whole: the rows that make up the full width.
+ */
+export function poolOf(adapters, isAll, used, total) {
+  const all = holdersOf(adapters);
+  const known = sum(all);
+  const taken = Number.isFinite(used) ? Math.max(used, known) : known;
+  const whole = Number.isFinite(total) ? Math.max(total, taken) : taken;
+  const isShown = (holder, i) => i < MOST_HOLDERS && holder.rows >= whole * SMALLEST;
+  const holders = all.filter(isShown);
+  const small = all.filter((holder, i) => !isShown(holder, i));
+  const single = small.length === 1 && all.length <= MOST_HOLDERS ? small.splice(0) : [];
+  return {
+    holders: [...holders, ...single],
+    others: { rows: sum(small), adapters: small.length, isAll },
+    besides: taken - known,
+    free: Number.isFinite(total) ? whole - taken : NaN,
+    pinned: sum(all.filter((holder) => holder.pinned)),
+    count: all.reduce((count, holder) => count + holder.names.length, 0),
+    used: taken, total, whole,
+  };
+}
+
+/** Who holds rows: one for each content, the largest first. */
+function holdersOf(adapters) {
+  const byContent = new Map();
+  for (const adapter of adapters) {
+    const version = activeOf(adapter);
+    if (version === null || version.resident !== "device") continue;
+    const key = version.peft_type === "PERFT" ? version.digest : version.id;
+    const there = byContent.get(key);
+    if (there === undefined) {
+      byContent.set(key, {
+        key, digest: version.digest, name: adapter.name, version: version.version, names: [adapter.name],
+        rows: version.rows, pinned: adapter.pinned,
+      });
+    } else {
+      there.names.push(adapter.name);
+      there.pinned ||= adapter.pinned;
+    }
+  }
+  return [...byContent.values()].sort((a, b) => b.rows - a.rows || (a.name < b.name ? -1 : 1));
+}
+
+function sum(holders) {
+  return holders.reduce((rows, holder) => rows + holder.rows, 0);
+}
+
+/** What changed from one list of those on the device to the next: {came, left}, each {id, name, version, rows}.
+ * Where a list is not complete, only what lies above its smallest counts: below, nothing is known. */
+export function changesOf(before, after) {
+  const [was, is] = [occupantsOf(before.adapters), occupantsOf(after.adapters)];
+  const floor = Math.max(floorOf(before, was), floorOf(after, is));
+  const counts = (occupant, others) => !others.has(occupant.id) && occupant.rows > floor;
+  return {
+    came: [...is.values()].filter((occupant) => counts(occupant, was)),
+    left: [...was.values()].filter((occupant) => counts(occupant, is)),
+  };
+}
+
+function occupantsOf(adapters) {
+  const found = new Map();
+  for (const adapter of adapters) {
+    const version = activeOf(adapter);
+    if (version !== null) found.set(version.id, { id: version.id, name: adapter.name, version: version.version, rows: version.rows });
+  }
+  return found;
+}
+
+function floorOf(list, occupants) {
+  return list.isAll ? -1 : Math.min(...[...occupants.values()].map((occupant) => occupant.rows));
+}
