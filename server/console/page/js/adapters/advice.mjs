@@ -51,7 +51,10 @@ export function partsOf(violation) {
 
 function splitFound(text) {
   const match = /^found\s/.test(text) ? PARTS.exec(text) : null;
-  if (match !== null) return { found: match[1], expected: match[2] ?? "", todo: match[3] ?? "" };
+  if (match !== null) {
+    const [, found, expected = "", todo = ""] = match;
+    return !expected && /^input should /i.test(todo) ? { found, expected: todo.replace(/^input should (be )?/i, "expected "), todo: "" } : { found, expected, todo };
+  }
   const [, found, expected] = /^(missing|unknown key)[,;]\s+(expected\s.*)$/s.exec(text) ?? [null, text, ""];
   return { found, expected, todo: "" };
 }

@@ -10,7 +10,7 @@ const FACTS = [
   ["variant", "Variant", String],
   ["expert_type", "Expert type", String],
   ["num_experts", "Experts", String],
-  ["top_k", "Experts for each token (top-k)", String],
+  ["top_k", "Top-k", String],
   ["bottleneck", "Bottleneck", String],
   ["rows", "Rows on the device", format.count],
   ["size_bytes", "Size", format.bytes],

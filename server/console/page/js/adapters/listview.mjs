@@ -68,6 +68,7 @@ export function mountList(root, query) {
       if (error.name !== "AbortError") failed(error);
       throw error;
     }
+    if (filled.hidden) await pool.seen;
     if (wanted !== listing) return;
     if (found.data.length === 0 && wanted.page > 1) {
       go({ ...wanted, page: pagesOf(found.total) }, true);

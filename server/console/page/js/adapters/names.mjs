@@ -12,8 +12,8 @@ export function nameProblem(name, bases = []) {
   if (bases.includes(name)) return "This is the base model's name: choose another.";
   if (NAME.test(name)) return null;
   if (name.length > LONGEST_NAME) return `Found ${name.length} characters, expected at most ${LONGEST_NAME}: shorten it.`;
-  if (!/^[a-z0-9]/.test(name)) return "A name begins with a letter a\u2013z or a digit.";
   const wrong = [...name].find((character) => !/[a-z0-9._-]/.test(character));
+  if (wrong === undefined) return `Found ${shown(name[0])} at its beginning, expected a letter a\u2013z or a digit.`;
   return `Found ${shown(wrong)}, expected a\u2013z, 0\u20139, dot, _ and - only.`;
 }
 

@@ -84,8 +84,10 @@ function ofFolder(folder, files, entries, found, limit) {
   if (weights === null) problems.push(missingWeights(files));
   if (weights !== null && weights.size > limit) problems.push(tooLarge(WEIGHTS, weights.size, limit));
   const inside = folder === "" ? "" : `${folder}/`;
-  const mine = ({ path }) => path.startsWith(inside) && !found.some((other) => other.length > folder.length && path.startsWith(`${other}/`));
-  const left = entries.filter(mine).map(({ path }) => path.slice(inside.length)).filter((path) => path !== CONFIG && path !== WEIGHTS && !ARCHIVE.test(path));
+  const isMine = ({ path }) => found.length === 1 || (path.startsWith(inside) && !found.some((other) => other.length > folder.length && path.startsWith(`${other}/`)));
+  const isSent = ({ path }) => path === inside + CONFIG || path === inside + WEIGHTS;
+  const isArchive = ({ path }) => !path.includes("/") && ARCHIVE.test(path);
+  const left = entries.filter((entry) => isMine(entry) && !isSent(entry) && !isArchive(entry)).map(({ path }) => (path.startsWith(inside) ? path.slice(inside.length) : path));
   const notes = isCheckpoint(folder) ? [`Only checkpoints have both files: this is the last of them, ${folder.split("/").at(-1)}.`] : [];
   return { name: nameOfPath(folder), config, weights, source: folder, left, notes, problems };
 }

@@ -12,9 +12,9 @@ import { changesOf, poolOf } from "./pool.mjs";
 const MOST_LISTED = 300;
 const LEAVING_MS = 2500;
 const MOST_EVENTS = 30;
-const SHOWN_EVENTS = 8;
-const SHOWN_HOLDERS = 18;
-const SHOWN_ON_A_PHONE = 6;
+const SHOWN_EVENTS = 6;
+const SHOWN_HOLDERS = 12;
+const SHOWN_ON_A_PHONE = 4;
 const phone = matchMedia("(max-width: 760px)");
 const MOST_LOOKUPS = 8;
 
@@ -35,6 +35,11 @@ export class PoolPicture {
   #leaving = new Map();
   #timers = new Set();
   #isWide = false;
+  #isSeen;
+  /** Settles once the picture was drawn, or could not be. */
+  seen = new Promise((resolve) => {
+    this.#isSeen = resolve;
+  });
 
   constructor(mayWatch) {
     this.element = h("section", { class: "card pool", "aria-labelledby": "pool-title", hidden: true },
@@ -46,7 +51,7 @@ export class PoolPicture {
 
   /** Ask who is on the device, and show it. Raises ApiError. */
   async look() {
-    const { data, total } = await getJson(deviceRoute(MOST_LISTED));
+    const { data, total } = await getJson(deviceRoute(MOST_LISTED)).finally(this.#isSeen);
     const now = { adapters: data, isAll: total <= data.length };
     if (before !== null) {
       const { came, left } = changesOf(before, now);

@@ -98,7 +98,7 @@ export class AdapterTable {
       parts.marks.replaceChildren(...[adapter.pinned ? pinMark() : null, adapter.allowed_keys ? lockMark(adapter.allowed_keys) : null].filter(Boolean));
     }
     parts.name.title = adapter.name;
-    setText(parts.brief, adapter.active === null ? "" : `@${adapter.active}`);
+    setText(parts.brief, active === null ? "not active" : active.state === "ready" ? `@${active.version}` : `@${active.version} ${active.state}`);
     setText(parts.kind, shown ? kindOf(shown) : "");
     parts.kind.title = shown ? kindInWords(shown) : "";
     setLine(parts.description, shown?.description);

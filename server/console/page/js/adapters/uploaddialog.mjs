@@ -8,7 +8,8 @@ import { session } from "../session.mjs";
 import { KeyChoice } from "./keychoice.mjs";
 import { chooseButtons } from "./choosing.mjs";
 import { jobs } from "./jobs.mjs";
-import { nameProblem, routeOf } from "./names.mjs";
+import { listRoute } from "./listing.mjs";
+import { nameProblem } from "./names.mjs";
 import { CONFIG, pick, WEIGHTS } from "./picking.mjs";
 
 const TYPING_MS = 250;
@@ -177,11 +178,12 @@ class Draft {
     const name = this.name;
     let says;
     try {
-      const { active, versions } = await getJson(routeOf(name));
-      const now = active === null ? "none is active" : `@${active} is active`;
-      says = `${name} exists (${versions.length === 1 ? "one version" : `${format.count(versions.length)} versions`}, ${now}): this becomes its next version.`;
-    } catch (error) {
-      says = error.code === "adapter_not_found" ? `${name} is a new adapter.` : "";
+      const found = await getJson(listRoute({ search: name, sort: "name", page: 1 }));
+      const known = found.data.find((adapter) => adapter.name === name);
+      if (known) says = `${name} exists, ${known.active === null ? "without an active version" : `@${known.active} is active`}: this becomes its next version.`;
+      else says = found.has_more ? "" : `${name} is a new adapter.`;
+    } catch {
+      says = ""; // the upload itself will say what is wrong
     }
     if (name === this.name) this.#say(says, false);
   }

@@ -49,7 +49,7 @@ function build(adapter, version, changed, close) {
       fact("Last used", version.last_used ? `${format.date(version.last_used)} (${format.ago(version.last_used)})` : "not since the server started"),
       fact("Running", format.count(version.requests_running ?? NaN)),
       fact("Digest", h("span", { class: "digest whole" }, h("span", { class: "mono" }, version.digest), copyButton(() => version.digest, "the digest")))),
-    mayChange && isIdle ? h("div", { class: "downloads" }, Object.keys(FILES).map((file) => downloadButton(version, adapter.name, file, failed)),
+    mayChange && isIdle ? h("div", { class: "facts-files" }, h("div", { class: "downloads" }, Object.keys(FILES).map((file) => downloadButton(version, adapter.name, file, failed))),
       curlBox(() => ({ path: `${routeOf(adapter.name, version.version)}/files/weights`, file: true }))) : null,
     mayChange && isActive && !isAlone ? h("p", { class: "muted small" }, "The active version can be deleted once another one is active, or with the whole adapter.") : null,
     problem,
