@@ -19,7 +19,7 @@ export function showComparison(adapter, version, changed) {
 
 class Comparison {
   #note = h("div", { class: "note warn", role: "alert", hidden: true });
-  #table = h("div", { class: "table-frame compare-frame" });
+  #table = h("div", { class: "table-frame compare-frame", role: "region", "aria-label": "Comparison", tabindex: "0" });
   #links = h("div", {});
   #curl = curlBox(() => ({ method: "PATCH", path: routeOf(this.adapter.name), body: this.#change() }));
 

@@ -30,7 +30,8 @@ function build(adapter, version, changed, close) {
   return h("div", { class: "grid" },
     h("p", {}, version === null ? `The name and ${adapter.versions.length === 1 ? "its only version" : `all its ${format.count(adapter.versions.length)} versions`} are deleted, on the device, the host and the disk. This cannot be undone.`
       : "It is deleted on the device, the host and the disk. This cannot be undone, and its number is never given again."),
-    h("p", {}, "New requests are refused at once. ", h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`), ` now and may finish${timeout}; then what still runs is ended.`),
+    h("p", {}, "New requests are refused at once. ", running === 0 ? "No request of it runs now."
+      : [h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`), ` now and may finish${timeout}; then what still runs is ended.`]),
     version === null ? nameField(adapter.name, remove) : null,
     curlBox(() => ({ method: "DELETE", path })), problem,
     h("div", { class: "dialog-end" }, h("button", { class: "button", type: "button", on: { click: close } }, "Cancel"), remove));

@@ -26,7 +26,7 @@ export class KeyChoice {
       this.#radios.set(value, input);
       return h("label", { class: "check choice" }, input, h("span", {}, title, hint ? h("span", { class: "muted small" }, ` \u2013 ${hint}`) : null));
     };
-    this.element = h("fieldset", { class: "keys" }, h("legend", {}, "Who may use it"),
+    this.element = h("fieldset", { class: "keys" }, h("legend", { class: allowed === undefined ? null : "visually-hidden" }, "Who may use it"),
       allowed === undefined ? radio("same", "As the name has it", "a new name: every key") : null,
       radio("all", "Every key"),
       this.#boxes.size ? [radio("some", "Only these keys"), this.#labels] : null,

@@ -37,8 +37,9 @@ export function mountList(root, query) {
   const pool = new PoolPicture(mayWatch);
   const panel = new JobsPanel();
   const pager = new Pager((page) => go({ ...listing, page }));
+  const upload = mayChange ? uploadButton() : null;
   const head = h("div", { class: "head" }, h("h1", {}, "Adapters"), total,
-    h("div", { class: "head-end" }, h("div", { class: "search" }, icon("search"), search), mayChange ? uploadButton() : null));
+    h("div", { class: "head-end" }, h("div", { class: "search" }, icon("search"), search), upload));
   const filled = h("div", { class: "adapters-view" }, pool.element, h("div", { class: "adapters-list" }, table.element, none, pager.element));
   const start = h("div", { hidden: true });
   filled.hidden = true;
@@ -91,6 +92,7 @@ export function mountList(root, query) {
     start.hidden = !isEmpty;
     filled.hidden = isEmpty;
     search.parentElement.hidden = isEmpty;
+    if (upload) upload.hidden = isEmpty;
     total.hidden = isEmpty;
     setText(total, wanted.search.trim() ? `${format.count(found.total)} found` : format.count(found.total));
     const rows = isUsers || !table.isHeld ? found.data : inPlace(table.adapters, found.data);

@@ -35,14 +35,14 @@ export function mountOne(root, name) {
   const pinButton = actionButton({ class: "button" }, [icon("pin"), h("span", {}, "Pin")],
     async () => show(await pin(adapter)), (error) => pinFailed(adapter, error));
   const access = h("button", { class: "button", type: "button", on: { click: () => changeAccess(adapter, show) } }, icon("lock"), "Who may use it");
-  const remove = h("button", { class: "button danger", type: "button", on: { click: () => confirmDelete(adapter, null, show) } }, icon("trash"), "Delete");
+  const remove = h("button", { class: "button danger", type: "button", on: { click: () => confirmDelete(adapter, null, deleted) } }, icon("trash"), "Delete");
   const actions = h("div", { class: "head-end" }, try_, mayChange ? [pinButton, access, uploadButton(name, "Upload a version", "button"), remove] : null);
   const description = h("p", { class: "one-description", dir: "auto", tabindex: "0" });
   const who = line("", "muted small");
   const figures = new Figures(mayWatch);
   const drains = new DrainPanel(name);
   const panel = new JobsPanel();
-  const versions = new VersionsTable(mayChange, show);
+  const versions = new VersionsTable(mayChange, show, deleted);
   const problem = h("div", {});
   const body = h("div", { class: "one", hidden: true }, description, who, figures.element, drains.element,
     h("section", { "aria-labelledby": "versions-title" }, h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count), versions.element));
@@ -78,6 +78,12 @@ export function mountOne(root, name) {
     versions.show(adapter);
   }
 
+  /** The drain is what matters now: it is brought into sight. */
+  function deleted(found) {
+    show(found);
+    drains.element.scrollIntoView({ block: "nearest" });
+  }
+
   async function load() {
     drains.tick();
     const isDue = adapter === null || drains.isBusy || performance.now() / 1000 - loadedAt >= POLL_S;
@@ -99,9 +105,9 @@ export function mountOne(root, name) {
     replace(marks);
     marks._state = null;
     drains.ended();
-    const says = was ? "It was deleted, with all its versions." : "There is no such adapter, or this key may not use it.";
+    const says = was ? `${name} was deleted, with all its versions.` : "There is no such adapter, or this key may not use it.";
     if (was || !problem.firstChild) {
-      replace(problem, h("div", { class: "card empty" }, h("p", { role: "status" }, says), h("a", { class: "button", href: hrefOf() }, "All adapters")));
+      replace(problem, h("div", { class: "card empty gone-note" }, h("p", { role: "status" }, says), h("a", { class: "button", href: hrefOf() }, "All adapters")));
     }
   }
 

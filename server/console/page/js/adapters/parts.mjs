@@ -74,7 +74,7 @@ export function curlBox(build) {
   const code = h("code", {});
   const box = h("details", { class: "curl", on: { toggle: () => setText(code, text()) } },
     h("summary", {}, "The same with curl"),
-    h("div", { class: "curl-body" }, h("pre", { tabindex: "0", "aria-label": "curl command" }, code), copyButton(text, "the curl command")));
+    h("div", { class: "curl-body" }, h("pre", { tabindex: "0", role: "region", "aria-label": "curl command" }, code), copyButton(text, "the curl command")));
   box.refresh = () => box.open && setText(code, text());
   return box;
 }
@@ -86,7 +86,7 @@ export function problemBox(error) {
   if (error.violations?.length) {
     const many = error.violations.length;
     box.append(h("p", { class: "problem-title" }, many === 1 ? "One thing is wrong with it:" : `${many} things are wrong with it:`));
-    box.append(h("ol", { class: "violations" }, error.violations.slice(0, MOST_VIOLATIONS).map(violationItem)));
+    box.append(h("ol", { class: "violations", tabindex: "0", "aria-label": "Violations" }, error.violations.slice(0, MOST_VIOLATIONS).map(violationItem)));
     if (many > MOST_VIOLATIONS) box.append(h("p", { class: "muted small" }, `and ${many - MOST_VIOLATIONS} more: copy the list to see them all`));
   } else box.append(h("p", { class: "problem-title", dir: "auto" }, error.message));
   if (advice) box.append(h("p", { class: "advice" }, advice));

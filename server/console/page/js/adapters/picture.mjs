@@ -26,6 +26,7 @@ let before = null;
 
 export class PoolPicture {
   #bar = h("div", { class: "pool-bar", "aria-hidden": "true" });
+  #title = h("h2", { id: "pool-title" }, "Device pool");
   #summary = h("p", { class: "muted number" });
   #holders = h("ul", { class: "holders", "aria-label": "Who holds rows of the device's pool" });
   #more = h("button", { class: "button quiet small", type: "button", "aria-expanded": "false", on: { click: () => this.#toggle() } });
@@ -43,7 +44,7 @@ export class PoolPicture {
 
   constructor(mayWatch) {
     this.element = h("section", { class: "card pool", "aria-labelledby": "pool-title", hidden: true },
-      h("div", { class: "pool-head" }, h("h2", { id: "pool-title" }, "Device pool"), this.#summary),
+      h("div", { class: "pool-head" }, this.#title, this.#summary),
       this.#bar,
       h("div", { class: "pool-below" }, h("div", {}, this.#holders, this.#more),
         h("div", { class: "pool-events" }, h("div", { class: "pool-events-head" }, h("h3", {}, "Loads and evictions"), mayWatch ? this.#evictions : null), this.#events)));
@@ -104,6 +105,7 @@ export class PoolPicture {
     const total = this.#scrape?.sum("perft_device_rows_total") ?? NaN;
     const pool = poolOf(before.adapters, before.isAll, used, total);
     this.element.hidden = !(pool.whole > 0);
+    setText(this.#title, Number.isFinite(total) ? "Device pool" : "On the device");
     setText(this.#summary, summaryOf(pool));
     keyed(this.#bar, this.#segments(pool), (segment) => segment.key, makeSegment, fillSegment);
     const most = phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS;
@@ -113,6 +115,7 @@ export class PoolPicture {
     this.#more.hidden = hidden <= 0;
     this.#more.setAttribute("aria-expanded", String(this.#isWide));
     setText(this.#more, this.#isWide ? "Show fewer" : `Show ${hidden} more`);
+    this.#events.classList.toggle("any", events.length > 0);
     keyed(this.#events, events.length ? events.slice(0, SHOWN_EVENTS) : [{ id: 0 }], (event) => event.id, makeEvent, () => {});
   }
 
@@ -178,7 +181,8 @@ function fillHolder(item, holder, pool) {
       holder.pinned ? h("span", { class: "mark", title: "Pinned: stays on the device" }, icon("pin"), h("span", { class: "visually-hidden" }, "pinned")) : null,
     ].filter(Boolean));
   }
-  setText(rows, `${format.count(holder.rows)} rows \u00b7 ${format.percent(Math.round((1000 * holder.rows) / pool.whole) / 1000)}`);
+  const share = Number.isFinite(pool.total) ? ` \u00b7 ${format.percent(Math.round((1000 * holder.rows) / pool.whole) / 1000)}` : "";
+  setText(rows, `${format.count(holder.rows)} rows${share}`);
 }
 
 const WORDS = { loaded: "loaded", host: "evicted to host", disk: "evicted to disk", deleted: "deleted", replaced: "replaced", left: "left the device" };

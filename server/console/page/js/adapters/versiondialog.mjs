@@ -15,12 +15,12 @@ import { actionButton, curlBox, fact, problemBox } from "./parts.mjs";
 const FILES = { config: "adapter_config.json", weights: "adapter_model.safetensors" };
 const KEEP_BLOB_MS = 60_000;
 
-/** changed(adapter): something was changed, and this is the adapter now. */
-export function showVersion(adapter, version, changed) {
-  showDialog(version.id, (close) => build(adapter, version, changed, close), { wide: true });
+/** changed(adapter): something was changed, and this is the adapter now. deleted(adapter): the version is being deleted. */
+export function showVersion(adapter, version, changed, deleted) {
+  showDialog(version.id, (close) => build(adapter, version, changed, deleted, close), { wide: true });
 }
 
-function build(adapter, version, changed, close) {
+function build(adapter, version, changed, deleted, close) {
   const mayChange = session.may("change");
   const problem = h("div", {});
   const failed = (error) => replace(problem, problemBox(error));
@@ -54,7 +54,7 @@ function build(adapter, version, changed, close) {
     mayChange && isActive && !isAlone ? h("p", { class: "muted small" }, "The active version can be deleted once another one is active, or with the whole adapter.") : null,
     problem,
     h("div", { class: "dialog-end" },
-      mayChange && isIdle && (!isActive || isAlone) ? button("Delete this version", then(() => confirmDelete(adapter, version, changed)), "button danger") : null,
+      mayChange && isIdle && (!isActive || isAlone) ? button("Delete this version", then(() => confirmDelete(adapter, version, deleted)), "button danger") : null,
       mayChange && isActive ? deactivate() : null,
       isIdle ? h("a", { class: "button", href: playgroundOf(version.id), on: { click: close } }, "Playground") : null,
       !isActive && isIdle ? button(mayChange ? "Compare and activate" : "Compare", then(() => showComparison(adapter, version, changed))) : null,

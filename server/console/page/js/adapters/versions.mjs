@@ -16,19 +16,21 @@ const COLUMNS = [
   ["Running", "v-running number"], ["Last used", "v-used number"], ["Uploaded", "v-created number"], ["Digest", "v-digest"],
 ];
 
-/** changed(adapter): something was changed, and this is the adapter now. */
+/** changed(adapter): something was changed, and this is the adapter now. deleted(adapter): a version is being deleted. */
 export class VersionsTable {
   #body = h("tbody");
   #shown = FIRST_SHOWN;
   #adapter = null;
   #changed;
+  #deleted;
   #mayChange;
   #more = h("button", { class: "button small", type: "button", on: { click: () => this.#showMore() } });
   count = h("span", { class: "badge" });
 
-  constructor(mayChange, changed) {
+  constructor(mayChange, changed, deleted) {
     this.#mayChange = mayChange;
     this.#changed = changed;
+    this.#deleted = deleted;
     const table = h("table", { class: "versions" }, h("caption", { class: "visually-hidden" }, "Versions, the newest first"),
       h("thead", {}, h("tr", {}, COLUMNS.map(([title, name]) => h("th", { scope: "col", class: name }, title)),
         h("th", { scope: "col", class: "v-actions" }, h("span", { class: "visually-hidden" }, "Actions")))), this.#body);
@@ -52,7 +54,7 @@ export class VersionsTable {
 
   #row({ version, digest }) {
     const now = () => this.#adapter.versions.find((one) => one.version === version);
-    const act = (open) => () => now() && open(this.#adapter, now(), this.#changed);
+    const act = (open) => () => now() && open(this.#adapter, now(), this.#changed, this.#deleted);
     const parts = {
       number: h("span", { class: "version-number number" }, `@${version}`), active: h("span", { class: "badge accent" }, "active"), description: line(""),
       state: stateMark(), reason: line("", "problem small"), where: tier(), activate: h("button", { class: "button small", type: "button", on: { click: act(showComparison) } }),
