@@ -25,8 +25,14 @@ export class JobsPanel {
 
   #draw() {
     this.element.hidden = jobs.all.length === 0;
-    keyed(this.#list, jobs.all, (job) => job.id, (job) => new JobItem(job).element, (element) => element._item.draw());
+    keyed(this.#list, inOrder(jobs.all), (job) => job.id, (job) => new JobItem(job).element, (element) => element._item.draw());
   }
+}
+
+/** What is under way comes first, in its order; then what has ended, the last first. */
+function inOrder(all) {
+  const isUnderWay = (job) => ["sending", "checking", "waiting"].includes(job.state);
+  return [...all.filter(isUnderWay).reverse(), ...all.filter((job) => !isUnderWay(job))];
 }
 
 class JobItem {
@@ -49,7 +55,9 @@ class JobItem {
     if (job.state !== this.#state) {
       this.#state = job.state;
       this.element.className = `job ${job.state}`;
+      const hadFocus = this.element.contains(document.activeElement);
       this.#drawState(job);
+      if (hadFocus) this.#actions.lastElementChild?.focus();
     }
     if (job.state === "sending") {
       this.#progress.value = job.total ? job.sent / job.total : 0;

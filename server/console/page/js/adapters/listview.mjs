@@ -79,13 +79,13 @@ export function mountList(root, query) {
   }
 
   function failed(error) {
-    table.element.classList.add("stale");
+    filled.classList.add("stale");
     if (error.status >= 400 && error.code !== "engine_unavailable") replace(problem, problemBox(error));
   }
 
   function draw(found, wanted) {
     replace(problem);
-    table.element.classList.remove("stale");
+    filled.classList.remove("stale");
     table.element.removeAttribute("aria-busy");
     const isEmpty = found.total === 0 && !wanted.search.trim();
     if (isEmpty && start.hidden) replace(start, welcome(mayChange));

@@ -104,7 +104,7 @@ function violationItem(violation) {
   const isPlain = !/^found\s/.test(found) && !expected;
   return h("li", {}, where ? h("bdi", { class: "mono violation-where" }, where) : null,
     isPlain ? h("div", {}, h("bdi", {}, found)) : [part("Found", says(found, "found")), part("Expected", says(expected, "expected"))],
-    part("Do", todo));
+    part("Hint", todo));
 }
 
 /** A term and its value, as a pair of a description list. */

@@ -5,7 +5,7 @@ import { h, keyed, setText } from "../dom.mjs";
 import * as format from "../format.mjs";
 import { icon } from "../icons.mjs";
 import { deviceRoute } from "./listing.mjs";
-import { activeOf, colourOf, hrefOf, routeOf } from "./names.mjs";
+import { colourOf, hrefOf, routeOf } from "./names.mjs";
 import { swatch } from "./parts.mjs";
 import { changesOf, poolOf } from "./pool.mjs";
 
@@ -16,7 +16,7 @@ const SHOWN_EVENTS = 6;
 const SHOWN_HOLDERS = 12;
 const SHOWN_ON_A_PHONE = 4;
 const phone = matchMedia("(max-width: 760px)");
-const MOST_LOOKUPS = 8;
+const MOST_LOOKUPS = 5;
 
 /** What happened since this tab was opened, the newest first: {id, at, what, name, version, rows}. */
 const events = [];
@@ -195,12 +195,12 @@ function makeEvent({ id, at, what, name, version, rows }) {
     h("span", { class: "number muted" }, `${format.count(rows)} rows`));
 }
 
+/** Whether a version was evicted (and to where), deleted, or is only not the active one any more. */
 async function whyLeft({ name, version }) {
   try {
-    const adapter = await getJson(routeOf(name));
-    const active = activeOf(adapter);
-    if (active?.version !== version) return adapter.versions.some((one) => one.version === version && one.state !== "draining") ? "replaced" : "deleted";
-    return active.resident === "device" ? "left" : active.resident;
+    const { state, resident } = await getJson(routeOf(name, version));
+    if (state === "draining") return "deleted";
+    return resident === "device" ? "replaced" : resident;
   } catch (error) {
     return error.status === 404 ? "deleted" : "left";
   }

@@ -137,7 +137,8 @@ class Draft {
     this.element = h("li", { class: "draft" },
       h("div", { class: "draft-name" }, h("div", { class: "field" }, h("label", { for: id }, "Name"), this.input), this.#remove),
       this.#hint, filesOf(proposal), proposal.problems.length ? h("ul", { class: "note bad draft-problems" }, proposal.problems.map((text) => h("li", { dir: "auto" }, text))) : null);
-    this.#check(0);
+    if (name === "") this.#say(nameProblem(""), false);
+    else this.#check(0);
   }
 
   get name() {
