@@ -39,12 +39,13 @@ export function mountOne(root, name) {
   const actions = h("div", { class: "head-end" }, try_, mayChange ? [pinButton, access, uploadButton(name, "Upload a version", "button"), remove] : null);
   const description = h("p", { class: "one-description", dir: "auto", tabindex: "0" });
   const who = line("", "muted small");
+  const fails = h("p", { class: "note bad", role: "status", dir: "auto", hidden: true });
   const figures = new Figures(mayWatch);
   const drains = new DrainPanel(name);
   const panel = new JobsPanel();
   const versions = new VersionsTable(mayChange, show, deleted);
   const problem = h("div", {});
-  const body = h("div", { class: "one", hidden: true }, description, who, figures.element, drains.element,
+  const body = h("div", { class: "one", hidden: true }, fails, description, who, figures.element, drains.element,
     h("section", { "aria-labelledby": "versions-title" }, h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count), versions.element));
   actions.hidden = true;
   replace(root, h("div", { class: "head" }, title, actions), panel.element, problem, body);
@@ -73,6 +74,8 @@ export function mountOne(root, name) {
     description.hidden = text === "";
     setLine(who, adapter.allowed_keys === null ? "" : adapter.allowed_keys.length ? `Only for ${adapter.allowed_keys.join(", ")}` : "Only for the admin key");
     who.hidden = adapter.allowed_keys === null;
+    setText(fails, active?.reason ? `@${active.version}, the active version, cannot be served: ${visible(active.reason)}` : "");
+    fails.hidden = !active?.reason;
     figures.show(adapter);
     drains.show(adapter.versions, isEnding);
     versions.show(adapter);

@@ -101,7 +101,8 @@ export class AdapterTable {
     setText(parts.brief, active === null ? "not active" : active.state === "ready" ? `@${active.version}` : `@${active.version} ${active.state}`);
     setText(parts.kind, shown ? kindOf(shown) : "");
     parts.kind.title = shown ? kindInWords(shown) : "";
-    setLine(parts.description, shown?.description);
+    setLine(parts.description, shown?.reason ?? shown?.description);
+    parts.description.classList.toggle("problem", Boolean(shown?.reason));
     setText(cells.active, adapter.active === null ? format.UNKNOWN : `@${adapter.active}`);
     setState(parts.state, active ?? (shown?.state === "draining" ? shown : null));
     setTier(parts.where, active);

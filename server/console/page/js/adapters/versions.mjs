@@ -57,13 +57,13 @@ export class VersionsTable {
     const act = (open) => () => now() && open(this.#adapter, now(), this.#changed, this.#deleted);
     const parts = {
       number: h("span", { class: "version-number number" }, `@${version}`), active: h("span", { class: "badge accent" }, "active"), description: line(""),
-      state: stateMark(), reason: line("", "problem small"), where: tier(), activate: h("button", { class: "button small", type: "button", on: { click: act(showComparison) } }),
+      state: stateMark(), where: tier(), activate: h("button", { class: "button small", type: "button", on: { click: act(showComparison) } }),
     };
     const label = `Details of version ${version}`;
     const details = h("button", { class: "button small quiet", type: "button", "aria-label": label, on: { click: act(showVersion) } }, "Details");
     const cells = {
       "v-version": [h("div", { class: "version-line" }, parts.number, parts.active), h("div", { class: "under" }, parts.description)],
-      "v-state": [parts.state, parts.reason], "v-where": [parts.where],
+      "v-state": [parts.state], "v-where": [parts.where],
       "v-digest": [h("span", { class: "digest" }, h("span", { class: "mono", title: digest }, digest.slice(0, 8)), copyButton(() => digest, `the digest of version ${version}`))],
     };
     const row = h("tr", { data: { testid: `version-${version}` } });
@@ -85,11 +85,10 @@ export class VersionsTable {
     const isActive = version.version === active;
     row.classList.toggle("is-active", isActive);
     parts.active.hidden = !isActive;
-    setLine(parts.description, version.description);
+    setLine(parts.description, version.reason ?? version.description);
+    parts.description.classList.toggle("problem", version.reason !== null);
     setState(parts.state, version);
-    setLine(parts.reason, version.reason);
-    parts.reason.hidden = !version.reason;
-    setText(cells["v-kind"], kindOf(version));
+    setText(cells["v-kind"], kindOf(version) || format.UNKNOWN);
     cells["v-kind"].title = kindInWords(version);
     setTier(parts.where, version);
     setText(cells["v-rows"], format.count(version.rows));
