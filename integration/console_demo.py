@@ -23,8 +23,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_fastapi_instrumentator import Instrumentator
 
-from integration.console_chat import add_chat
-from integration.console_contents import fill
+from integration.console.chat import add_chat
+from integration.console.contents import fill
 from perft.logs import escape_records
 from server.app.connections import uvicorn_arguments
 from server.settings.model import Settings

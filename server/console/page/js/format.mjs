@@ -15,6 +15,15 @@ export function decimal(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+/** A rate with as many places as there is room for, so that a column of them lines up: 0, <0.01, 0.12, 9.87, 12.3, 1,234. */
+export function rate(value) {
+  if (!Number.isFinite(value)) return UNKNOWN;
+  if (value === 0) return "0";
+  if (value < 0.01) return "<0.01";
+  if (value >= 99.95) return count(value);
+  return value.toFixed(value < 9.995 ? 2 : 1);
+}
+
 /** Seconds as "850 \u00b5s", "12 ms", "1.2 s", "3 min", "5 h", "2 d". */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return UNKNOWN;

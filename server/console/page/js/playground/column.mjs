@@ -3,7 +3,6 @@
 import { h, keyed, replace, setText } from "../dom.mjs";
 import { count, decimal, duration, UNKNOWN } from "../format.mjs";
 import { icon } from "../icons.mjs";
-import { session } from "../session.mjs";
 import { visible } from "../text.mjs";
 import { comparison, paint } from "./answer_text.mjs";
 import { showCode } from "./code.mjs";
@@ -27,15 +26,16 @@ export class ColumnView {
     const { model } = column;
     this.#empty = h("p", { class: "column-empty muted" }, "Not asked yet");
     this.#log = h("div", { class: "column-log", tabindex: "0", role: "region", "aria-label": `Answers of ${model}` });
-    this.#reference = h("button", { class: "button small quiet", type: "button", on: { click: () => conversation.compareWith(column) } });
-    this.#code = h("button", { class: "button small quiet", type: "button", disabled: true, "aria-label": `Code of the request to ${model}`,
-      on: { click: () => showCode(model, column.last) } }, "Code");
+    this.#reference = h("button", { class: "button small quiet", type: "button", title: "The column that the others are compared with",
+      "aria-label": `Reference: compare the others with ${model}`, on: { click: () => conversation.compareWith(column) } }, "Reference");
+    this.#code = h("button", { class: "icon-button column-code", type: "button", disabled: true, title: "The request as code",
+      "aria-label": `Code of the request to ${model}`, on: { click: () => showCode(model, column.last) } }, "</>");
     this.element = h("section", { class: "column", "aria-label": model, data: { model } },
       h("header", { class: "column-head" },
-        h("h2", { class: "column-name", title: model }, model.split("@")[0]), versionChoice(model, (wanted) => this.#become(wanted)),
+        h("h2", { class: "column-name", title: model }, model.split("@")[0]),
         h("button", { class: "icon-button column-remove", type: "button", title: "Remove", "aria-label": `Remove ${model}`,
           on: { click: () => conversation.remove(column) } }, icon("cross")),
-        h("div", { class: "column-tools" }, this.#reference, this.#code)),
+        h("div", { class: "column-tools" }, versionChoice(model, (wanted) => this.#become(wanted)), this.#reference, this.#code)),
       h("div", { class: "column-body" }, this.#empty, this.#log),
       h("dl", { class: "column-facts" }, FACTS.map((name) => this.#fact(name))));
   }
@@ -69,9 +69,7 @@ export class ColumnView {
 
   #drawReference(isReference) {
     this.element.classList.toggle("reference", isReference);
-    setText(this.#reference, isReference ? "Reference" : "Compare with this");
     this.#reference.setAttribute("aria-pressed", String(isReference));
-    this.#reference.setAttribute("aria-label", `Compare the others with ${this.#column.model}`);
     this.#reference.hidden = this.#conversation.columns.length < 2;
   }
 
@@ -140,9 +138,4 @@ class TurnView {
       h("p", { dir: "auto" }, visible(error.message)),
       error.requestId ? h("p", { class: "small" }, "Request ", h("code", {}, visible(error.requestId))) : null);
   }
-}
-
-/** Whether a model is the base. */
-export function isBase(model) {
-  return session.facts?.base.includes(model) ?? false;
 }

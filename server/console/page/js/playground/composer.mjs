@@ -36,12 +36,12 @@ export class Composer {
   }
 
   #settings() {
-    const stop = this.#field("stop", "Stop at", h("textarea", { rows: "1", class: "short", placeholder: "One a line; \\n is a line break" }));
+    const stop = this.#field("stop", "Stop at", h("textarea", { rows: "2", class: "short", placeholder: "One a line; \\n is a line break" }));
     const numbers = FIELDS.map(([name, label, properties]) => this.#field(name, label, h("input", { ...properties, placeholder: "default" })));
     this.chosen = h("span", { class: "muted small" });
     const isChosen = Object.values(this.#conversation.settings).some((value) => value !== "");
     return h("details", { class: "settings", open: isChosen }, h("summary", {}, "Settings ", this.chosen),
-      h("div", { class: "settings-fields" }, this.system, numbers, stop));
+      h("div", { class: "settings-fields" }, this.system, stop, numbers));
   }
 
   #field(name, label, input) {

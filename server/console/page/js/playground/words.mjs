@@ -2,8 +2,10 @@
 
 const WORD = /(?:^\s+)?(?:[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]|[\p{L}\p{M}\p{N}_]+|[^\s])\s*/gu;
 const MOST_CELLS = 1_500_000;
-/** Words that agree between two differences count only if they are at least as many: else the marks would flicker. */
+/** Words that agree between two differences count only if they are at least as many, and if this share of what follows the
+ * first difference agrees: two texts that only share their small words are not marked word for word. */
 const SHORTEST_AGREEMENT = 3;
+const LEAST_AGREEMENT = 0.4;
 
 /** The words of a text, each with the white space around it; together they are the text. */
 export function wordsOf(text) {
@@ -19,8 +21,7 @@ export function compare(reference, text) {
   const at = agreement(a, b);
   if (at === a.length && at === b.length) return { parts: joined(ours, ours.map(() => "same"), []), at: null, ours: "", theirs: "" };
   const { own, gaps } = differences(a, b, at);
-  const kinds = smoothed(own);
-  return { parts: joined(ours, kinds, gaps), at, ours: b[at] ?? "", theirs: a[at] ?? "" };
+  return { parts: joined(ours, ...smoothed(own, gaps, at)), at, ours: b[at] ?? "", theirs: a[at] ?? "" };
 }
 
 /** Where a text that still grows parts from the reference, by the words that both have; `parts` as in `compare`. */
@@ -79,22 +80,26 @@ function align(a, b, start, rows, columns, own, gaps) {
   if (i < rows && !own[start + columns - 1]) gaps.push(start + columns);
 }
 
-function smoothed(own) {
+/** The kind of each word, and the gaps that are left. */
+function smoothed(own, gaps, start) {
   const kinds = own.map((is) => (is ? "own" : "same"));
-  let last = -1;
-  for (let n = 0; n < own.length; n += 1) {
-    if (!own[n]) continue;
-    if (last >= 0 && n - last - 1 < SHORTEST_AGREEMENT) kinds.fill("own", last + 1, n);
-    last = n;
+  const isGap = new Set(gaps);
+  let free = -1;
+  for (let n = start; n <= own.length; n += 1) {
+    if (!own[n] && !isGap.has(n)) continue;
+    if (free >= 0 && n > free && n - free < SHORTEST_AGREEMENT) kinds.fill("own", free, n);
+    free = own[n] ? n + 1 : n;
   }
-  return kinds;
+  const agreeing = kinds.filter((kind, n) => n >= start && kind === "same").length;
+  if (agreeing < LEAST_AGREEMENT * (kinds.length - start)) kinds.fill("own", start);
+  return [kinds, gaps.filter((n) => kinds[n - 1] !== "own" && kinds[n] !== "own")];
 }
 
 function joined(words, kinds, gaps) {
   const at = new Set(gaps);
   const parts = [];
   words.forEach((word, n) => {
-    if (at.has(n) && kinds[n] === "same") parts.push({ text: "", kind: "gap" });
+    if (at.has(n)) parts.push({ text: "", kind: "gap" });
     const last = parts.at(-1);
     if (last?.kind === kinds[n]) last.text += word;
     else parts.push({ text: word, kind: kinds[n] });

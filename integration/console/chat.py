@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import StreamingResponse
 
-from integration.console_contents import IMAGE
+from integration.console.contents import IMAGE
 from server.api.error_responses import ContractRoute
 from server.engine.protocol import EngineCounters
 from server.inference.request_context import CURRENT, RequestContext

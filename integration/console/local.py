@@ -1,0 +1,82 @@
+"""The server's app on the fake engine, on a real socket, in a thread of the tests' process."""
+
+import asyncio
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from integration.console.chat import add_chat
+from integration.console.contents import fill
+from server.app.connections import loop_factory, uvicorn_arguments
+from server.middleware.access_log import AccessLog
+from tests.server.fake_server import bearer, build_app, settings_of
+from tests.server.fakes import FakeEngine, ready_status
+
+POOL_ROWS = 2000
+
+
+def key(label: str) -> str:
+    return bearer(label)["Authorization"].removeprefix("Bearer ")
+
+
+@dataclass
+class LocalServer:
+    """A server at work. log: of access, as JSON lines."""
+
+    app: FastAPI
+    engine: FakeEngine
+    port: int
+    log: io.StringIO
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """What was answered so far, one line each."""
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@contextmanager
+def local_server(
+    folder: Path, names: int = 30, has_keys: bool = False, root_path: str = "", pace: float = 0.0
+) -> Iterator[LocalServer]:
+    """The server over `names` adapters. has_keys: admin, alice, bob and metrics, else none."""
+    store = folder / "store"
+    fill(store, names)
+    keys: dict[str, Any] = {"metrics_key": key("metrics")} if has_keys else {"api_keys": [], "admin_key": None}
+    settings = settings_of(store, **keys, drain_timeout_s=600.0)
+    engine = FakeEngine(ready_status(POOL_ROWS))
+    app = build_app(settings, engine)
+    add_chat(app, pace)
+    config = uvicorn.Config(
+        app, port=0, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
+        **uvicorn_arguments(settings),
+    )  # fmt: skip
+    server, log = uvicorn.Server(config), io.StringIO()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory(settings)) as runner:
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "it did not start"
+            time.sleep(0.01)
+        app.state.services = replace(app.state.services, access_log=AccessLog("json", log))
+        yield LocalServer(app, engine, server.servers[0].sockets[0].getsockname()[1], log)
+    finally:
+        server.should_exit = True
+        thread.join()

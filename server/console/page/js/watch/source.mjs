@@ -1,0 +1,107 @@
+/** Reads the metrics once a second while somebody looks, and keeps the points of the last 15 minutes. */
+
+import { getText } from "../api.mjs";
+import { connection } from "../connection.mjs";
+import { Scrape, Scrapes } from "../metrics.mjs";
+import { every } from "../poll.mjs";
+import { ofAdapter, ofAll, wasRestarted } from "./derive.mjs";
+import { GAP_S, Ring } from "./ring.mjs";
+
+const EVERY_S = 1;
+const QUICK_S = 6;
+export const SLOW_S = 20;
+const KEPT_ADAPTERS = 8;
+
+/** The metrics of all requests (adapter ""), or of one adapter. Events: "point". */
+class Source extends EventTarget {
+  ring = new Ring();
+  last = null;
+  #quick = new Scrapes(QUICK_S);
+  #slow = new Scrapes(SLOW_S);
+  #poll = null;
+
+  constructor(adapter) {
+    super();
+    this.adapter = adapter;
+  }
+
+  /** What happened in the last SLOW_S seconds; null until two scrapes are there. */
+  get span() {
+    return this.#slow.window;
+  }
+
+  /** The value of a name now; NaN while the server does not answer. */
+  now(name) {
+    return this.ring.valueAt(name, this.ring.length - 1);
+  }
+
+  start() {
+    this.#poll = every(EVERY_S, () => this.#read());
+    connection.addEventListener("back", this.#back);
+  }
+
+  stop() {
+    this.#poll?.stop();
+    this.#poll = null;
+    connection.removeEventListener("back", this.#back);
+    this.#forget();
+  }
+
+  #back = () => this.#poll?.now();
+
+  #forget() {
+    this.#quick.clear();
+    this.#slow.clear();
+  }
+
+  async #read() {
+    const path = this.adapter ? `/console/metrics?adapter=${encodeURIComponent(this.adapter)}` : "/console/metrics";
+    let text;
+    try {
+      text = await getText(path);
+    } catch (error) {
+      this.#push(unixOf(performance.now() / 1000), {});
+      throw error;
+    }
+    if (this.#poll !== null) this.#take(new Scrape(text));
+  }
+
+  #take(scrape) {
+    const time = unixOf(scrape.at);
+    if (this.last !== null && wasRestarted(this.last, scrape)) {
+      this.ring.markRestart(time);
+      this.#forget();
+    } else if (this.last !== null && scrape.at - this.last.at > GAP_S) this.#forget();
+    this.last = scrape;
+    this.#quick.add(scrape);
+    this.#slow.add(scrape);
+    const derive = this.adapter ? ofAdapter.bind(null, this.adapter) : ofAll;
+    this.#push(time, derive(scrape, this.#quick.window, this.#slow.window));
+  }
+
+  #push(time, values) {
+    this.ring.push(time, values);
+    this.dispatchEvent(new Event("point"));
+  }
+}
+
+function unixOf(monotonic) {
+  return performance.timeOrigin / 1000 + monotonic;
+}
+
+/** Unix seconds, never set back while the page is open. */
+export function nowUnix() {
+  return unixOf(performance.now() / 1000);
+}
+
+const kept = new Map();
+
+/** The source of an adapter ("": all); its points are kept while other views are shown. */
+export function sourceOf(adapter) {
+  const found = kept.get(adapter) ?? new Source(adapter);
+  kept.delete(adapter);
+  kept.set(adapter, found);
+  const oldest = [...kept.keys()].find((name) => name !== "");
+  if (kept.size > KEPT_ADAPTERS) kept.delete(oldest);
+  return found;
+}
