@@ -41,6 +41,7 @@ from server.hosting.host import HOST_ARGUMENT, Host
 from server.hosting.process import ProcessHost
 from server.inference.engine_hook import EngineHook
 from server.inference.request_context import CURRENT
+from server.metrics.exposition import release_http_metrics
 from server.middleware.access_control import AccessControl
 from server.middleware.adapter_routing import AdapterRouting
 from server.middleware.cross_origin import in_our_shape
@@ -167,6 +168,7 @@ def answer_in_our_shape(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, answer_invalid)
     in_our_shape(app.user_middleware)
     if app.middleware_stack is not None:
+        release_http_metrics()
         app.middleware_stack = app.build_middleware_stack()
     serving_log.install()
 
