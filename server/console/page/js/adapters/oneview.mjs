@@ -13,7 +13,7 @@ import { Figures } from "./figures.mjs";
 import { JobsPanel } from "./jobspanel.mjs";
 import { jobs } from "./jobs.mjs";
 import { activeOf, hrefOf, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, line, lockMark, pinMark, problemBox, setLine, swatch } from "./parts.mjs";
+import { actionButton, line, lockMark, pinMark, problemBox, setLine, hue } from "./parts.mjs";
 import { changeAccess, pin, pinFailed } from "./pinning.mjs";
 import { watchMetrics } from "./traffic.mjs";
 import { VersionsTable } from "./versions.mjs";
@@ -30,7 +30,7 @@ export function mountOne(root, name) {
   document.title = `${name} \u2013 Adapters \u2013 perft`;
   const marks = h("span", { class: "marks" });
   const title = h("div", { class: "one-title" }, h("a", { class: "back", href: "#/adapters", "aria-label": "All adapters" }, icon("back")),
-    swatch(name), h("h1", { class: "one-name" }, h("bdi", {}, name)), marks);
+    hue(name), h("h1", { class: "one-name" }, h("bdi", {}, name)), marks);
   const try_ = h("a", { class: "button", href: playgroundOf(name) }, icon("bolt"), "Playground");
   const pinButton = actionButton({ class: "button" }, [icon("pin"), h("span", {}, "Pin")],
     async () => show(await pin(adapter)), (error) => pinFailed(adapter, error));
@@ -45,7 +45,7 @@ export function mountOne(root, name) {
   const panel = new JobsPanel();
   const versions = new VersionsTable(mayChange, show, deleted);
   const problem = h("div", {});
-  const body = h("div", { class: "one", hidden: true }, fails, description, who, figures.element, drains.element,
+  const body = h("div", { class: "one-view", hidden: true }, fails, description, who, figures.element, drains.element,
     h("section", { "aria-labelledby": "versions-title" }, h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count), versions.element));
   actions.hidden = true;
   replace(root, h("div", { class: "head" }, title, actions), panel.element, problem, body);
@@ -108,7 +108,7 @@ export function mountOne(root, name) {
     replace(marks);
     marks._state = null;
     drains.ended();
-    const says = was ? `${name} was deleted, with all its versions.` : "There is no such adapter, or this key may not use it.";
+    const says = was ? "It was deleted, with all its versions." : "There is no such adapter, or this key may not use it.";
     if (was || !problem.firstChild) {
       replace(problem, h("div", { class: "card empty gone-note" }, h("p", { role: "status" }, says), h("a", { class: "button", href: hrefOf() }, "All adapters")));
     }

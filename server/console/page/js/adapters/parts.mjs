@@ -29,8 +29,8 @@ export function setLine(element, text) {
 }
 
 /** The square of an adapter's colour. */
-export function swatch(name) {
-  return h("span", { class: `swatch c${colourOf(name)}`, "aria-hidden": "true" });
+export function hue(name) {
+  return h("span", { class: `hue c${colourOf(name)}`, "aria-hidden": "true" });
 }
 
 /** Where a version is: its icon says device, host or disk too. */

@@ -6,7 +6,7 @@ import * as format from "../format.mjs";
 import { icon } from "../icons.mjs";
 import { deviceRoute } from "./listing.mjs";
 import { colourOf, hrefOf, routeOf } from "./names.mjs";
-import { swatch } from "./parts.mjs";
+import { hue } from "./parts.mjs";
 import { changesOf, poolOf } from "./pool.mjs";
 
 const MOST_LISTED = 300;
@@ -26,7 +26,6 @@ let before = null;
 
 export class PoolPicture {
   #bar = h("div", { class: "pool-bar", "aria-hidden": "true" });
-  #title = h("h2", { id: "pool-title" }, "Device pool");
   #summary = h("p", { class: "muted number" });
   #holders = h("ul", { class: "holders", "aria-label": "Who holds rows of the device's pool" });
   #more = h("button", { class: "button quiet small", type: "button", "aria-expanded": "false", on: { click: () => this.#toggle() } });
@@ -44,7 +43,7 @@ export class PoolPicture {
 
   constructor(mayWatch) {
     this.element = h("section", { class: "card pool", "aria-labelledby": "pool-title", hidden: true },
-      h("div", { class: "pool-head" }, this.#title, this.#summary),
+      h("div", { class: "pool-head" }, h("h2", { id: "pool-title" }, mayWatch ? "Device pool" : "On the device"), this.#summary),
       this.#bar,
       h("div", { class: "pool-below" }, h("div", {}, this.#holders, this.#more),
         h("div", { class: "pool-events" }, h("div", { class: "pool-events-head" }, h("h3", {}, "Loads and evictions"), mayWatch ? this.#evictions : null), this.#events)));
@@ -105,7 +104,6 @@ export class PoolPicture {
     const total = this.#scrape?.sum("perft_device_rows_total") ?? NaN;
     const pool = poolOf(before.adapters, before.isAll, used, total);
     this.element.hidden = !(pool.whole > 0);
-    setText(this.#title, Number.isFinite(total) ? "Device pool" : "On the device");
     setText(this.#summary, summaryOf(pool));
     keyed(this.#bar, this.#segments(pool), (segment) => segment.key, makeSegment, fillSegment);
     const most = phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS;
@@ -164,7 +162,7 @@ function fillSegment(element, { kind, name, names, version, rows, pinned, title 
 
 function makeHolder(holder) {
   const name = holder.kind ? h("span", { class: "holder-name" }) : h("a", { class: "holder-name", href: hrefOf(holder.name) });
-  return h("li", {}, holder.kind ? h("span", { class: `swatch ${holder.kind}`, "aria-hidden": "true" }) : swatch(holder.name),
+  return h("li", {}, holder.kind ? h("span", { class: `hue ${holder.kind}`, "aria-hidden": "true" }) : hue(holder.name),
     name, h("span", { class: "holder-marks" }), h("span", { class: "holder-rows number" }));
 }
 

@@ -6,7 +6,7 @@ import * as format from "../format.mjs";
 import { KeyChoice } from "./keychoice.mjs";
 import { deviceRoute } from "./listing.mjs";
 import { activeOf, hrefOf, routeOf } from "./names.mjs";
-import { actionButton, curlBox, problemBox, swatch } from "./parts.mjs";
+import { actionButton, curlBox, problemBox, hue } from "./parts.mjs";
 
 const MOST_LISTED = 1000;
 
@@ -36,7 +36,7 @@ async function showPinned(list, needs) {
   const pinned = found.data.filter((adapter) => adapter.pinned);
   const close = () => list.closest("dialog").close();
   replace(list, h("h3", {}, `It needs ${format.count(needs)} rows beside what is pinned:`), h("ul", { class: "holders one-column" }, pinned.map((adapter) =>
-    h("li", {}, swatch(adapter.name), h("a", { class: "holder-name", href: hrefOf(adapter.name), on: { click: close } }, adapter.name),
+    h("li", {}, hue(adapter.name), h("a", { class: "holder-name", href: hrefOf(adapter.name), on: { click: close } }, adapter.name),
       h("span", { class: "holder-rows number" }, `${format.count(activeOf(adapter)?.rows ?? NaN)} rows`)))));
 }
 

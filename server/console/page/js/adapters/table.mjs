@@ -4,7 +4,7 @@ import { h, keyed, setText } from "../dom.mjs";
 import * as format from "../format.mjs";
 import { ariaSort, nextSort } from "./listing.mjs";
 import { activeOf, hrefOf, kindInWords, kindOf } from "./names.mjs";
-import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, swatch, tier } from "./parts.mjs";
+import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, hue, tier } from "./parts.mjs";
 
 /** key, head, title, sort of the API, class; watch: only for keys that may read the metrics. */
 const COLUMNS = [
@@ -74,7 +74,7 @@ export class AdapterTable {
       brief: h("span", { class: "brief" }), kind: h("span", { class: "kind" }), description: line(""),
       state: stateMark(), where: tier(),
     };
-    const cells = { name: [h("div", { class: "name-line" }, swatch(adapter.name), parts.name, parts.marks),
+    const cells = { name: [h("div", { class: "name-line" }, hue(adapter.name), parts.name, parts.marks),
       h("div", { class: "under" }, parts.brief, parts.kind, parts.description)], state: [parts.state], where: [parts.where] };
     const row = h("tr", { class: "link", data: { testid: `adapter-${adapter.name}` }, on: { click: (event) => follow(event, parts.name) } });
     row._parts = parts;
