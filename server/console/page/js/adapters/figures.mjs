@@ -20,16 +20,26 @@ export class Figures {
       this.#values.set(key, { element, under });
       return h("div", { class: "figure", title: hint }, h("dt", {}, title), element, h("dd", { class: "figure-under" }, under));
     };
-    this.element = h("dl", { class: "figures" },
-      mayWatch ? [
-        figure("rate", "Requests / s", "Requests that ended, over the last 30 seconds"),
-        figure("first", "First token", "Half of the requests of the last 30 seconds had their first token within this time"),
-        figure("tokens", "Tokens / s", "Generated, over the last 30 seconds")] : null,
+    this.element = h(
+      "dl",
+      { class: "figures" },
+      mayWatch
+        ? [
+            figure("rate", "Requests / s", "Requests that ended, over the last 30 seconds"),
+            figure(
+              "first",
+              "First token",
+              "Half of the requests of the last 30 seconds had their first token within this time",
+            ),
+            figure("tokens", "Tokens / s", "Generated, over the last 30 seconds"),
+          ]
+        : null,
       figure("running", "Running", "Requests in the engine"),
       mayWatch ? figure("waiting", "Waiting", "Requests that wait for the adapter, or for a free place in the engine") : null,
       figure("where", "Where", "Where the active version is", this.#where),
       figure("kind", "Kind", "Variant, experts for each token of all experts, bottleneck"),
-      figure("used", "Last used", "Any version, since the server started"));
+      figure("used", "Last used", "Any version, since the server started"),
+    );
   }
 
   show(adapter) {
