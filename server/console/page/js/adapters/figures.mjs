@@ -14,22 +14,32 @@ export class Figures {
   #hasMetrics = false;
 
   constructor(mayWatch) {
-    const tile = (key, title, hint, ...value) => {
-      const element = h("dd", { class: "number" }, ...value);
+    const figure = (key, title, hint, ...value) => {
+      const element = h("dd", { class: "number" }, ...(value.length ? value : [format.UNKNOWN]));
       const under = h("span", { class: "muted small number" });
       this.#values.set(key, { element, under });
-      return h("div", { class: "tile", title: hint }, h("dt", {}, title), element, h("dd", { class: "tile-under" }, under));
+      return h("div", { class: "figure", title: hint }, h("dt", {}, title), element, h("dd", { class: "figure-under" }, under));
     };
-    this.element = h("dl", { class: "tiles" },
-      mayWatch ? [
-        tile("rate", "Requests per second", "Requests that ended, over the last 30 seconds"),
-        tile("first", "Time to first token", "Half of the requests of the last 30 seconds had their first token within this time"),
-        tile("tokens", "Tokens per second", "Generated, over the last 30 seconds")] : null,
-      tile("running", "Running", "Requests in the engine"),
-      mayWatch ? tile("waiting", "Waiting", "Requests that wait for the adapter, or for a free place in the engine") : null,
-      tile("where", "Where", "Where the active version is", this.#where),
-      tile("kind", "Kind", "Variant, experts for each token of all experts, bottleneck"),
-      tile("used", "Last used", "Any version, since the server started"));
+    this.element = h(
+      "dl",
+      { class: "figures" },
+      mayWatch
+        ? [
+            figure("rate", "Requests / s", "Requests that ended, over the last 30 seconds"),
+            figure(
+              "first",
+              "First token",
+              "Half of the requests of the last 30 seconds had their first token within this time",
+            ),
+            figure("tokens", "Tokens / s", "Generated, over the last 30 seconds"),
+          ]
+        : null,
+      figure("running", "Running", "Requests in the engine"),
+      mayWatch ? figure("waiting", "Waiting", "Requests that wait for the adapter, or for a free place in the engine") : null,
+      figure("where", "Where", "Where the active version is", this.#where),
+      figure("kind", "Kind", "Variant, experts for each token of all experts, bottleneck"),
+      figure("used", "Last used", "Any version, since the server started"),
+    );
   }
 
   show(adapter) {
@@ -37,10 +47,12 @@ export class Figures {
     setTier(this.#where, active);
     this.#under("where", active ? `${format.count(active.rows)} rows` : "no active version");
     this.#set("kind", active ? kindOf(active) : format.UNKNOWN);
-    this.#under("kind", active ? kindInWords(active) : "");
+    this.#under("kind", active?.expert_type ? `${active.expert_type} experts` : "");
+    this.#values.get("kind").element.title = active ? kindInWords(active) : "";
     const used = Math.max(...adapter.versions.map((version) => version.last_used ?? -Infinity));
     this.#set("used", format.ago(used));
-    this.#under("used", Number.isFinite(used) ? format.date(used) : "");
+    this.#under("used", Number.isFinite(used) ? new Date(used * 1000).toLocaleTimeString() : "not since the start");
+    this.#values.get("used").element.title = format.date(used);
     if (!this.#hasMetrics) this.#set("running", format.count(runningOf(adapter)));
   }
 
