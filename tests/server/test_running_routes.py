@@ -52,7 +52,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 # Of vLLM's dependencies, not in its own source: SageMaker's aliases, FastAPI's pages.
 OTHER_PATHS = {
     "/ping", "/invocations", "/adapters", "/adapters/poet", "/docs", "/redoc", "/docs/oauth2-redirect",
-    "/v1", "/v1/", "/static/x", "/console", "/console/x", "/console/../setup.py", "/index.html",
+    "/v1", "/v1/", "/static/x", "/console", "/index.html",
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/load",
 }  # fmt: skip
 DECORATORS = {"get", "put", "post", "delete", "patch", "head", "api_route", "websocket", "mount", "add_api_route"}
