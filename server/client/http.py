@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import HashedFile, content_digest
-from server.api.schemas import AdapterList, AdapterObject, VersionObject
+from server.api.schemas import AdapterObject, VersionObject
 from server.client.connection import ClientError, Server
 
 PAGE = 200
@@ -31,10 +31,11 @@ OWN_CODES = ("adapter_not_found", "version_not_found")
 
 
 class AdapterPage(BaseModel):
-    """A page of adapters in the order asked for. total: of all that match; None from a server that does not count."""
+    """A page of adapters. next: the `after` of the next one. total: of all that match, if the server says so."""
 
     data: list[AdapterObject]
     has_more: bool
+    next: str | None = None
     total: int | None = None
 
 
@@ -77,7 +78,7 @@ class AdaptersClient:
         after: str | None = None
         while True:
             parameters: dict[str, str | int] = {"limit": PAGE} | ({"after": after} if after else {})
-            page = self._ask(AdapterList, "GET", "/v1/adapters", params=parameters)[0]
+            page = self.page(**parameters)
             yield from page.data
             if not page.has_more or not page.next or page.next == after:
                 return

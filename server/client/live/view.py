@@ -46,7 +46,7 @@ class Choice:
 def lines_of(shown: Shown, choice: Choice, url: str, width: int, height: int, now: float) -> list[Text]:
     """The whole view. now: unix seconds."""
     heading = Text.assemble(("perft top", "bold"), f"  {printable(url)}  ", _state(shown), f"  {clock(now)}")
-    facts = list(_facts(shown))
+    facts = list(_facts(shown.metrics.value, _pinned_rows(shown.adapters.value, choice.search)))
     if width >= PAIRS_WIDTH:
         facts = _in_pairs(facts)
     above = [heading, *facts, *_left_out(shown), Text()]
@@ -82,8 +82,7 @@ def _reason(problem: ClientError) -> str:
     return printable(str(problem))
 
 
-def _facts(shown: Shown) -> Iterator[Text]:
-    change = shown.metrics.value
+def _facts(change: Change | None, pinned: float | None) -> Iterator[Text]:
     if change is None:
         return
     new = change.new
@@ -96,9 +95,8 @@ def _facts(shown: Shown) -> Iterator[Text]:
         median, high = (seconds(change.quantile(histogram, share)) for share in (0.5, 0.95))
         yield _fact(label, f"p50 {median}, p95 {high} ({WINDOW_S:g} s)")
     cache = new.total("vllm:kv_cache_usage_perc")
-    if cache is not None:
-        yield _fact("KV cache", _bar([(cache, "cyan", "█")]), f" {cache:.0%}")
-    yield _pool(shown, change)
+    yield _fact("KV cache", "-") if cache is None else _fact("KV cache", _bar([(cache, "cyan", "█")]), f" {cache:.0%}")
+    yield _pool(change, pinned)
     evicted = (new.total("perft_adapter_evictions_total", tier=tier) for tier in ("device", "host"))
     loads = (new.total("perft_adapter_loads_total", result=result) for result in ("ok", "failed"))
     device, host = map(number, evicted)
@@ -107,18 +105,21 @@ def _facts(shown: Shown) -> Iterator[Text]:
     yield _fact("errors", _errors(change))
 
 
-def _pool(shown: Shown, change: Change) -> Text:
+def _pool(change: Change, pinned: float | None) -> Text:
     used, total = (change.new.total(f"perft_device_rows_{kind}") for kind in ("used", "total"))
     if used is None or not total:
         return _fact("pool", "-")
-    pinned = min(used, _pinned_rows(shown.adapters.value))
-    bar = _bar([((used - pinned) / total, "cyan", "█"), (pinned / total, "magenta", "▓")])
-    return _fact("pool", bar, f" {number(used - pinned)} used, {number(pinned)} pinned, {number(total - used)} free")
+    kept = min(used, pinned or 0.0)
+    bar = _bar([((used - kept) / total, "cyan", "█"), (kept / total, "magenta", "▓")])
+    known = "" if pinned is None else f"{number(kept)} pinned, "
+    return _fact("pool", bar, f" {number(used - kept)} used, {known}{number(total - used)} free")
 
 
-def _pinned_rows(page: AdapterPage | None) -> float:
-    """Rows of pinned adapters on the device; versions of equal content share theirs."""
-    pinned = [adapter for adapter in page.data if adapter.pinned] if page is not None else []
+def _pinned_rows(page: AdapterPage | None, search: str) -> float | None:
+    """Rows of pinned adapters on the device; versions of equal content share theirs. None: they are not all here."""
+    if page is None or search:
+        return None
+    pinned = [adapter for adapter in page.data if adapter.pinned]
     rows = {
         version.digest: version.rows
         for adapter in pinned
