@@ -12,6 +12,7 @@ export class Figures {
   #where = tier();
   #values = new Map();
   #hasMetrics = false;
+  #wasUsed = false;
 
   constructor(mayWatch) {
     const figure = (key, title, hint, ...value) => {
@@ -50,6 +51,7 @@ export class Figures {
     this.#under("kind", active?.expert_type ? `${active.expert_type} experts` : "");
     this.#values.get("kind").element.title = active ? kindInWords(active) : "";
     const used = Math.max(...adapter.versions.map((version) => version.last_used ?? -Infinity));
+    this.#wasUsed = Number.isFinite(used);
     this.#set("used", format.ago(used));
     this.#under("used", Number.isFinite(used) ? new Date(used * 1000).toLocaleTimeString() : "not since the start");
     this.#values.get("used").element.title = format.date(used);
@@ -65,11 +67,17 @@ export class Figures {
     this.#set("running", format.count(running));
     this.#set("waiting", format.count(last.sum("perft_adapter_requests_waiting")));
     if (window === null) return;
-    this.#set("rate", format.decimal(orNothing(window.rate("perft_adapter_requests_total"))));
-    this.#set("tokens", format.decimal(orNothing(window.rate("perft_adapter_generation_tokens_total"))));
+    this.#set("rate", format.decimal(this.#rate(window, "perft_adapter_requests_total")));
+    this.#set("tokens", format.decimal(this.#rate(window, "perft_adapter_generation_tokens_total")));
     const [half, most] = [window.quantile(FIRST, 0.5), window.quantile(FIRST, 0.95)];
     this.#set("first", format.duration(half));
     this.#under("first", Number.isFinite(most) ? `95 % within ${format.duration(most)}` : "no requests lately");
+  }
+
+  /** Without a series nothing happened, if it was never used; else it is beyond the number of names that are counted. */
+  #rate(window, name) {
+    const rate = window.rate(name);
+    return Number.isNaN(rate) && !this.#wasUsed ? 0 : rate;
   }
 
   #set(key, text) {
@@ -80,10 +88,6 @@ export class Figures {
   #under(key, text) {
     setText(this.#values.get(key).under, text);
   }
-}
-
-function orNothing(rate) {
-  return Number.isNaN(rate) ? 0 : rate;
 }
 
 /** Requests of all versions; NaN where this key may not know. */

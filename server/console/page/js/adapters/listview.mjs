@@ -9,7 +9,7 @@ import { session } from "../session.mjs";
 import { dropArea, uploadButton } from "./dropping.mjs";
 import { JobsPanel } from "./jobspanel.mjs";
 import { jobs } from "./jobs.mjs";
-import { addressOf, inPlace, listingOf, listRoute, PAGE, pagesOf } from "./listing.mjs";
+import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "./listing.mjs";
 import { PoolPicture } from "./picture.mjs";
 import { problemBox } from "./parts.mjs";
 import { AdapterTable } from "./table.mjs";
@@ -22,6 +22,7 @@ const TYPING_MS = 180;
 /** Show the view in `root`; query: of the address. Returns a function that ends it. */
 export function mountList(root, query) {
   let listing = listingOf(query);
+  lastListing.address = addressOf(listing);
   let typing = null;
   let asked = null;
   let isUsers = true;
@@ -71,7 +72,8 @@ export function mountList(root, query) {
   function go(next, isTyped = false) {
     listing = next;
     isUsers = true;
-    history[isTyped ? "replaceState" : "pushState"](null, "", addressOf(listing));
+    lastListing.address = addressOf(listing);
+    history[isTyped ? "replaceState" : "pushState"](null, "", lastListing.address);
     table.element.setAttribute("aria-busy", "true");
     asked?.abort();
     poll.now();

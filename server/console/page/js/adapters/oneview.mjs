@@ -12,8 +12,9 @@ import { dropArea, uploadButton } from "./dropping.mjs";
 import { Figures } from "./figures.mjs";
 import { JobsPanel } from "./jobspanel.mjs";
 import { jobs } from "./jobs.mjs";
+import { lastListing } from "./listing.mjs";
 import { activeOf, hrefOf, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, line, lockMark, pinMark, problemBox, setLine, hue } from "./parts.mjs";
+import { actionButton, curlBox, line, lockMark, pinMark, problemBox, setLine, hue } from "./parts.mjs";
 import { changeAccess, pin, pinFailed } from "./pinning.mjs";
 import { watchMetrics } from "./traffic.mjs";
 import { VersionsTable } from "./versions.mjs";
@@ -32,7 +33,7 @@ export function mountOne(root, name) {
   const title = h(
     "div",
     { class: "one-title" },
-    h("a", { class: "back", href: "#/adapters", "aria-label": "All adapters" }, icon("back")),
+    h("a", { class: "back", href: lastListing.address, "aria-label": "All adapters" }, icon("back")),
     hue(name),
     h("h1", { class: "one-name" }, h("bdi", {}, name)),
     marks,
@@ -84,6 +85,9 @@ export function mountOne(root, name) {
       h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count),
       versions.element,
     ),
+    mayChange
+      ? curlBox(() => ({ method: "PATCH", path: routeOf(name), body: { pinned: !adapter.pinned } }), "Pin or unpin with curl")
+      : null,
   );
   actions.hidden = true;
   replace(root, h("div", { class: "head" }, title, actions), panel.element, problem, body);

@@ -76,7 +76,7 @@ export function lockMark(allowed) {
 
 /** A command to look at and copy, closed at first. what: as in "the curl command". build() returns curlOf's options, with
  * a path in place of the URL; called when it is opened or copied. */
-export function curlBox(build) {
+export function curlBox(build, title = "The same with curl") {
   const text = () => {
     const { path, ...options } = build();
     return curlOf({ ...options, url: urlOf(path) });
@@ -85,7 +85,7 @@ export function curlBox(build) {
   const box = h(
     "details",
     { class: "curl", on: { toggle: () => setText(code, text()) } },
-    h("summary", {}, "The same with curl"),
+    h("summary", {}, title),
     h(
       "div",
       { class: "curl-body" },

@@ -24,6 +24,8 @@ export class PoolPicture {
     "aria-expanded": "false",
     on: { click: () => this.#toggle() },
   });
+  #list = h("div", {}, this.#holders, this.#more);
+  #resized = () => this.#loosen();
   #events = h("ol", { class: "events", "aria-label": "Last loads and evictions" });
   #evictions = h("span", { class: "muted small number" });
   #scrape = null;
@@ -31,6 +33,7 @@ export class PoolPicture {
   #timers = new Set();
   #isWide = false;
   #isLooked = false;
+  #tallest = 0;
   #isSeen;
   /** Settles once the picture was drawn, or could not be. */
   seen = new Promise((resolve) => {
@@ -38,6 +41,7 @@ export class PoolPicture {
   });
 
   constructor(mayWatch) {
+    window.addEventListener("resize", this.#resized);
     this.element = h(
       "section",
       { class: "card pool", "aria-labelledby": "pool-title", hidden: true },
@@ -51,7 +55,7 @@ export class PoolPicture {
       h(
         "div",
         { class: "pool-below" },
-        h("div", {}, this.#holders, this.#more),
+        this.#list,
         h(
           "div",
           { class: "pool-events" },
@@ -83,6 +87,7 @@ export class PoolPicture {
   }
 
   close() {
+    window.removeEventListener("resize", this.#resized);
     for (const timer of this.#timers) clearTimeout(timer);
   }
 
@@ -99,7 +104,19 @@ export class PoolPicture {
 
   #toggle() {
     this.#isWide = !this.#isWide;
+    this.#loosen();
     this.#draw();
+  }
+
+  /** The list keeps the height that it once had: what is below stays where it is while adapters come and go. */
+  #steady() {
+    this.#tallest = Math.max(this.#tallest, this.#list.offsetHeight);
+    this.#list.style.minHeight = `${this.#tallest}px`;
+  }
+
+  #loosen() {
+    this.#tallest = 0;
+    this.#list.style.minHeight = "";
   }
 
   #draw() {
@@ -109,11 +126,12 @@ export class PoolPicture {
     this.element.hidden = !(pool.whole > 0);
     setText(this.#summary, summaryOf(pool));
     keyed(this.#bar, this.#segments(pool), (segment) => segment.key, makeSegment, fillSegment);
-    const most = phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS;
+    const rest = restOf(pool);
+    const most = (phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS) - rest.length;
     const shown = this.#isWide ? pool.holders : pool.holders.slice(0, most);
     keyed(
       this.#holders,
-      [...shown, ...restOf(pool)],
+      [...shown, ...rest],
       (holder) => holder.key,
       makeHolder,
       (item, holder) => fillHolder(item, holder, pool),
@@ -123,6 +141,7 @@ export class PoolPicture {
     this.#more.setAttribute("aria-expanded", String(this.#isWide));
     setText(this.#more, this.#isWide ? "Show fewer" : `Show ${hidden} more`);
     poolLog.draw(this.#events);
+    this.#steady();
   }
 
   #segments(pool) {

@@ -78,16 +78,17 @@ export function changeAccess(adapter, changed) {
       },
       (error) => replace(problem, problemBox(error)),
     );
+    const curl = curlBox(() => ({ method: "PATCH", path: routeOf(adapter.name), body: { allowed_keys: choice.value } }));
     return h(
       "div",
-      { class: "grid" },
+      { class: "grid", on: { input: () => curl.refresh() } },
       choice.element,
       h(
         "p",
         { class: "muted small" },
         "A key sees only what it may use. Requests that run go on. The admin key may use everything.",
       ),
-      curlBox(() => ({ method: "PATCH", path: routeOf(adapter.name), body: { allowed_keys: choice.value } })),
+      curl,
       problem,
       h("div", { class: "dialog-end" }, h("button", { class: "button", type: "button", on: { click: close } }, "Cancel"), save),
     );

@@ -7,6 +7,7 @@ import { KeyChoice } from "./keychoice.mjs";
 import { chooseButtons } from "./choosing.mjs";
 import { Draft } from "./draft.mjs";
 import { jobs } from "./jobs.mjs";
+import { curlBox } from "./parts.mjs";
 import { CONFIG, pick, WEIGHTS } from "./picking.mjs";
 
 /** The dialog that is open, if one is. */
@@ -31,6 +32,7 @@ class UploadDialog {
   #options = h("div", { class: "grid upload-options" });
   #activate = h("input", { type: "checkbox", id: "upload-activate", checked: true });
   #keys = new KeyChoice(undefined);
+  #curl = curlBox(() => ({ path: "/v1/adapters", form: this.#fields() }));
   #send = h("button", { class: "button primary", type: "submit" }, "Upload");
 
   constructor(name) {
@@ -63,6 +65,7 @@ class UploadDialog {
         h("span", {}, "Activate at once: the bare name selects the new version"),
       ),
       this.#keys.element,
+      this.#curl,
     );
     const submit = (event) => {
       event.preventDefault();
@@ -70,7 +73,7 @@ class UploadDialog {
     };
     return h(
       "form",
-      { class: "grid", novalidate: true, on: { submit } },
+      { class: "grid", novalidate: true, on: { submit, input: () => this.#curl.refresh() } },
       this.#problem,
       this.#list,
       this.#ask,
@@ -124,9 +127,27 @@ class UploadDialog {
     this.#list.hidden = !this.#options.hidden && this.#drafts.length === 0;
     this.#options.hidden = this.#drafts.length === 0;
     this.#send.hidden = this.#drafts.length === 0;
+    this.#curl.hidden = several;
     this.#send.disabled = ready.length === 0;
     setText(this.#send, several ? `Upload ${ready.length} adapters` : "Upload");
     for (const draft of this.#drafts) draft.showRemove(several);
+  }
+
+  /** The form's fields as curl takes them, of the first adapter. */
+  #fields() {
+    const { name, proposal } = this.#drafts[0];
+    const keys = this.#keys.value;
+    return [
+      ["name", name],
+      ["activate", String(this.#activate.checked)],
+      ...(keys === undefined ? [] : [["allowed_keys", JSON.stringify(keys)]]),
+      ...(proposal.archive
+        ? [["file", `@${proposal.source}`]]
+        : [
+            ["config", `@${CONFIG}`],
+            ["weights", `@${WEIGHTS}`],
+          ]),
+    ];
   }
 
   #submit(close) {
