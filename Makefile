@@ -48,7 +48,7 @@ soak:
 
 # About 50 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
 BENCHMARKS := one_process.adapters over_http.streams one_process.neighbour one_process.plugin one_process.peers \
-  one_process.growth one_process.swap over_http.registered over_http.shared_store one_process.profile_step one_process.memory_floor \
+  one_process.growth one_process.swap over_http.registered over_http.shared_store over_http.viewers one_process.profile_step one_process.memory_floor \
   over_http.vllm_bench one_process.training routing
 
 bench:

@@ -27,6 +27,7 @@ from server.api.openapi import describe
 from server.api.route_table import ROUTES, missing, more_routes, prune
 from server.app import serving_log
 from server.app.given_adapters import store_given_adapters
+from server.app.http_metrics import count_every_answer
 from server.app.services import EngineSide, build_services
 from server.app.startup import check_status, warm_up
 from server.auth.origin import bind_problem, is_local_bind
@@ -189,6 +190,7 @@ def attach(app: FastAPI) -> None:
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
         app.add_middleware(middleware)
+    count_every_answer(app)
 
 
 def _as_vllm_error(error: ServerError) -> Exception:

@@ -18,18 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.dependencies import Services, services_of
 from server.api.error_responses import ApiError, error_response, internal_error
-from server.api.route_table import Route, dialect_of, match, more_routes, routes_at
+from server.api.route_table import CONSOLE_ROUTES, Route, dialect_of, match, more_routes, routes_at
 from server.auth.access import Asked
 from server.auth.keys import ANONYMOUS
 from server.bodies.receive import check_encoding
 from server.errors import EngineUnavailableError, ServerError
 from server.inference.request_context import RequestFacts
+from server.middleware.access_log import Polls
 from server.middleware.request_body import RequestBody
 from server.middleware.request_path import one_path, request_id_of, shown_path
 from server.middleware.unknown_route import not_found
 
 logger = logging.getLogger(__name__)
 _CLIENT_LEFT = 499
+POLLED = ("/v1/adapters", "/v1/adapters/{name}")
+"""What the console polls beside its own routes."""
 SMALL_BODY_BYTES = 64 * 1024
 
 
@@ -38,6 +41,7 @@ class AccessControl:
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock = app, clock
+        self._polls = Polls(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -61,7 +65,7 @@ class AccessControl:
                 await response(cycle.scope, receive, cycle.send)
             raise
         finally:
-            cycle.end()
+            cycle.end(self._polls)
 
 
 class _RequestCycle:
@@ -175,14 +179,24 @@ class _RequestCycle:
                 message = {**message, "body": b""}
         await self._send(message)
 
-    def end(self) -> None:
+    def end(self, polls: Polls) -> None:
         """The response has ended, one way or another."""
         self._free()
-        if self._services is not None:
+        if self._services is not None and not self._is_repeated_poll(polls):
             path = self.route.path if self.route else self._shown_path()
             status, seconds = self.status or _CLIENT_LEFT, self._clock() - self._began
             label = self.caller.label
             self._services.access_log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
+
+    def _is_repeated_poll(self, polls: Polls) -> bool:
+        """Whether an open console asked once more what it asks every second, and got it."""
+        if self.route is None or self.route.method != "GET" or self.status not in (200, 304):
+            return False
+        is_own = self._asked.headers.get("sec-fetch-site") == ["same-origin"]
+        if not (self.route in CONSOLE_ROUTES or (is_own and self.route.path in POLLED)):
+            return False
+        client = (self.scope.get("client") or (None,))[0]
+        return polls.is_repeated(client, self.caller.label, self.route.path)
 
     def _shown_path(self) -> str:
         """The path as it was asked for, without a key that it may hold."""

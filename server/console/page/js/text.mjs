@@ -2,13 +2,9 @@
  * is shown as a sign. */
 
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
-const FIRST_PICTURE = 0x2400;
-const DELETE = 0x7f;
 
 function sign(character) {
-  const code = character.charCodeAt(0);
-  if (code < 0x20) return String.fromCharCode(FIRST_PICTURE + code);
-  return code === DELETE ? "\u2421" : `\u27e8U+${code.toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
+  return `\u27e8U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
 }
 
 /** The text with line ends as `\n`, and a sign for each control character and each change of the writing direction. */

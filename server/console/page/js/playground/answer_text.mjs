@@ -41,7 +41,7 @@ export function comparison(turn, other, otherName) {
 
 function noteOf({ at, ours, theirs }, isOver, name) {
   if (at === null) return isOver ? { text: `The same words as ${name}`, kind: "same" } : { text: `As ${name} so far`, kind: "growing" };
-  const after = at === 0 ? "from the first word" : `after ${at} ${at === 1 ? "word" : "words"}`;
+  const after = at === 0 ? "at the first word" : `after ${at} ${at === 1 ? "word" : "words"}`;
   if (ours === "") return { text: `Ends ${after}; ${name} goes on with ${quoted(theirs)}`, kind: "parted" };
   if (theirs === "") return { text: `Goes on with ${quoted(ours)} where ${name} ends, ${after}`, kind: "parted" };
   return { text: `Parts from ${name} ${after}: ${quoted(ours)} instead of ${quoted(theirs)}`, kind: "parted" };

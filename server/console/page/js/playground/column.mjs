@@ -1,7 +1,7 @@
 /** Shows one column: its head (model, version, what it is compared with), its turns, and the facts of its last answer. */
 
 import { h, keyed, replace, setText } from "../dom.mjs";
-import { count, decimal, duration, UNKNOWN } from "../format.mjs";
+import { count, duration, rate, UNKNOWN } from "../format.mjs";
 import { icon } from "../icons.mjs";
 import { visible } from "../text.mjs";
 import { comparison, paint } from "./answer_text.mjs";
@@ -34,7 +34,7 @@ export class ColumnView {
       h("header", { class: "column-head" },
         h("h2", { class: "column-name", title: model }, model.split("@")[0]),
         h("button", { class: "icon-button column-remove", type: "button", title: "Remove", "aria-label": `Remove ${model}`,
-          on: { click: () => conversation.remove(column) } }, icon("cross")),
+          on: { click: () => this.#remove() } }, icon("cross")),
         h("div", { class: "column-tools" }, versionChoice(model, (wanted) => this.#become(wanted)), this.#reference, this.#code)),
       h("div", { class: "column-body" }, this.#empty, this.#log),
       h("dl", { class: "column-facts" }, FACTS.map((name) => this.#fact(name))));
@@ -48,7 +48,19 @@ export class ColumnView {
 
   #become(model) {
     const { columns } = this.#conversation;
-    this.#conversation.show(columns.map((column) => (column === this.#column ? model : column.model)));
+    this.#keepingFocus(".column-version", () => this.#conversation.show(columns.map((column) => (column === this.#column ? model : column.model))));
+  }
+
+  #remove() {
+    this.#keepingFocus(".column-remove", () => this.#conversation.remove(this.#column));
+  }
+
+  /** The column's element goes: focus the same control of the one that takes its place. */
+  #keepingFocus(control, change) {
+    const all = this.element.parentElement;
+    const at = [...all.children].indexOf(this.element);
+    change();
+    (all.children[at] ?? all.lastElementChild)?.querySelector(control)?.focus();
   }
 
   /** Show the column as it is now. */
@@ -75,7 +87,7 @@ export class ColumnView {
 
   #drawFacts(turn) {
     const values = turn === null ? [] : [
-      duration(turn.firstS), decimal(turn.rate), count(turn.usage === null && turn.pieces === 0 ? NaN : turn.tokens),
+      duration(turn.firstS), rate(turn.rate), count(turn.usage === null && turn.pieces === 0 ? NaN : turn.tokens),
       endOf(turn), turn.model === null ? UNKNOWN : visible(turn.model),
     ];
     FACTS.forEach((name, n) => setText(this.#facts.get(name), values[n] ?? UNKNOWN));

@@ -63,10 +63,13 @@ export class Composer {
 
   draw() {
     const { isRunning, columns, mode, lastPrompt } = this.#conversation;
+    const focused = document.activeElement;
     this.ask.hidden = isRunning;
     this.stop.hidden = !isRunning;
     this.ask.disabled = columns.length === 0;
     this.again.disabled = isRunning || lastPrompt === null;
+    if (isRunning && (focused === this.ask || focused === this.again)) this.stop.focus();
+    if (!isRunning && focused === this.stop) this.prompt.focus();
     this.system.hidden = mode !== CHAT;
     setText(this.hint, HINTS[mode]);
     this.#drawChosen();

@@ -53,6 +53,7 @@ class Turn {
 /** One model and what it was asked. Events: "change". */
 export class Column extends EventTarget {
   turns = [];
+  #end = new AbortController();
 
   /** model: as in a request: the base, NAME or NAME@version. */
   constructor(model) {
@@ -68,6 +69,11 @@ export class Column extends EventTarget {
     return this.turns.find((turn) => turn.ask === ask) ?? null;
   }
 
+  /** Ask no more, and stop what is asked. */
+  end() {
+    this.#end.abort();
+  }
+
   changed() {
     this.dispatchEvent(new Event("change"));
   }
@@ -78,7 +84,7 @@ export class Column extends EventTarget {
     this.turns.push(turn);
     this.changed();
     try {
-      for await (const event of stream(turn.path, turn.body, signal)) {
+      for await (const event of stream(turn.path, turn.body, AbortSignal.any([signal, this.#end.signal]))) {
         turn.take(event);
         this.changed();
       }
@@ -126,6 +132,7 @@ export class Conversation extends EventTarget {
   }
 
   remove(column) {
+    column.end();
     this.columns = this.columns.filter((other) => other !== column);
     if (this.reference === column) this.reference = this.columns[0] ?? null;
     this.#tell("columns");
@@ -139,11 +146,13 @@ export class Conversation extends EventTarget {
   /** Ask these models and no others; columns of those that are there stay. */
   show(models) {
     const there = [...this.columns];
+    const at = there.indexOf(this.reference);
     this.columns = models.slice(0, MOST_COLUMNS).map((model) => {
       const found = there.findIndex((column) => column.model === model);
       return found < 0 ? new Column(model) : there.splice(found, 1)[0];
     });
-    if (!this.columns.includes(this.reference)) this.reference = this.columns[0] ?? null;
+    there.forEach((column) => column.end());
+    if (!this.columns.includes(this.reference)) this.reference = this.columns[at] ?? this.columns[0] ?? null;
     this.#tell("columns");
   }
 
@@ -184,12 +193,13 @@ export class Conversation extends EventTarget {
   async #run(prompt) {
     const stop = (this.#stop = new AbortController());
     const number = this.#number;
-    this.#tell("state");
-    const turns = await Promise.all(this.columns.map(async (column) => {
+    const asked = this.columns.map(async (column) => {
       const turn = await column.ask(number, prompt, this.mode, this.settings, stop.signal);
-      this.dispatchEvent(new CustomEvent("end", { detail: { column, turn } }));
+      if (this.columns.includes(column)) this.dispatchEvent(new CustomEvent("end", { detail: { column, turn } }));
       return turn;
-    }));
+    });
+    this.#tell("state");
+    const turns = await Promise.all(asked);
     if (this.#stop === stop) this.#stop = null;
     const refused = turns.find((turn) => turn.state === "failed" && lacksTemplate(turn.error));
     if (refused && this.mode === CHAT && !stop.signal.aborted) {

@@ -15,6 +15,8 @@ export function pickModel(choose) {
   const found = h("p", { class: "muted small", role: "status" }, "\u00a0");
   let calls = new AbortController();
   let timer = null;
+  let isCurrent = false;
+  let takesFirst = false;
   const base = session.facts.base.slice(0, 1).map((name) => ({ name, isBase: true }));
 
   async function load() {
@@ -25,6 +27,7 @@ export function pickModel(choose) {
     if (wanted) asked.set("search", wanted);
     try {
       const page = await getJson(`/v1/adapters?${asked}`, { signal: calls.signal });
+      isCurrent = true;
       show(page, base.filter(({ name }) => name.toLowerCase().includes(wanted.toLowerCase())));
     } catch (error) {
       if (error.name !== "AbortError") setText(found, visible(error.message));
@@ -42,18 +45,22 @@ export function pickModel(choose) {
     setText(found, total === 0 ? "No adapter has this in its name or description."
       : total > page.data.length ? `${page.data.length} of ${total.toLocaleString("en-US")} adapters. Search for the others.`
         : `${total} ${total === 1 ? "adapter" : "adapters"}`);
+    if (takesFirst) list.querySelector("button")?.click();
+    takesFirst = false;
   }
 
   search.addEventListener("input", () => {
     clearTimeout(timer);
+    isCurrent = takesFirst = false;
     timer = setTimeout(load, TYPING_MS);
   });
   search.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {
       event.preventDefault();
       const first = list.querySelector("button");
-      if (event.key === "Enter") first?.click();
-      else first?.focus();
+      if (event.key === "ArrowDown") first?.focus();
+      else if (isCurrent) first?.click();
+      else takesFirst = true;
     }
   });
   list.addEventListener("keydown", (event) => {

@@ -8,9 +8,12 @@ import { Conversation, MOST_COLUMNS } from "../playground/conversation.mjs";
 import { pickModel } from "../playground/picker.mjs";
 import { CHAT, TEXT } from "../playground/request.mjs";
 import { session } from "../session.mjs";
-import { visible } from "../text.mjs";
+import { shorten, visible } from "../text.mjs";
 
 const DRAW_MS = 60;
+/** Drawing takes at most this share of the time, also of very long answers. */
+const DRAWING_SHARE = 0.15;
+const LONGEST_SPOKEN = 160;
 const ANNOUNCE_MS = 400;
 
 /** The conversation goes on while other views are shown; another key begins a new one. */
@@ -30,13 +33,16 @@ function conversationOf(models) {
 
 /** Show the view in `root`; query: `model`, repeated. Returns a function that ends it. */
 export function mount(root, _rest, query) {
-  const conversation = conversationOf(query.getAll("model"));
+  const conversation = conversationOf(query.getAll("model").filter(Boolean));
   const views = new Map();
   const composer = new Composer(conversation);
   const columns = h("div", { class: "columns" });
   const notice = h("div", { class: "note warn playground-notice", role: "status", hidden: true });
   const add = h("button", { class: "button", type: "button", on: { click: () => pickModel((model) => conversation.add(model)) } }, "Add a model");
-  const reset = h("button", { class: "button", type: "button", on: { click: () => conversation.reset() } }, "Reset");
+  const reset = h("button", { class: "button", type: "button", on: { click: () => {
+    conversation.reset();
+    composer.prompt.focus();
+  } } }, "Reset");
   const mode = h("select", { "aria-label": "How the prompt is sent", on: { change: () => conversation.choose(mode.value) } },
     h("option", { value: CHAT }, "Chat"), h("option", { value: TEXT }, "Plain text"));
   replace(root, h("div", { class: "playground" },
@@ -48,12 +54,15 @@ export function mount(root, _rest, query) {
   const heard = new WeakSet();
   const dirty = new Set();
   let timer = null;
+  let pauseMs = DRAW_MS;
 
   function drawDirty() {
     timer = null;
+    const began = performance.now();
     if (dirty.has(conversation.reference)) conversation.columns.forEach((column) => dirty.add(column));
     for (const column of dirty) views.get(column)?.draw();
     dirty.clear();
+    pauseMs = Math.max(DRAW_MS, (performance.now() - began) / DRAWING_SHARE);
   }
 
   function hear(column) {
@@ -61,7 +70,7 @@ export function mount(root, _rest, query) {
     heard.add(column);
     listen(column, "change", () => {
       dirty.add(column);
-      timer ??= setTimeout(drawDirty, DRAW_MS);
+      timer ??= setTimeout(drawDirty, pauseMs);
     });
   }
 
@@ -107,6 +116,6 @@ export function mount(root, _rest, query) {
 }
 
 function sentenceOf({ column, turn }) {
-  if (turn.state === "failed") return `${column.model}: error, ${visible(turn.error.message)}.`;
+  if (turn.state === "failed") return `${column.model}: error, ${shorten(visible(turn.error.message), LONGEST_SPOKEN)}.`;
   return `${column.model} ${turn.state === "stopped" ? "was stopped" : "answered"}: ${count(turn.tokens)} tokens, ${endOf(turn)}.`;
 }

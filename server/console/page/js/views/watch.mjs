@@ -10,6 +10,7 @@ import { Cursor } from "../watch/cursor.mjs";
 import { Experts } from "../watch/experts.mjs";
 import { ADAPTER_CHARTS, ADAPTER_NUMBERS, NUMBERS, REQUEST_CHARTS, RESIDENCY_CHARTS, troubles } from "../watch/series.mjs";
 import { nowUnix, sourceOf } from "../watch/source.mjs";
+import { clock } from "../watch/ticks.mjs";
 
 const WINDOWS_MIN = [1, 5, 15];
 const REDRAW_MS = 1000;
@@ -26,9 +27,10 @@ export function mount(root, adapter) {
   const numbers = (adapter ? ADAPTER_NUMBERS : NUMBERS).map(numberOf);
   const busiest = adapter ? null : new Busiest();
   const experts = adapter ? new Experts(adapter) : null;
+  const restart = h("span", { class: "watch-restart small", role: "status" });
   const trouble = h("div", { class: "note warn watch-trouble", role: "status", hidden: true });
   replace(root,
-    h("div", { class: "head" }, adapter ? titleOf(adapter) : h("h1", {}, "Watch"), h("div", { class: "head-end" }, windowChoice(draw))),
+    h("div", { class: "head" }, adapter ? titleOf(adapter) : h("h1", {}, "Watch"), h("div", { class: "head-end" }, restart, windowChoice(draw))),
     trouble,
     h("dl", { class: "numbers" }, numbers.map(({ element }) => element)),
     experts?.element,
@@ -42,6 +44,8 @@ export function mount(root, adapter) {
       const from = to - minutes * 60;
       for (const chart of charts) chart.draw(source.ring, from, to);
       experts?.draw(source.ring, from);
+      const restarts = source.ring.restartsSince(from);
+      setText(restart, restarts.length ? `The server was started again at ${clock(restarts.at(-1))}` : "");
     });
   }
 
@@ -77,8 +81,14 @@ function titleOf(adapter) {
   return [
     h("h1", { class: "watch-title" }, h("a", { href: "#/watch" }, "Watch"), h("span", { class: "muted", "aria-hidden": "true" }, "/"), h("span", {}, visible(adapter))),
     session.may("use") ? h("span", { class: "watch-links small" }, isAdapter ? h("a", { href: `#/adapters/${encodeURIComponent(adapter)}` }, "Versions") : null,
-      h("a", { href: `#/playground?model=${encodeURIComponent(adapter)}` }, "Open in the playground")) : null,
+      h("a", { href: playgroundOf(adapter, isAdapter) }, "Open in the playground")) : null,
   ];
+}
+
+/** The adapter beside the base. */
+function playgroundOf(adapter, isAdapter) {
+  const models = isAdapter ? [session.facts.base[0], adapter] : [adapter];
+  return `#/playground?${models.map((model) => `model=${encodeURIComponent(model)}`).join("&")}`;
 }
 
 function unknown(source, adapter) {

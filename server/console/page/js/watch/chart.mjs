@@ -18,9 +18,11 @@ export class Chart {
   #plot;
   #time = h("span", { class: "chart-time muted small number" });
   #legend = h("ul", { class: "legend" });
+  #none = h("p", { class: "legend", hidden: true }, "none so far");
   #table = h("div", { class: "chart-table", hidden: true, tabindex: "0" });
   #drawn = null;
   #series = [];
+  #colours = new Map();
   #observer;
 
   constructor(wanted, cursor) {
@@ -40,7 +42,7 @@ export class Chart {
     this.#table.setAttribute("aria-label", `${title}, as a table`);
     this.element = h("section", { class: "card chart", "aria-label": title },
       h("header", { class: "chart-head" }, h("h2", {}, title), wanted.hint ? h("span", { class: "muted small" }, wanted.hint) : null, this.#time, this.switch),
-      this.frame, this.#table, this.#legend);
+      this.frame, this.#table, this.#legend, this.#none);
     this.#observer = new ResizeObserver(([{ contentRect }]) => {
       if (this.#plot.resize(Math.floor(contentRect.width)) && this.#drawn) this.draw(...this.#drawn);
     });
@@ -65,7 +67,13 @@ export class Chart {
   #allSeries(ring) {
     const { series = [], prefix, labelOf = (name) => name } = this.#wanted;
     const more = prefix === undefined ? [] : [].concat(prefix).flatMap((each) => ring.names(each).map((key) => ({ key, label: labelOf(key.slice(each.length), each) })));
-    return [...series, ...more].map((each, n) => ({ ...each, colour: Math.min(n + 1, COLOURS) }));
+    return [...series, ...more].map((each) => ({ ...each, colour: this.#colourOf(each.key) }));
+  }
+
+  /** A series keeps its colour, whichever others come. */
+  #colourOf(key) {
+    if (!this.#colours.has(key)) this.#colours.set(key, Math.min(this.#colours.size + 1, COLOURS));
+    return this.#colours.get(key);
   }
 
   /** Show the values at the cursor, or now. */
@@ -80,8 +88,8 @@ export class Chart {
     keyed(this.#legend, this.#series, ({ key }) => key, ({ colour, label, isDashed }) => h("li", {},
       h("span", { class: `swatch colour-${colour}${isDashed ? " dashed" : ""}` }), h("span", {}, visible(label)), h("span", { class: "legend-value number" })),
     (item, { key }) => setText(item.lastElementChild, this.#wanted.unit.text(ring.valueAt(key, read))));
-    if (this.#series.length === 0) setText(this.#legend, "none so far");
-    else if (this.#legend.firstChild?.nodeType === Node.TEXT_NODE) this.#legend.firstChild.remove();
+    this.#none.hidden = this.#series.length > 0;
+    this.#legend.hidden = !this.#none.hidden;
     if (document.activeElement !== this.frame || index < 0) return;
     this.frame.setAttribute("aria-valuenow", String(Math.max(0, index - ring.firstAt(from))));
     this.frame.setAttribute("aria-valuetext", `${clock(ring.timeAt(index))}: ${this.#spoken(ring, index)}`);

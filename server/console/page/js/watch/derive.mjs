@@ -7,8 +7,6 @@ const STEADY = [
   "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "perft_adapter_loads_total", "perft_uploads_total",
   "vllm:time_to_first_token_seconds_count", "http_requests_total",
 ];
-/** Where an adapter may be; `tier` of a point is the place in this list. */
-export const TIERS = ["disk", "host", "device"];
 const STARTED = "process_start_time_seconds";
 
 /** Whether the server was started again between two scrapes. */
@@ -83,7 +81,6 @@ export function ofAdapter(adapter, scrape, _quick, slow) {
   const point = {
     running: scrape.sum("perft_adapter_requests_running", labels),
     waiting: scrape.sum("perft_adapter_requests_waiting", labels),
-    tier: TIERS.findIndex((tier) => scrape.sum("perft_adapter_resident", { ...labels, tier }) > 0),
   };
   if (slow !== null) {
     point.generation = slow.rate("perft_adapter_generation_tokens_total", labels);

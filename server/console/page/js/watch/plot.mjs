@@ -9,8 +9,9 @@ const RIGHT = 10;
 const TOP = 10;
 const BOTTOM = 22;
 const PX_PER_TICK = 76;
+const DENSE_POINTS_PER_PX = 1.5;
 
-/** The picture. unit: {text, whole}; top: the end of the value axis if it is fixed. */
+/** The picture. unit: {text, mark (the text of a mark of the axis, if another), whole}; top: the end of the value axis if it is fixed. */
 export class Plot {
   #grid = svg("g", { class: "plot-grid" });
   #marks = svg("g", { class: "plot-marks" });
@@ -62,7 +63,7 @@ export class Plot {
     replace(this.#grid,
       ticks.map((tick) => [
         svg("path", { d: `M${LEFT} ${Math.round(y(tick)) + 0.5}H${right}`, class: tick === 0 ? "plot-base" : "" }),
-        svg("text", { x: LEFT - 8, y: Math.round(y(tick)) + 4, "text-anchor": "end" }, this.unit.text(tick)),
+        svg("text", { x: LEFT - 8, y: Math.round(y(tick)) + 4, "text-anchor": "end" }, (this.unit.mark ?? this.unit.text)(tick)),
       ]),
       times.map(({ at, text }) => [
         svg("path", { d: `M${Math.round(x(at)) + 0.5} ${HEIGHT - BOTTOM}v4`, class: "plot-base" }),
@@ -72,6 +73,7 @@ export class Plot {
 
   #drawLines(ring, series, first) {
     const shown = new Set(series.map(({ key }) => key));
+    this.#lines.classList.toggle("dense", ring.length - first > DENSE_POINTS_PER_PX * this.#scale.wide);
     for (const [key, { line, area }] of this.#paths) {
       if (shown.has(key)) continue;
       line.remove();

@@ -1,10 +1,9 @@
 /** Which charts and which big numbers there are, over the names that `derive.mjs` gives. */
 
-import { bytes, count, duration, percent, rate, UNKNOWN } from "../format.mjs";
-import { TIERS } from "./derive.mjs";
+import { bytes, count, decimal, duration, percent, rate } from "../format.mjs";
 import { SLOW_S } from "./source.mjs";
 
-const NUMBER = { text: rate };
+const NUMBER = { text: rate, mark: decimal };
 const WHOLE = { text: count, whole: true };
 const SECONDS = { text: duration };
 const SHARE = { text: percent };
@@ -73,7 +72,7 @@ const FAILED_NUMBER = ["Failed/min", (now) => rate(now("errors")), (now) => (now
 
 /** The big numbers, each [title, text of now, class of now]; now(name) is the last value of a name. */
 export const NUMBERS = [...SHARED_NUMBERS, ["Pool rows", (now) => percent(now("rowsUsed") / now("rowsTotal"))], FAILED_NUMBER];
-export const ADAPTER_NUMBERS = [...SHARED_NUMBERS, ["Where", (now) => TIERS[now("tier")] ?? UNKNOWN], FAILED_NUMBER];
+export const ADAPTER_NUMBERS = [...SHARED_NUMBERS, FAILED_NUMBER];
 
 const MUST_BE_ZERO = [
   ["perft_residency_repairs_total", (n) => `Workers and server disagreed ${times(n)} about which adapters are loaded. This was mended, and is a defect.`],

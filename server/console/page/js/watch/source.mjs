@@ -9,6 +9,8 @@ import { GAP_S, Ring } from "./ring.mjs";
 
 const EVERY_S = 1;
 const QUICK_S = 6;
+/** A rate over less than this says little. */
+const SHORTEST_S = 3;
 export const SLOW_S = 20;
 const KEPT_ADAPTERS = 8;
 
@@ -25,9 +27,9 @@ class Source extends EventTarget {
     this.adapter = adapter;
   }
 
-  /** What happened in the last SLOW_S seconds; null until two scrapes are there. */
+  /** What happened in the last SLOW_S seconds; null before there is enough. */
   get span() {
-    return this.#slow.window;
+    return longEnough(this.#slow.window);
   }
 
   /** The value of a name now; NaN while the server does not answer. */
@@ -76,13 +78,17 @@ class Source extends EventTarget {
     this.#quick.add(scrape);
     this.#slow.add(scrape);
     const derive = this.adapter ? ofAdapter.bind(null, this.adapter) : ofAll;
-    this.#push(time, derive(scrape, this.#quick.window, this.#slow.window));
+    this.#push(time, derive(scrape, longEnough(this.#quick.window), longEnough(this.#slow.window)));
   }
 
   #push(time, values) {
     this.ring.push(time, values);
     this.dispatchEvent(new Event("point"));
   }
+}
+
+function longEnough(span) {
+  return span !== null && span.seconds >= SHORTEST_S ? span : null;
 }
 
 function unixOf(monotonic) {
