@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 1280, 860
 
 
 @contextmanager
-def started_browser() -> Iterator[Browser]:
+def started_browser(*flags: str) -> Iterator[Browser]:
     """A browser without a window. Raises AssertionError if it was not fetched."""
     chromium = program("chromium")
     assert chromium is not None, "found no chromium: run `python integration/fetch.py chromium`"
@@ -23,12 +23,12 @@ def started_browser() -> Iterator[Browser]:
         is_sandboxed = os.geteuid() != 0
         try:
             browser = playwright.chromium.launch(
-                executable_path=chromium, env=environment, chromium_sandbox=is_sandboxed
+                executable_path=chromium, env=environment, args=flags, chromium_sandbox=is_sandboxed
             )
         except Error as error:  # a container may have no user namespaces for the sandbox
             if not is_sandboxed or "sandbox" not in str(error):
                 raise
-            browser = playwright.chromium.launch(executable_path=chromium, env=environment)
+            browser = playwright.chromium.launch(executable_path=chromium, env=environment, args=flags)
         try:
             yield browser
         finally:

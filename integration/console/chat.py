@@ -9,6 +9,7 @@ import random
 import time
 import zlib
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -47,6 +48,12 @@ class VllmMetrics:
         self.between = labelled(Histogram, "vllm:inter_token_latency_seconds", buckets=INTER_TOKEN_BUCKETS)
 
 
+@cache
+def vllm_metrics() -> VllmMetrics:
+    """One for the process, like vLLM's."""
+    return VllmMetrics()
+
+
 class Chat(BaseModel):
     """What is read of OpenAI's request."""
 
@@ -64,7 +71,7 @@ class Chat(BaseModel):
 
 def add_chat(app: FastAPI, pace: float = 1.0) -> None:
     """Serve POST /v1/chat/completions. pace: 0 for answers at once."""
-    metrics = VllmMetrics()
+    metrics = vllm_metrics()
     app.state.expert_tokens = dict[int, list[int]]()
 
     async def chat(body: Chat, request: Request) -> Any:

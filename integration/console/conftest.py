@@ -13,6 +13,8 @@ from integration.console.pages import watched_page
 from integration.console.real_server import KEYS, RealServer, build_model
 from tests.server.tiny_server import TinyClient
 
+ELSEWHERE = "attacker.example"
+"""A name of another site, which leads to this machine."""
 Open = Callable[..., Page]
 """(label of a key or None, place, **looks) -> the console of the real server in a page that must not complain."""
 
@@ -20,7 +22,7 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Ended with the last test here: its event loop would be in the way of others."""
-    with started_browser() as browser:
+    with started_browser(f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1") as browser:
         yield browser
 
 

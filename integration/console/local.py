@@ -36,6 +36,7 @@ class LocalServer:
     engine: FakeEngine
     port: int
     log: io.StringIO
+    has_keys: bool
 
     @property
     def url(self) -> str:
@@ -76,7 +77,7 @@ def local_server(
             assert thread.is_alive(), "it did not start"
             time.sleep(0.01)
         app.state.services = replace(app.state.services, access_log=AccessLog("json", log))
-        yield LocalServer(app, engine, server.servers[0].sockets[0].getsockname()[1], log)
+        yield LocalServer(app, engine, server.servers[0].sockets[0].getsockname()[1], log, has_keys)
     finally:
         server.should_exit = True
         thread.join()

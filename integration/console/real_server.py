@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,19 @@ class RealServer:
     def process(self) -> ServerProcess:
         assert self._process is not None
         return self._process
+
+    @contextmanager
+    def engine_still(self) -> Iterator[None]:
+        """No request comes to its end meanwhile; the engine may also die."""
+        started = psutil.Process(self.process.process.pid).children(recursive=True)
+        for each in started:
+            each.suspend()
+        try:
+            yield
+        finally:
+            for each in started:
+                with suppress(psutil.NoSuchProcess):
+                    each.resume()
 
     def kill_engine(self) -> None:
         """The engine dies, and the server with it."""

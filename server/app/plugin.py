@@ -27,6 +27,7 @@ from server.api.openapi import describe
 from server.api.route_table import ROUTES, missing, more_routes, prune
 from server.app import serving_log
 from server.app.given_adapters import store_given_adapters
+from server.app.http_metrics import count_every_answer
 from server.app.services import EngineSide, build_services
 from server.app.startup import check_status, warm_up
 from server.auth.origin import bind_problem, is_local_bind
@@ -41,7 +42,6 @@ from server.hosting.host import HOST_ARGUMENT, Host
 from server.hosting.process import ProcessHost
 from server.inference.engine_hook import EngineHook
 from server.inference.request_context import CURRENT
-from server.metrics.exposition import release_http_metrics
 from server.middleware.access_control import AccessControl
 from server.middleware.adapter_routing import AdapterRouting
 from server.middleware.cross_origin import in_our_shape
@@ -168,7 +168,6 @@ def answer_in_our_shape(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, answer_invalid)
     in_our_shape(app.user_middleware)
     if app.middleware_stack is not None:
-        release_http_metrics()
         app.middleware_stack = app.build_middleware_stack()
     serving_log.install()
 
@@ -191,6 +190,7 @@ def attach(app: FastAPI) -> None:
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
         app.add_middleware(middleware)
+    count_every_answer(app)
 
 
 def _as_vllm_error(error: ServerError) -> Exception:

@@ -23,6 +23,7 @@ from server.bodies.models import RequestModel
 from server.console.metrics import OncePerSecond
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
+from server.following.following import Following
 from server.following.opening import make_follower, open_store_of, reading, start_following
 from server.metrics.choice import render_choice
 from server.metrics.counters import EventCounters
@@ -107,7 +108,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     await start_following(follower)
     reconciler = Reconciler(asked_anyway, scheduler)
     monitor = EngineMonitor(asked_anyway, side.status, metrics, reconciler, served.by_engine_id)
-    snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)
+    snapshot = _Snapshot(store, registry, scheduler, monitor, side.health, adapters.following, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
     fresh = _FreshPage(page, monitor, snapshot)
@@ -212,7 +213,8 @@ class _Snapshot:
     registry: Registry
     scheduler: ResidencyScheduler
     monitor: EngineMonitor
-    settings: Settings
+    health: EngineHealth
+    following: Following
     base_running: Callable[[], int]
 
     def take(self) -> StateSnapshot:
@@ -223,6 +225,7 @@ class _Snapshot:
             adapters[record.name], need = self._state(record, versions)
             if need is not None:
                 needs.append(need)
+        moe_layers = self.monitor.status.moe_layers
         return StateSnapshot(
             adapters=adapters,
             max_lora=self._capacity(adapters, needs),
@@ -232,8 +235,11 @@ class _Snapshot:
             device_rows_total=self.monitor.status.rows_total,
             store_bytes=self.registry.store_bytes(),
             store_free_bytes=self.store.free_bytes(),
-            moe_layers=self.monitor.status.moe_layers,
+            moe_layers=moe_layers,
             step_load_bytes=self.monitor.counters.step_load_bytes,
+            is_ready=moe_layers > 0 and self.health.doubt() is None and self.following.problem() is None,
+            store_silent_s=self.following.silent_s(),
+            store_names_behind=self.following.names_behind(),
         )
 
     def state_of(self, name: str) -> AdapterState | None:

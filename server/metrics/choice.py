@@ -21,8 +21,9 @@ def _histogram(name: str) -> tuple[str, ...]:
 
 SUMMED = ("perft_adapter_time_to_first_token_seconds", "perft_adapter_inter_token_latency_seconds")
 """Histograms of which only sum and count are shown, for every adapter."""
+COUNTED = ("perft_adapter_requests", "perft_adapter_prompt_tokens", "perft_adapter_generation_tokens")
+"""Counters of every adapter."""
 WHOLE = (
-    *("perft_adapter_requests_total", "perft_adapter_prompt_tokens_total", "perft_adapter_generation_tokens_total"),
     *("perft_adapter_requests_running", "perft_adapter_requests_waiting"),
     *_histogram("perft_adapter_load_seconds"),
     *("perft_adapter_loads_total", "perft_adapter_evictions_total", "perft_uploads_total"),
@@ -34,10 +35,7 @@ WHOLE = (
     *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "http_requests_total"),
 )
 """Samples that are shown as they are, those of vLLM where it has them."""
-OF_ONE = (
-    *("perft_adapter_requests", "perft_adapter_prompt_tokens", "perft_adapter_generation_tokens"),
-    *(*SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),
-)
+OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)
 """Families of one adapter, with all buckets."""
 
 StateOf = Callable[[str], AdapterState | None]
@@ -58,9 +56,12 @@ class _Choice(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._page.restricted_registry(WHOLE).collect()
+        for name in COUNTED:
+            if isinstance(counter := _registered(self._page.ours, name), Counter):
+                yield _counts(counter)
         for name in SUMMED:
-            if isinstance(found := _registered(self._page.ours, name), Histogram):
-                yield _sums(found)
+            if isinstance(histogram := _registered(self._page.ours, name), Histogram):
+                yield _sums(histogram)
 
 
 class _OneAdapter(Collector):
@@ -93,6 +94,15 @@ def _children(metric: MetricWrapperBase) -> Iterator[tuple[tuple[str, ...], Any]
 
 def _family(metric: MetricWrapperBase) -> Metric:
     return Metric(metric._name, metric._documentation, metric._type or "untyped")
+
+
+def _counts(counter: Counter) -> Metric:
+    """Every series, without when it was created."""
+    family = _family(counter)
+    for values, child in _children(counter):
+        labels = dict(zip(counter._labelnames, values, strict=True))
+        family.add_sample(f"{family.name}_total", labels, child._value.get())
+    return family
 
 
 def _sums(histogram: Histogram) -> Metric:

@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 
 LORA_INFO = "vllm:lora_requests_info"
 OUR_PREFIX = "perft_"
-HTTP_PREFIXES = ("http_request", "http_response")
 
 
 class MetricsPage(Collector):
@@ -82,14 +81,3 @@ def clear_vllms_adapter_lists(registry: CollectorRegistry = REGISTRY) -> None:
     own = registry._names_to_collectors.get(LORA_INFO)
     if isinstance(own, MetricWrapperBase):
         own.clear()
-
-
-def release_http_metrics(registry: CollectorRegistry = REGISTRY) -> None:
-    """Take vLLM's HTTP metrics off the page, for middleware that is built again.
-
-    They are registered by the middleware that counts; where their names are taken already, it counts nothing and says
-    nothing.
-    """
-    held = {collector for name, collector in registry._names_to_collectors.items() if name.startswith(HTTP_PREFIXES)}
-    for collector in held:
-        registry.unregister(collector)

@@ -23,7 +23,7 @@ from server.errors import (
     VersionNotFoundError,
 )
 from server.registry.version import AdapterView, Version, VersionView, unservable
-from server.residency.state import Tier
+from server.residency.state import Loaded, Tier
 
 
 class Residency(Protocol):
@@ -33,7 +33,8 @@ class Residency(Protocol):
 
     def failure(self, adapter: AdapterRef) -> str | None: ...
 
-    def loaded_tiers(self) -> Mapping[str, Tier]: ...
+    @property
+    def loaded(self) -> Loaded: ...
 
 
 class Registry:
@@ -147,7 +148,7 @@ class Registry:
 
     def loaded(self) -> Mapping[str, Tier]:
         """Where every content is that is on the device or the host, by its key."""
-        return self._residency.loaded_tiers()
+        return self._residency.loaded.tiers()
 
     # What there is, whoever asks
 

@@ -63,7 +63,7 @@ class Version:
         """The text that a search of the list compares: the name, and its description from the beginning."""
         config = None if self.accepted is None else self.accepted.config
         description = "" if config is None else config.description or ""
-        return f"{self.name}\n{description[:SEARCHED_CHARACTERS].casefold()}"
+        return f"{self.name}\0{description[:SEARCHED_CHARACTERS].casefold()}"
 
     @property
     def is_draining(self) -> bool:

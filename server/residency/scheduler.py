@@ -114,10 +114,6 @@ class ResidencyScheduler:
         resident = self._residents.get(adapter.key)
         return "disk" if resident is None else resident.tier
 
-    def loaded_tiers(self) -> dict[str, Tier]:
-        """Where every content is that is on the device or the host, by its key."""
-        return {each.key: each.tier for each in self._loaded.everywhere() if each.on_device or each.on_host}
-
     def failure(self, adapter: AdapterRef) -> str | None:
         """Why the last load failed; None if it did not."""
         resident = self._residents.get(adapter.key)

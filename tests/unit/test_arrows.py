@@ -22,6 +22,7 @@ SERVER_MAY_USE = (
     "vllm.engine.protocol.EngineClient",
     "vllm.engine.arg_utils.AsyncEngineArgs",
     "vllm.utils.argparse_utils.FlexibleArgumentParser",
+    "vllm.utils.system_utils.decorate_logs",
     "vllm.lora.request.LoRARequest",
     "vllm.logger.configure_logging_from_args",
     "vllm.platforms.current_platform",
@@ -193,6 +194,10 @@ def test_imports_are_found(source: str, package: str, top_level: bool, expected:
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
+        (
+            "server.client.live.top, server.client.chat.command",
+            ("torch", "vllm", "safetensors", "transformers", "fastapi", "starlette", "uvicorn"),
+        ),
         ("server.client.commands", ("torch", "vllm", "safetensors", "transformers", "fastapi", "starlette", "uvicorn")),
         (
             "server.commands.train, server.commands.convert, server.commands.inspect, server.commands.evaluate",

@@ -29,18 +29,25 @@ function copyBySelection(text) {
 /** A button that copies what `textOf` returns. what: names it for screen readers; shown beside the icon if `isShown`. */
 export function copyButton(textOf, what, isShown = false) {
   const face = h("span", { class: "copy-face" }, icon("copy"));
-  const button = h("button", {
-    class: isShown ? "button small quiet" : "icon-button small", type: "button", "aria-label": isShown ? null : `Copy ${what}`,
-    title: isShown ? null : `Copy ${what}`,
-    on: {
-      click: async (event) => {
-        event.stopPropagation();
-        const isDone = await copyText(textOf());
-        face.replaceChildren(icon(isDone ? "check" : "cross"));
-        announce(isDone ? `Copied ${what}` : `The browser did not let this page copy ${what}`);
-        setTimeout(() => face.replaceChildren(icon("copy")), SHOWN_MS);
+  const button = h(
+    "button",
+    {
+      class: isShown ? "button small quiet" : "icon-button small",
+      type: "button",
+      "aria-label": isShown ? null : `Copy ${what}`,
+      title: isShown ? null : `Copy ${what}`,
+      on: {
+        click: async (event) => {
+          event.stopPropagation();
+          const isDone = await copyText(textOf());
+          face.replaceChildren(icon(isDone ? "check" : "cross"));
+          announce(isDone ? `Copied ${what}` : `The browser did not let this page copy ${what}`);
+          setTimeout(() => face.replaceChildren(icon("copy")), SHOWN_MS);
+        },
       },
     },
-  }, face, isShown ? `Copy ${what}` : null);
+    face,
+    isShown ? `Copy ${what}` : null,
+  );
   return button;
 }

@@ -22,6 +22,9 @@ const PATHS = {
 /** An icon of 16 by 16 CSS pixels. Raises for a name that it does not have. */
 export function icon(name) {
   if (!(name in PATHS)) throw new Error(`found no icon ${name}, expected one of ${Object.keys(PATHS).join(", ")}`);
-  return svg("svg", { class: "icon", viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true", focusable: "false" },
-    svg("path", { d: PATHS[name] }));
+  return svg(
+    "svg",
+    { class: "icon", viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true", focusable: "false" },
+    svg("path", { d: PATHS[name] }),
+  );
 }

@@ -6,7 +6,8 @@ const BY_CODE = {
   invalid_name: "Choose another name: 1 to 63 of a\u2013z, 0\u20139, dot, _ and -, beginning with a letter or digit.",
   invalid_request: "Reload this page and try again; if it stays, the server and this page may be of different versions.",
   name_conflict: "This is the base model's name. Choose another.",
-  adapter_too_large: "Train it with a smaller bottleneck or fewer experts or layers, or ask the operator to raise --max-adapter-bytes.",
+  adapter_too_large:
+    "Train it with a smaller bottleneck or fewer experts or layers, or ask the operator to raise --max-adapter-bytes.",
   quota_exceeded: "Delete versions or adapters that nobody needs, or ask the operator to raise the limit.",
   storage_full: "The server's disk (or its audit log) takes nothing more: tell the operator. Nothing was changed.",
   upload_timeout: "The connection was too slow for the server's time limits. Try again, or from a machine closer to it.",
@@ -26,12 +27,24 @@ const BY_CODE = {
   internal_error: "A defect of the server. Its log has the details under the request's ID.",
 };
 const UNREACHABLE = "Check that the server runs and that the files have not changed since you chose them, then try again.";
-const WORTH_RETRYING = new Set([null, "upload_timeout", "engine_unavailable", "store_unavailable", "too_many_connections", "rate_limited", "internal_error", "storage_full", "quota_exceeded", "adapter_unavailable", "cancelled"]);
+const WORTH_RETRYING = new Set([
+  null,
+  "upload_timeout",
+  "engine_unavailable",
+  "store_unavailable",
+  "too_many_connections",
+  "rate_limited",
+  "internal_error",
+  "storage_full",
+  "quota_exceeded",
+  "adapter_unavailable",
+  "cancelled",
+]);
 
 /** What to do about an ApiError; "" where nothing is known. */
 export function adviceFor(error) {
   if (error.code === "cancelled") return "";
-  return error.status === 0 ? UNREACHABLE : BY_CODE[error.code] ?? "";
+  return error.status === 0 ? UNREACHABLE : (BY_CODE[error.code] ?? "");
 }
 
 /** Whether the same request may succeed later. */
@@ -51,7 +64,12 @@ export function partsOf(violation) {
 
 function splitFound(text) {
   const match = /^found\s/.test(text) ? PARTS.exec(text) : null;
-  if (match !== null) return { found: match[1], expected: match[2] ?? "", todo: match[3] ?? "" };
+  if (match !== null) {
+    const [, found, expected = "", todo = ""] = match;
+    return !expected && /^input should /i.test(todo)
+      ? { found, expected: todo.replace(/^input should (be )?/i, "expected "), todo: "" }
+      : { found, expected, todo };
+  }
   const [, found, expected] = /^(missing|unknown key)[,;]\s+(expected\s.*)$/s.exec(text) ?? [null, text, ""];
   return { found, expected, todo: "" };
 }

@@ -10,7 +10,7 @@ const FACTS = [
   ["variant", "Variant", String],
   ["expert_type", "Expert type", String],
   ["num_experts", "Experts", String],
-  ["top_k", "Experts for each token (top-k)", String],
+  ["top_k", "Top-k", String],
   ["bottleneck", "Bottleneck", String],
   ["rows", "Rows on the device", format.count],
   ["size_bytes", "Size", format.bytes],
@@ -19,11 +19,28 @@ const FACTS = [
   ["description", "Description", String],
   ["digest", "Content (digest)", (value) => `${value.slice(0, 16)}\u2026`],
 ];
-const NOT_OF_THE_CONFIG = new Set(["peft_type", "format_version", "variant", "expert_type", "num_experts", "top_k", "bottleneck", "description"]);
+const NOT_OF_THE_CONFIG = new Set([
+  "peft_type",
+  "format_version",
+  "variant",
+  "expert_type",
+  "num_experts",
+  "top_k",
+  "bottleneck",
+  "description",
+]);
 const TITLES = {
-  alpha: "Alpha", activation: "Activation", renormalize: "Renormalize", gate_weight: "Gate weight", layers: "Layers",
-  base_model_name_or_path: "Base", base_fingerprint: "Base's fingerprint", r: "Rank", target_modules: "Target modules",
-  lora_alpha: "Alpha", use_rslora: "Rank-stabilised",
+  alpha: "Alpha",
+  activation: "Activation",
+  renormalize: "Renormalize",
+  gate_weight: "Gate weight",
+  layers: "Layers",
+  base_model_name_or_path: "Base",
+  base_fingerprint: "Base's fingerprint",
+  r: "Rank",
+  target_modules: "Target modules",
+  lora_alpha: "Alpha",
+  use_rslora: "Rank-stabilised",
 };
 /** These differ between any two versions: they are shown, but do not make two versions different. */
 const ALWAYS_DIFFER = new Set(["created", "last_used"]);
@@ -42,7 +59,9 @@ export function compare(before, after, configs = [null, null]) {
   }
   const [was, is] = configs;
   if (is !== null && (was !== null || before === null)) {
-    const fields = [...new Set([...Object.keys(was ?? {}), ...Object.keys(is)])].filter((field) => !NOT_OF_THE_CONFIG.has(field));
+    const fields = [...new Set([...Object.keys(was ?? {}), ...Object.keys(is)])].filter(
+      (field) => !NOT_OF_THE_CONFIG.has(field),
+    );
     for (const field of fields) {
       rows.push(rowOf(field, TITLES[field] ?? field, [valueOf(was, field), valueOf(is, field)], inWords));
     }
@@ -57,8 +76,12 @@ function valueOf(config, field) {
 function rowOf(field, title, [before, after], write) {
   const written = (value) => (value === null ? format.UNKNOWN : write(value));
   return {
-    field, title, before: written(before), after: written(after),
-    differs: JSON.stringify(before) !== JSON.stringify(after), matters: !ALWAYS_DIFFER.has(field),
+    field,
+    title,
+    before: written(before),
+    after: written(after),
+    differs: JSON.stringify(before) !== JSON.stringify(after),
+    matters: !ALWAYS_DIFFER.has(field),
   };
 }
 
@@ -89,7 +112,8 @@ export function verbFor(active, version) {
 export function whatHappened(name, expected, adapter) {
   const now = adapter.active;
   const was = expected === null ? "none was active" : `@${expected} was active`;
-  if (now === null) return `When you opened this, ${was}. Meanwhile somebody took it out of use: ${name} has no active version now.`;
+  if (now === null)
+    return `When you opened this, ${was}. Meanwhile somebody took it out of use: ${name} has no active version now.`;
   const version = adapter.versions.find((one) => one.version === now);
   const isNew = expected === null || now > expected;
   const how = isNew ? `@${now} became active` : `it was rolled back to @${now}`;

@@ -19,33 +19,69 @@ function build(adapter, version, changed, close) {
   const running = ending.reduce((sum, one) => sum + (one.requests_running ?? 0), 0);
   const path = routeOf(adapter.name, version?.version);
   const problem = h("div", {});
-  const remove = actionButton({ class: "button danger", id: "delete-confirm" }, ["Delete"], async () => {
-    const found = await sendJson("DELETE", path);
-    began(ending);
-    changed(found);
-    close();
-  }, (error) => replace(problem, problemBox(error)));
+  const remove = actionButton(
+    { class: "button danger", id: "delete-confirm" },
+    ["Delete"],
+    async () => {
+      const found = await sendJson("DELETE", path);
+      began(ending);
+      changed(found);
+      close();
+    },
+    (error) => replace(problem, problemBox(error)),
+  );
   const seconds = session.facts.limits?.drain_timeout_s;
   const timeout = Number.isFinite(seconds) ? ` for ${format.duration(seconds)}` : "";
-  return h("div", { class: "grid" },
-    h("p", {}, version === null ? `The name and ${adapter.versions.length === 1 ? "its only version" : `all its ${format.count(adapter.versions.length)} versions`} are deleted, on the device, the host and the disk. This cannot be undone.`
-      : "It is deleted on the device, the host and the disk. This cannot be undone, and its number is never given again."),
-    h("p", {}, "New requests are refused at once. ", h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`), ` now and may finish${timeout}; then what still runs is ended.`),
+  return h(
+    "div",
+    { class: "grid" },
+    h(
+      "p",
+      {},
+      version === null
+        ? `The name and ${adapter.versions.length === 1 ? "its only version" : `all its ${format.count(adapter.versions.length)} versions`} are deleted, on the device, the host and the disk. This cannot be undone.`
+        : "It is deleted on the device, the host and the disk. This cannot be undone, and its number is never given again.",
+    ),
+    h(
+      "p",
+      {},
+      "New requests are refused at once. ",
+      running === 0
+        ? "No request of it runs now."
+        : [
+            h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`),
+            ` now and may finish${timeout}; then what still runs is ended.`,
+          ],
+    ),
     version === null ? nameField(adapter.name, remove) : null,
-    curlBox(() => ({ method: "DELETE", path })), problem,
-    h("div", { class: "dialog-end" }, h("button", { class: "button", type: "button", on: { click: close } }, "Cancel"), remove));
+    curlBox(() => ({ method: "DELETE", path })),
+    problem,
+    h("div", { class: "dialog-end" }, h("button", { class: "button", type: "button", on: { click: close } }, "Cancel"), remove),
+  );
 }
 
 /** The button works once the name is typed. */
 function nameField(name, button) {
   button.disabled = true;
-  const input = h("input", { type: "text", id: "delete-name", autocomplete: "off", spellcheck: "false", autocapitalize: "off", on: {
-    input: () => {
-      button.disabled = input.value !== name;
+  const input = h("input", {
+    type: "text",
+    id: "delete-name",
+    autocomplete: "off",
+    spellcheck: "false",
+    autocapitalize: "off",
+    on: {
+      input: () => {
+        button.disabled = input.value !== name;
+      },
+      keydown: (event) => {
+        if (event.key === "Enter" && !button.disabled) button.click();
+      },
     },
-    keydown: (event) => {
-      if (event.key === "Enter" && !button.disabled) button.click();
-    },
-  } });
-  return h("div", { class: "field" }, h("label", { for: "delete-name" }, "Type ", h("bdi", { class: "mono typed-name" }, name), " to confirm"), input);
+  });
+  return h(
+    "div",
+    { class: "field" },
+    h("label", { for: "delete-name" }, "Type ", h("bdi", { class: "mono typed-name" }, name), " to confirm"),
+    input,
+  );
 }

@@ -62,25 +62,47 @@ function gone(id) {
 
 function makeDrain(version) {
   const progress = h("progress", { max: 1, "aria-label": `Requests of ${version.id} that have ended` });
-  return h("li", { data: { testid: `drain-${version.version}` } }, h("div", { class: "drain-head" },
-    h("strong", {}, h("bdi", {}, version.id), " is being deleted"), h("span", { class: "number drain-running", role: "status" })), progress, h("p", { class: "muted small number" }));
+  return h(
+    "li",
+    { data: { testid: `drain-${version.version}` } },
+    h(
+      "div",
+      { class: "drain-head" },
+      h("strong", {}, h("bdi", {}, version.id), " is being deleted"),
+      h("span", { class: "number drain-running", role: "status" }),
+    ),
+    progress,
+    h("p", { class: "muted small number" }),
+  );
 }
 
 function fillDrain(item, version) {
   const [head, progress, until] = item.children;
   const { at, most } = drains.get(version.id);
   const running = version.requests_running ?? 0;
-  setText(head.lastChild, running === 0 ? "no request runs any more: its files are removed" : running === 1 ? "1 request still runs" : `${format.count(running)} requests still run`);
+  setText(
+    head.lastChild,
+    running === 0
+      ? "no request runs any more: its files are removed"
+      : running === 1
+        ? "1 request still runs"
+        : `${format.count(running)} requests still run`,
+  );
   progress.value = most === 0 ? 1 : (most - running) / most;
-  setText(until, running === 0 ? "" : deadline(at));
+  setText(until, running === 0 ? "" : deadline(at, running === 1 ? ["It", "it is"] : ["They", "they are"]));
 }
 
-function deadline(at) {
+function deadline(at, [who, whoIs]) {
   const timeout = session.facts.limits?.drain_timeout_s ?? NaN;
-  if (at === null) return Number.isFinite(timeout) ? `They may finish for ${format.duration(timeout)} from when it was deleted; then they are ended.` : "";
+  if (at === null)
+    return Number.isFinite(timeout)
+      ? `${who} may finish for ${format.duration(timeout)} from when the version was deleted; then ${whoIs} ended.`
+      : "";
   const left = Math.max(0, at + timeout - Date.now() / 1000);
   const clock = new Date((at + timeout) * 1000).toLocaleTimeString([], { hour12: false });
-  return left > 0 ? `They may finish until ${clock}, ${remaining(left)} from now; then they are ended.` : "The deadline has passed: what still runs is ended now.";
+  return left > 0
+    ? `${who} may finish until ${clock}, ${remaining(left)} from now; then ${whoIs} ended.`
+    : "The deadline has passed: what still runs is ended now.";
 }
 
 function remaining(seconds) {

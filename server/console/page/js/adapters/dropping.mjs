@@ -8,8 +8,16 @@ import { showUpload } from "./uploaddialog.mjs";
 /** Let files be dropped anywhere on the page. name: of the adapter whose next version they are, if it is clear.
  * Returns a function that ends it. */
 export function dropArea(root, name = null) {
-  const veil = h("div", { class: "drop-veil", "aria-hidden": "true" }, h("div", { class: "drop-veil-text" }, icon("upload"),
-    name === null ? "Drop to upload" : ["Drop to upload as a version of ", h("bdi", {}, name)]));
+  const veil = h(
+    "div",
+    { class: "drop-veil", "aria-hidden": "true" },
+    h(
+      "div",
+      { class: "drop-veil-text" },
+      icon("upload"),
+      name === null ? "Drop to upload" : ["Drop to upload as a version of ", h("bdi", {}, name)],
+    ),
+  );
   let depth = 0;
   const show = (isOver) => {
     if (isOver) (document.querySelector("dialog[open] .dialog-body") ?? root).append(veil);

@@ -12,24 +12,35 @@ export class Figures {
   #where = tier();
   #values = new Map();
   #hasMetrics = false;
+  #wasUsed = false;
 
   constructor(mayWatch) {
-    const tile = (key, title, hint, ...value) => {
-      const element = h("dd", { class: "number" }, ...value);
+    const figure = (key, title, hint, ...value) => {
+      const element = h("dd", { class: "number" }, ...(value.length ? value : [format.UNKNOWN]));
       const under = h("span", { class: "muted small number" });
       this.#values.set(key, { element, under });
-      return h("div", { class: "tile", title: hint }, h("dt", {}, title), element, h("dd", { class: "tile-under" }, under));
+      return h("div", { class: "figure", title: hint }, h("dt", {}, title), element, h("dd", { class: "figure-under" }, under));
     };
-    this.element = h("dl", { class: "tiles" },
-      mayWatch ? [
-        tile("rate", "Requests per second", "Requests that ended, over the last 30 seconds"),
-        tile("first", "Time to first token", "Half of the requests of the last 30 seconds had their first token within this time"),
-        tile("tokens", "Tokens per second", "Generated, over the last 30 seconds")] : null,
-      tile("running", "Running", "Requests in the engine"),
-      mayWatch ? tile("waiting", "Waiting", "Requests that wait for the adapter, or for a free place in the engine") : null,
-      tile("where", "Where", "Where the active version is", this.#where),
-      tile("kind", "Kind", "Variant, experts for each token of all experts, bottleneck"),
-      tile("used", "Last used", "Any version, since the server started"));
+    this.element = h(
+      "dl",
+      { class: "figures" },
+      mayWatch
+        ? [
+            figure("rate", "Requests / s", "Requests that ended, over the last 30 seconds"),
+            figure(
+              "first",
+              "First token",
+              "Half of the requests of the last 30 seconds had their first token within this time",
+            ),
+            figure("tokens", "Tokens / s", "Generated, over the last 30 seconds"),
+          ]
+        : null,
+      figure("running", "Running", "Requests in the engine"),
+      mayWatch ? figure("waiting", "Waiting", "Requests that wait for the adapter, or for a free place in the engine") : null,
+      figure("where", "Where", "Where the active version is", this.#where),
+      figure("kind", "Kind", "Variant, experts for each token of all experts, bottleneck"),
+      figure("used", "Last used", "Any version, since the server started"),
+    );
   }
 
   show(adapter) {
@@ -37,10 +48,13 @@ export class Figures {
     setTier(this.#where, active);
     this.#under("where", active ? `${format.count(active.rows)} rows` : "no active version");
     this.#set("kind", active ? kindOf(active) : format.UNKNOWN);
-    this.#under("kind", active ? kindInWords(active) : "");
+    this.#under("kind", active?.expert_type ? `${active.expert_type} experts` : "");
+    this.#values.get("kind").element.title = active ? kindInWords(active) : "";
     const used = Math.max(...adapter.versions.map((version) => version.last_used ?? -Infinity));
+    this.#wasUsed = Number.isFinite(used);
     this.#set("used", format.ago(used));
-    this.#under("used", Number.isFinite(used) ? format.date(used) : "");
+    this.#under("used", Number.isFinite(used) ? new Date(used * 1000).toLocaleTimeString() : "not since the start");
+    this.#values.get("used").element.title = format.date(used);
     if (!this.#hasMetrics) this.#set("running", format.count(runningOf(adapter)));
   }
 
@@ -53,11 +67,17 @@ export class Figures {
     this.#set("running", format.count(running));
     this.#set("waiting", format.count(last.sum("perft_adapter_requests_waiting")));
     if (window === null) return;
-    this.#set("rate", format.decimal(orNothing(window.rate("perft_adapter_requests_total"))));
-    this.#set("tokens", format.decimal(orNothing(window.rate("perft_adapter_generation_tokens_total"))));
+    this.#set("rate", format.decimal(this.#rate(window, "perft_adapter_requests_total")));
+    this.#set("tokens", format.decimal(this.#rate(window, "perft_adapter_generation_tokens_total")));
     const [half, most] = [window.quantile(FIRST, 0.5), window.quantile(FIRST, 0.95)];
     this.#set("first", format.duration(half));
     this.#under("first", Number.isFinite(most) ? `95 % within ${format.duration(most)}` : "no requests lately");
+  }
+
+  /** Without a series nothing happened, if it was never used; else it is beyond the number of names that are counted. */
+  #rate(window, name) {
+    const rate = window.rate(name);
+    return Number.isNaN(rate) && !this.#wasUsed ? 0 : rate;
   }
 
   #set(key, text) {
@@ -68,10 +88,6 @@ export class Figures {
   #under(key, text) {
     setText(this.#values.get(key).under, text);
   }
-}
-
-function orNothing(rate) {
-  return Number.isNaN(rate) ? 0 : rate;
 }
 
 /** Requests of all versions; NaN where this key may not know. */

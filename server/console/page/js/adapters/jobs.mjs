@@ -15,7 +15,15 @@ class Jobs extends EventTarget {
   /** options: {activate, allowed_keys}; allowed_keys undefined leaves them as they are, null is every key. */
   add(name, proposal, options) {
     const job = {
-      id: ++this.#last, name, proposal, options, state: "waiting", sent: 0, rate: NaN, answer: null, error: null, at: null,
+      id: ++this.#last,
+      name,
+      proposal,
+      options,
+      state: "waiting",
+      sent: 0,
+      rate: NaN,
+      answer: null,
+      error: null,
       total: proposal.archive ? proposal.archive.size : proposal.config.size + proposal.weights.size,
     };
     this.all = [job, ...this.all];
@@ -78,7 +86,6 @@ class Jobs extends EventTarget {
 
   #end(job, state) {
     job.state = state;
-    job.at = Date.now() / 1000;
     this.#changed();
     this.dispatchEvent(new CustomEvent("end", { detail: job }));
   }

@@ -25,8 +25,20 @@ export class JobsPanel {
 
   #draw() {
     this.element.hidden = jobs.all.length === 0;
-    keyed(this.#list, jobs.all, (job) => job.id, (job) => new JobItem(job).element, (element) => element._item.draw());
+    keyed(
+      this.#list,
+      inOrder(jobs.all),
+      (job) => job.id,
+      (job) => new JobItem(job).element,
+      (element) => element._item.draw(),
+    );
   }
+}
+
+/** What is under way comes first, in its order; then what has ended, the last first. */
+function inOrder(all) {
+  const isUnderWay = (job) => ["sending", "checking", "waiting"].includes(job.state);
+  return [...all.filter(isUnderWay).reverse(), ...all.filter((job) => !isUnderWay(job))];
 }
 
 class JobItem {
@@ -40,7 +52,12 @@ class JobItem {
   constructor(job) {
     this.job = job;
     this.#progress.setAttribute("aria-label", `Upload of ${job.name}`);
-    this.element = h("li", { class: "job", data: { testid: `upload-${job.name}` } }, h("div", { class: "job-head" }, this.#title, this.#actions), this.#body);
+    this.element = h(
+      "li",
+      { class: "job", data: { testid: `upload-${job.name}` } },
+      h("div", { class: "job-head" }, this.#title, this.#actions),
+      this.#body,
+    );
     this.element._item = this;
   }
 
@@ -49,7 +66,9 @@ class JobItem {
     if (job.state !== this.#state) {
       this.#state = job.state;
       this.element.className = `job ${job.state}`;
+      const hadFocus = this.element.contains(document.activeElement);
       this.#drawState(job);
+      if (hadFocus) this.#actions.lastElementChild?.focus();
     }
     if (job.state === "sending") {
       this.#progress.value = job.total ? job.sent / job.total : 0;
@@ -60,7 +79,8 @@ class JobItem {
 
   #drawState(job) {
     const name = h("bdi", { class: "job-name" }, job.name);
-    const cancel = () => h("button", { class: "button small", type: "button", on: { click: () => jobs.cancel(job) } }, "Cancel");
+    const cancel = () =>
+      h("button", { class: "button small", type: "button", on: { click: () => jobs.cancel(job) } }, "Cancel");
     if (job.state === "waiting") {
       replace(this.#title, name, h("span", { class: "muted" }, "waits for the upload before it"));
       replace(this.#actions, cancel());
@@ -70,21 +90,49 @@ class JobItem {
       replace(this.#body, this.#progress);
     } else if (job.state === "checking") {
       this.#progress.removeAttribute("value");
-      replace(this.#title, name, h("span", { class: "muted" }, `all ${format.bytes(job.total)} are sent; the server checks them`));
+      replace(
+        this.#title,
+        name,
+        h("span", { class: "muted" }, `all ${format.bytes(job.total)} are sent; the server checks them`),
+      );
       replace(this.#body, this.#progress);
     } else this.#drawEnd(job, name);
   }
 
   #drawEnd(job, name) {
-    const dismiss = h("button", { class: "icon-button", type: "button", "aria-label": `Dismiss the upload of ${job.name}`, title: "Dismiss", on: { click: () => jobs.remove(job) } }, icon("cross"));
-    const again = () => h("button", { class: "button small", type: "button", on: { click: () => jobs.retry(job) } }, "Send again");
+    const dismiss = h(
+      "button",
+      {
+        class: "icon-button",
+        type: "button",
+        "aria-label": `Dismiss the upload of ${job.name}`,
+        title: "Dismiss",
+        on: { click: () => jobs.remove(job) },
+      },
+      icon("cross"),
+    );
+    const again = () =>
+      h("button", { class: "button small", type: "button", on: { click: () => jobs.retry(job) } }, "Send again");
     if (job.state === "done") {
       const { title, model } = outcomeOf(job);
       replace(this.#title, h("span", { class: "job-icon good" }, icon("check")), h("span", {}, title));
-      replace(this.#actions, h("a", { class: "button small primary", href: playgroundOf(model) }, icon("bolt"), "Try it in the playground"),
-        h("a", { class: "button small", href: hrefOf(job.name) }, "Show it"), dismiss);
+      replace(
+        this.#actions,
+        h("a", { class: "button small primary", href: playgroundOf(model) }, icon("bolt"), "Try it in the playground"),
+        h("a", { class: "button small", href: hrefOf(job.name) }, "Show it"),
+        dismiss,
+      );
       const notes = job.answer.adapter.notes ?? [];
-      replace(this.#body, notes.length ? h("ul", { class: "notes small muted" }, notes.map((note) => h("li", { dir: "auto" }, note))) : null);
+      replace(
+        this.#body,
+        notes.length
+          ? h(
+              "ul",
+              { class: "notes small muted" },
+              notes.map((note) => h("li", { dir: "auto" }, note)),
+            )
+          : null,
+      );
       announce(title);
     } else if (job.state === "cancelled") {
       replace(this.#title, name, h("span", { class: "muted" }, "cancelled: nothing was stored"));
@@ -93,10 +141,22 @@ class JobItem {
       announce(`The upload of ${job.name} was cancelled`);
     } else {
       const many = job.error.violations?.length ?? 0;
-      replace(this.#title, h("span", { class: "job-icon bad" }, icon("cross")), name, h("span", { class: "problem" }, many ? "was refused: nothing was stored" : "could not be uploaded"));
-      replace(this.#actions, many ? copyButton(() => asText(job.name, job.error), "the list", true) : null, isWorthRetrying(job.error) ? again() : null, dismiss);
+      replace(
+        this.#title,
+        h("span", { class: "job-icon bad" }, icon("cross")),
+        name,
+        h("span", { class: "problem" }, many ? "was refused: nothing was stored" : "could not be uploaded"),
+      );
+      replace(
+        this.#actions,
+        many ? copyButton(() => asText(job.name, job.error), "the list", true) : null,
+        isWorthRetrying(job.error) ? again() : null,
+        dismiss,
+      );
       replace(this.#body, problemBox(job.error));
-      announce(`The upload of ${job.name} failed: ${many > 1 ? `${many} things are wrong with it` : job.error.violations?.[0] ?? job.error.message}`);
+      announce(
+        `The upload of ${job.name} failed: ${many > 1 ? `${many} things are wrong with it` : (job.error.violations?.[0] ?? job.error.message)}`,
+      );
     }
   }
 }
@@ -107,7 +167,12 @@ function outcomeOf({ name, answer: { created, adapter, location } }) {
   if (!number) return { title: created ? `${name} has a new version.` : `${name} has this content already.`, model: name };
   const model = `${name}@${number}`;
   const state = adapter.active === number ? "active" : "stored, not active";
-  return { title: created ? `${model} is new and ${state}.` : `This content already was ${model}: no new version was made. It is ${state}.`, model };
+  return {
+    title: created
+      ? `${model} is new and ${state}.`
+      : `This content already was ${model}: no new version was made. It is ${state}.`,
+    model,
+  };
 }
 
 window.addEventListener("beforeunload", (event) => {

@@ -17,20 +17,47 @@ export class KeyChoice {
     const known = session.facts.key_labels ?? [];
     const gone = (allowed ?? []).filter((label) => !known.includes(label));
     for (const label of [...known, ...gone]) {
-      const box = h("input", { type: "checkbox", checked: allowed?.includes(label) ?? false, on: { change: () => this.#radios.get("some").click() } });
+      const box = h("input", {
+        type: "checkbox",
+        checked: allowed?.includes(label) ?? false,
+        on: { change: () => this.#radios.get("some").click() },
+      });
       this.#boxes.set(label, box);
-      this.#labels.append(h("label", { class: "check" }, box, h("bdi", { class: "mono" }, label), gone.includes(label) ? h("span", { class: "muted small" }, "(no key of this server)") : null));
+      this.#labels.append(
+        h(
+          "label",
+          { class: "check" },
+          box,
+          h("bdi", { class: "mono" }, label),
+          gone.includes(label) ? h("span", { class: "muted small" }, "(no key of this server)") : null,
+        ),
+      );
     }
     const radio = (value, title, hint) => {
-      const input = h("input", { type: "radio", name: group, value, checked: value === chosen, on: { change: () => this.#draw() } });
+      const input = h("input", {
+        type: "radio",
+        name: group,
+        value,
+        checked: value === chosen,
+        on: { change: () => this.#draw() },
+      });
       this.#radios.set(value, input);
-      return h("label", { class: "check choice" }, input, h("span", {}, title, hint ? h("span", { class: "muted small" }, ` \u2013 ${hint}`) : null));
+      return h(
+        "label",
+        { class: "check choice" },
+        input,
+        h("span", {}, title, hint ? h("span", { class: "muted small" }, ` \u2013 ${hint}`) : null),
+      );
     };
-    this.element = h("fieldset", { class: "keys" }, h("legend", {}, "Who may use it"),
+    this.element = h(
+      "fieldset",
+      { class: "keys" },
+      h("legend", { class: allowed === undefined ? null : "visually-hidden" }, "Who may use it"),
       allowed === undefined ? radio("same", "As the name has it", "a new name: every key") : null,
       radio("all", "Every key"),
       this.#boxes.size ? [radio("some", "Only these keys"), this.#labels] : null,
-      radio("none", "Only the admin key"));
+      radio("none", "Only the admin key"),
+    );
     this.#draw();
   }
 

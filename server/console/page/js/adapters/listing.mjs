@@ -5,6 +5,9 @@ const SORTS = ["name", "rows", "running", "last_used", "created"];
 /** The first click on these sorts the large, the late first. */
 const DESCENDING_FIRST = new Set(["rows", "running", "last_used", "created"]);
 
+/** Where the reader was in the table: the way back from one adapter leads there. */
+export const lastListing = { address: "#/adapters" };
+
 /** {search, sort, page} of the query of an address; page from 1. */
 export function listingOf(query) {
   const sort = query.get("sort") ?? "name";

@@ -9,7 +9,7 @@ import { session } from "../session.mjs";
 import { dropArea, uploadButton } from "./dropping.mjs";
 import { JobsPanel } from "./jobspanel.mjs";
 import { jobs } from "./jobs.mjs";
-import { addressOf, inPlace, listingOf, listRoute, PAGE, pagesOf } from "./listing.mjs";
+import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "./listing.mjs";
 import { PoolPicture } from "./picture.mjs";
 import { problemBox } from "./parts.mjs";
 import { AdapterTable } from "./table.mjs";
@@ -22,6 +22,7 @@ const TYPING_MS = 180;
 /** Show the view in `root`; query: of the address. Returns a function that ends it. */
 export function mountList(root, query) {
   let listing = listingOf(query);
+  lastListing.address = addressOf(listing);
   let typing = null;
   let asked = null;
   let isUsers = true;
@@ -29,17 +30,36 @@ export function mountList(root, query) {
   const mayChange = session.may("change");
 
   const total = h("span", { class: "badge", id: "adapters-total", hidden: true });
-  const search = h("input", { type: "search", id: "adapters-search", placeholder: "Search names and descriptions", value: listing.search,
-    "aria-label": "Search names and descriptions", autocomplete: "off", spellcheck: "false", on: { input: typed } });
+  const search = h("input", {
+    type: "search",
+    id: "adapters-search",
+    placeholder: "Search names and descriptions",
+    value: listing.search,
+    "aria-label": "Search names and descriptions",
+    autocomplete: "off",
+    spellcheck: "false",
+    on: { input: typed },
+  });
   const table = new AdapterTable(mayWatch, (sort) => go({ ...listing, sort, page: 1 }));
   const none = h("div", { class: "none" });
   const problem = h("div", {});
   const pool = new PoolPicture(mayWatch);
   const panel = new JobsPanel();
   const pager = new Pager((page) => go({ ...listing, page }));
-  const head = h("div", { class: "head" }, h("h1", {}, "Adapters"), total,
-    h("div", { class: "head-end" }, h("div", { class: "search" }, icon("search"), search), mayChange ? uploadButton() : null));
-  const filled = h("div", { class: "adapters-view" }, pool.element, h("div", { class: "adapters-list" }, table.element, none, pager.element));
+  const upload = mayChange ? uploadButton() : null;
+  const head = h(
+    "div",
+    { class: "head" },
+    h("h1", {}, "Adapters"),
+    total,
+    h("div", { class: "head-end" }, h("div", { class: "search" }, icon("search"), search), upload),
+  );
+  const filled = h(
+    "div",
+    { class: "adapters-view" },
+    pool.element,
+    h("div", { class: "adapters-list" }, table.element, none, pager.element),
+  );
   const start = h("div", { hidden: true });
   filled.hidden = true;
   replace(root, head, panel.element, problem, start, filled);
@@ -52,7 +72,8 @@ export function mountList(root, query) {
   function go(next, isTyped = false) {
     listing = next;
     isUsers = true;
-    history[isTyped ? "replaceState" : "pushState"](null, "", addressOf(listing));
+    lastListing.address = addressOf(listing);
+    history[isTyped ? "replaceState" : "pushState"](null, "", lastListing.address);
     table.element.setAttribute("aria-busy", "true");
     asked?.abort();
     poll.now();
@@ -68,6 +89,7 @@ export function mountList(root, query) {
       if (error.name !== "AbortError") failed(error);
       throw error;
     }
+    if (filled.hidden) await pool.seen;
     if (wanted !== listing) return;
     if (found.data.length === 0 && wanted.page > 1) {
       go({ ...wanted, page: pagesOf(found.total) }, true);
@@ -77,30 +99,35 @@ export function mountList(root, query) {
   }
 
   function failed(error) {
-    table.element.classList.add("stale");
+    filled.classList.add("stale");
     if (error.status >= 400 && error.code !== "engine_unavailable") replace(problem, problemBox(error));
   }
 
   function draw(found, wanted) {
     replace(problem);
-    table.element.classList.remove("stale");
+    filled.classList.remove("stale");
     table.element.removeAttribute("aria-busy");
     const isEmpty = found.total === 0 && !wanted.search.trim();
     if (isEmpty && start.hidden) replace(start, welcome(mayChange));
     start.hidden = !isEmpty;
     filled.hidden = isEmpty;
     search.parentElement.hidden = isEmpty;
+    if (upload) upload.hidden = isEmpty;
     total.hidden = isEmpty;
     setText(total, wanted.search.trim() ? `${format.count(found.total)} found` : format.count(found.total));
     const rows = isUsers || !table.isHeld ? found.data : inPlace(table.adapters, found.data);
     table.show(rows, wanted.sort, `Adapters, page ${wanted.page} of ${pagesOf(found.total)}`);
     table.element.hidden = found.data.length === 0;
     none.hidden = found.data.length > 0;
-    if (!none.hidden && !isEmpty) replace(none, noMatch(wanted.search, () => {
-      search.value = "";
-      search.focus();
-      go({ ...listing, search: "", page: 1 }, true);
-    }));
+    if (!none.hidden && !isEmpty)
+      replace(
+        none,
+        noMatch(wanted.search, () => {
+          search.value = "";
+          search.focus();
+          go({ ...listing, search: "", page: 1 }, true);
+        }),
+      );
     pager.show(wanted.page, found.total, found.data.length);
     if (isUsers && wanted.search.trim()) announce(`${found.total} adapters found`);
     isUsers = false;
@@ -108,10 +135,12 @@ export function mountList(root, query) {
 
   const poll = every(POLL_S, load);
   const poolPoll = every(POLL_S, () => pool.look());
-  const metrics = mayWatch ? watchMetrics("/console/metrics", (scrapes) => {
-    table.showTraffic(new Traffic(scrapes.last, scrapes.window));
-    pool.showMetrics(scrapes);
-  }) : null;
+  const metrics = mayWatch
+    ? watchMetrics("/console/metrics", (scrapes) => {
+        table.showTraffic(new Traffic(scrapes.last, scrapes.window));
+        pool.showMetrics(scrapes);
+      })
+    : null;
   const uploaded = () => {
     poll.now();
     poolPoll.now();
@@ -132,8 +161,12 @@ export function mountList(root, query) {
 }
 
 function noMatch(text, clear) {
-  return h("div", { class: "empty" }, h("p", {}, "No adapter's name or description has ", h("bdi", { class: "sought" }, text.trim().slice(0, 80)), "."),
-    h("button", { class: "button", type: "button", on: { click: clear } }, "Show all"));
+  return h(
+    "div",
+    { class: "empty" },
+    h("p", {}, "No adapter's name or description has ", h("bdi", { class: "sought" }, text.trim().slice(0, 80)), "."),
+    h("button", { class: "button", type: "button", on: { click: clear } }, "Show all"),
+  );
 }
 
 class Pager {
@@ -144,13 +177,21 @@ class Pager {
     this.back = h("button", { class: "button small", type: "button", on: { click: turn(-1) } }, "Previous");
     this.next = h("button", { class: "button small", type: "button", on: { click: turn(1) } }, "Next");
     this.pages = h("span", { class: "muted number" });
-    this.element = h("nav", { class: "pager", "aria-label": "Pages" }, this.range, h("span", { class: "pager-end" }, this.back, this.pages, this.next));
+    this.element = h(
+      "nav",
+      { class: "pager", "aria-label": "Pages" },
+      this.range,
+      h("span", { class: "pager-end" }, this.back, this.pages, this.next),
+    );
   }
 
   show(page, total, shown) {
     this.page = page;
     const first = (page - 1) * PAGE + 1;
-    setText(this.range, shown ? `${format.count(first)}\u2013${format.count(first + shown - 1)} of ${format.count(total)}` : "");
+    setText(
+      this.range,
+      shown ? `${format.count(first)}\u2013${format.count(first + shown - 1)} of ${format.count(total)}` : "",
+    );
     setText(this.pages, `Page ${format.count(page)} of ${format.count(pagesOf(total))}`);
     this.back.disabled = page <= 1;
     this.next.disabled = page >= pagesOf(total);

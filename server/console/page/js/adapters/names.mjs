@@ -3,7 +3,8 @@
 export const LONGEST_NAME = 63;
 const NAME = /^[a-z0-9][a-z0-9._-]{0,62}$/;
 const ARCHIVE_END = /\.(tar\.gz|tgz|zip|tar)$/i;
-const SAYS_NOTHING = /^(adapter|adapters|adapter_model|adapter_config|output|outputs|out|final|best|model|checkpoints?|checkpoint-\d+|downloads?)$/;
+const SAYS_NOTHING =
+  /^(adapter|adapters|adapter_model|adapter_config|output|outputs|out|final|best|model|checkpoints?|checkpoint-\d+|downloads?)$/;
 
 /** Why a text cannot be an adapter's name here, as found, expected and what to do; null if it can.
  * bases: the names of the base. */
@@ -12,8 +13,8 @@ export function nameProblem(name, bases = []) {
   if (bases.includes(name)) return "This is the base model's name: choose another.";
   if (NAME.test(name)) return null;
   if (name.length > LONGEST_NAME) return `Found ${name.length} characters, expected at most ${LONGEST_NAME}: shorten it.`;
-  if (!/^[a-z0-9]/.test(name)) return "A name begins with a letter a\u2013z or a digit.";
   const wrong = [...name].find((character) => !/[a-z0-9._-]/.test(character));
+  if (wrong === undefined) return `Found ${shown(name[0])} at its beginning, expected a letter a\u2013z or a digit.`;
   return `Found ${shown(wrong)}, expected a\u2013z, 0\u20139, dot, _ and - only.`;
 }
 
@@ -24,8 +25,15 @@ function shown(character) {
 
 /** A valid name made of a file's or folder's name; "" if nothing of it can be used. */
 export function nameFrom(text) {
-  return text.replace(ARCHIVE_END, "").normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase()
-    .replace(/[^a-z0-9._-]+/g, "-").replace(/^[^a-z0-9]+/, "").slice(0, LONGEST_NAME).replace(/[._-]+$/, "");
+  return text
+    .replace(ARCHIVE_END, "")
+    .normalize("NFKD")
+    .replace(/\p{M}/gu, "")
+    .toLowerCase()
+    .replace(/[^a-z0-9._-]+/g, "-")
+    .replace(/^[^a-z0-9]+/, "")
+    .slice(0, LONGEST_NAME)
+    .replace(/[._-]+$/, "");
 }
 
 /** The name to propose for what lies at a path: of the innermost part that says something. */
@@ -58,8 +66,14 @@ export function activeOf(adapter) {
 /** What kind of adapter a version is, short: "R 2/8 \u00b7 32" (variant, top-k of experts, bottleneck), "LoRA". */
 export function kindOf(version) {
   if (version.peft_type === "LORA") return "LoRA";
-  const experts = version.num_experts === null || version.num_experts === undefined ? null
-    : version.top_k ? `${version.top_k}/${version.num_experts}` : version.num_experts > 1 ? String(version.num_experts) : null;
+  const experts =
+    version.num_experts === null || version.num_experts === undefined
+      ? null
+      : version.top_k
+        ? `${version.top_k}/${version.num_experts}`
+        : version.num_experts > 1
+          ? String(version.num_experts)
+          : null;
   const kind = [version.variant, experts].filter(Boolean).join(" ");
   return [kind, version.bottleneck].filter(Boolean).join(" \u00b7 ");
 }
@@ -79,5 +93,5 @@ export function colourOf(name) {
   let hash = 2166136261;
   for (let i = 0; i < name.length; i += 1) hash = Math.imul(hash ^ name.charCodeAt(i), 16777619);
   hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d);
-  return ((hash ^ (hash >>> 12)) >>> 0) % COLOURS + 1;
+  return (((hash ^ (hash >>> 12)) >>> 0) % COLOURS) + 1;
 }

@@ -12,8 +12,9 @@ import { dropArea, uploadButton } from "./dropping.mjs";
 import { Figures } from "./figures.mjs";
 import { JobsPanel } from "./jobspanel.mjs";
 import { jobs } from "./jobs.mjs";
+import { lastListing } from "./listing.mjs";
 import { activeOf, hrefOf, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, line, lockMark, pinMark, problemBox, setLine, swatch } from "./parts.mjs";
+import { actionButton, curlBox, line, lockMark, pinMark, problemBox, setLine, hue } from "./parts.mjs";
 import { changeAccess, pin, pinFailed } from "./pinning.mjs";
 import { watchMetrics } from "./traffic.mjs";
 import { VersionsTable } from "./versions.mjs";
@@ -29,23 +30,65 @@ export function mountOne(root, name) {
 
   document.title = `${name} \u2013 Adapters \u2013 perft`;
   const marks = h("span", { class: "marks" });
-  const title = h("div", { class: "one-title" }, h("a", { class: "back", href: "#/adapters", "aria-label": "All adapters" }, icon("back")),
-    swatch(name), h("h1", { class: "one-name" }, h("bdi", {}, name)), marks);
+  const title = h(
+    "div",
+    { class: "one-title" },
+    h("a", { class: "back", href: lastListing.address, "aria-label": "All adapters" }, icon("back")),
+    hue(name),
+    h("h1", { class: "one-name" }, h("bdi", {}, name)),
+    marks,
+  );
   const try_ = h("a", { class: "button", href: playgroundOf(name) }, icon("bolt"), "Playground");
-  const pinButton = actionButton({ class: "button" }, [icon("pin"), h("span", {}, "Pin")],
-    async () => show(await pin(adapter)), (error) => pinFailed(adapter, error));
-  const access = h("button", { class: "button", type: "button", on: { click: () => changeAccess(adapter, show) } }, icon("lock"), "Who may use it");
-  const remove = h("button", { class: "button danger", type: "button", on: { click: () => confirmDelete(adapter, null, show) } }, icon("trash"), "Delete");
-  const actions = h("div", { class: "head-end" }, try_, mayChange ? [pinButton, access, uploadButton(name, "Upload a version", "button"), remove] : null);
+  const pinButton = actionButton(
+    { class: "button" },
+    [icon("pin"), h("span", {}, "Pin")],
+    async () => show(await pin(adapter)),
+    (error) => pinFailed(adapter, error),
+  );
+  const access = h(
+    "button",
+    { class: "button", type: "button", on: { click: () => changeAccess(adapter, show) } },
+    icon("lock"),
+    "Who may use it",
+  );
+  const remove = h(
+    "button",
+    { class: "button danger", type: "button", on: { click: () => confirmDelete(adapter, null, deleted) } },
+    icon("trash"),
+    "Delete",
+  );
+  const actions = h(
+    "div",
+    { class: "head-end" },
+    try_,
+    mayChange ? [pinButton, access, uploadButton(name, "Upload a version", "button"), remove] : null,
+  );
   const description = h("p", { class: "one-description", dir: "auto", tabindex: "0" });
   const who = line("", "muted small");
+  const fails = h("p", { class: "note bad", role: "status", dir: "auto", hidden: true });
   const figures = new Figures(mayWatch);
   const drains = new DrainPanel(name);
   const panel = new JobsPanel();
-  const versions = new VersionsTable(mayChange, show);
+  const versions = new VersionsTable(mayChange, show, deleted);
   const problem = h("div", {});
-  const body = h("div", { class: "one", hidden: true }, description, who, figures.element, drains.element,
-    h("section", { "aria-labelledby": "versions-title" }, h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count), versions.element));
+  const body = h(
+    "div",
+    { class: "one-view", hidden: true },
+    fails,
+    description,
+    who,
+    figures.element,
+    drains.element,
+    h(
+      "section",
+      { "aria-labelledby": "versions-title" },
+      h("div", { class: "section-head" }, h("h2", { id: "versions-title" }, "Versions"), versions.count),
+      versions.element,
+    ),
+    mayChange
+      ? curlBox(() => ({ method: "PATCH", path: routeOf(name), body: { pinned: !adapter.pinned } }), "Pin or unpin with curl")
+      : null,
+  );
   actions.hidden = true;
   replace(root, h("div", { class: "head" }, title, actions), panel.element, problem, body);
 
@@ -59,8 +102,14 @@ export function mountOne(root, name) {
     const state = JSON.stringify([adapter.pinned, adapter.allowed_keys, adapter.active]);
     if (marks._state !== state) {
       marks._state = state;
-      replace(marks, adapter.active === null ? h("span", { class: "badge warn" }, "no active version") : h("span", { class: "badge accent" }, `@${adapter.active} active`),
-        adapter.pinned ? pinMark() : null, adapter.allowed_keys ? lockMark(adapter.allowed_keys) : null);
+      replace(
+        marks,
+        adapter.active === null
+          ? h("span", { class: "badge warn" }, "no active version")
+          : h("span", { class: "badge accent" }, `@${adapter.active} active`),
+        adapter.pinned ? pinMark() : null,
+        adapter.allowed_keys ? lockMark(adapter.allowed_keys) : null,
+      );
       setText(pinButton.lastChild, adapter.pinned ? "Unpin" : "Pin");
       try_.href = playgroundOf(adapter.active === null ? `${name}@${adapter.versions.at(-1)?.version}` : name);
     }
@@ -71,11 +120,26 @@ export function mountOne(root, name) {
     const text = visible(active?.description ?? "");
     setText(description, text);
     description.hidden = text === "";
-    setLine(who, adapter.allowed_keys === null ? "" : adapter.allowed_keys.length ? `Only for ${adapter.allowed_keys.join(", ")}` : "Only for the admin key");
+    setLine(
+      who,
+      adapter.allowed_keys === null
+        ? ""
+        : adapter.allowed_keys.length
+          ? `Only for ${adapter.allowed_keys.join(", ")}`
+          : "Only for the admin key",
+    );
     who.hidden = adapter.allowed_keys === null;
+    setText(fails, active?.reason ? `@${active.version}, the active version, cannot be served: ${visible(active.reason)}` : "");
+    fails.hidden = !active?.reason;
     figures.show(adapter);
     drains.show(adapter.versions, isEnding);
     versions.show(adapter);
+  }
+
+  /** The drain is what matters now: it is brought into sight. */
+  function deleted(found) {
+    show(found);
+    drains.element.scrollIntoView({ block: "nearest" });
   }
 
   async function load() {
@@ -101,12 +165,22 @@ export function mountOne(root, name) {
     drains.ended();
     const says = was ? "It was deleted, with all its versions." : "There is no such adapter, or this key may not use it.";
     if (was || !problem.firstChild) {
-      replace(problem, h("div", { class: "card empty" }, h("p", { role: "status" }, says), h("a", { class: "button", href: hrefOf() }, "All adapters")));
+      replace(
+        problem,
+        h(
+          "div",
+          { class: "card empty gone-note" },
+          h("p", { role: "status" }, says),
+          h("a", { class: "button", href: hrefOf() }, "All adapters"),
+        ),
+      );
     }
   }
 
   const poll = every(1, load);
-  const metrics = mayWatch ? watchMetrics(`/console/metrics?adapter=${encodeURIComponent(name)}`, (scrapes) => figures.showMetrics(scrapes)) : null;
+  const metrics = mayWatch
+    ? watchMetrics(`/console/metrics?adapter=${encodeURIComponent(name)}`, (scrapes) => figures.showMetrics(scrapes))
+    : null;
   const uploaded = ({ detail }) => {
     loadedAt = -Infinity;
     if (detail.name === name) poll.now();

@@ -29,8 +29,8 @@ export function setLine(element, text) {
 }
 
 /** The square of an adapter's colour. */
-export function swatch(name) {
-  return h("span", { class: `swatch c${colourOf(name)}`, "aria-hidden": "true" });
+export function hue(name) {
+  return h("span", { class: `hue c${colourOf(name)}`, "aria-hidden": "true" });
 }
 
 /** Where a version is: its icon says device, host or disk too. */
@@ -56,25 +56,43 @@ export function setState(element, version) {
 }
 
 export function pinMark() {
-  return h("span", { class: "mark", title: "Pinned: stays on the device" }, icon("pin"), h("span", { class: "visually-hidden" }, "pinned"));
+  return h(
+    "span",
+    { class: "mark", title: "Pinned: stays on the device" },
+    icon("pin"),
+    h("span", { class: "visually-hidden" }, "pinned"),
+  );
 }
 
 export function lockMark(allowed) {
   const words = allowed.length ? `Only for the keys ${allowed.join(", ")}` : "Only for the admin key";
-  return h("span", { class: "mark", title: words.slice(0, LINE_CHARACTERS) }, icon("lock"), h("span", { class: "visually-hidden" }, "restricted"));
+  return h(
+    "span",
+    { class: "mark", title: words.slice(0, LINE_CHARACTERS) },
+    icon("lock"),
+    h("span", { class: "visually-hidden" }, "restricted"),
+  );
 }
 
 /** A command to look at and copy, closed at first. what: as in "the curl command". build() returns curlOf's options, with
  * a path in place of the URL; called when it is opened or copied. */
-export function curlBox(build) {
+export function curlBox(build, title = "The same with curl") {
   const text = () => {
     const { path, ...options } = build();
     return curlOf({ ...options, url: urlOf(path) });
   };
   const code = h("code", {});
-  const box = h("details", { class: "curl", on: { toggle: () => setText(code, text()) } },
-    h("summary", {}, "The same with curl"),
-    h("div", { class: "curl-body" }, h("pre", { tabindex: "0", "aria-label": "curl command" }, code), copyButton(text, "the curl command")));
+  const box = h(
+    "details",
+    { class: "curl", on: { toggle: () => setText(code, text()) } },
+    h("summary", {}, title),
+    h(
+      "div",
+      { class: "curl-body" },
+      h("pre", { tabindex: "0", role: "region", "aria-label": "curl command" }, code),
+      copyButton(text, "the curl command"),
+    ),
+  );
   box.refresh = () => box.open && setText(code, text());
   return box;
 }
@@ -85,26 +103,47 @@ export function problemBox(error) {
   const box = h("div", { class: "problem-box", role: "alert" });
   if (error.violations?.length) {
     const many = error.violations.length;
-    box.append(h("p", { class: "problem-title" }, many === 1 ? "One thing is wrong with it:" : `${many} things are wrong with it:`));
-    box.append(h("ol", { class: "violations" }, error.violations.slice(0, MOST_VIOLATIONS).map(violationItem)));
-    if (many > MOST_VIOLATIONS) box.append(h("p", { class: "muted small" }, `and ${many - MOST_VIOLATIONS} more: copy the list to see them all`));
+    box.append(
+      h("p", { class: "problem-title" }, many === 1 ? "One thing is wrong with it:" : `${many} things are wrong with it:`),
+    );
+    box.append(
+      h(
+        "ol",
+        { class: "violations", tabindex: "0", "aria-label": "Violations" },
+        error.violations.slice(0, MOST_VIOLATIONS).map(violationItem),
+      ),
+    );
+    if (many > MOST_VIOLATIONS)
+      box.append(h("p", { class: "muted small" }, `and ${many - MOST_VIOLATIONS} more: copy the list to see them all`));
   } else box.append(h("p", { class: "problem-title", dir: "auto" }, error.message));
   if (advice) box.append(h("p", { class: "advice" }, advice));
   if (error.code || error.requestId) {
-    box.append(h("p", { class: "muted small mono" }, [error.code, error.requestId ? `request ${error.requestId}` : null].filter(Boolean).join(" \u00b7 ")));
+    box.append(
+      h(
+        "p",
+        { class: "muted small mono" },
+        [error.code, error.requestId ? `request ${error.requestId}` : null].filter(Boolean).join(" \u00b7 "),
+      ),
+    );
   }
   return box;
 }
 
 function violationItem(violation) {
   const { where, found, expected, todo } = partsOf(violation);
-  const part = (label, text) => (text ? h("div", { class: "violation-part" },
-    h("span", { class: "violation-label" }, label), h("bdi", {}, text)) : null);
+  const part = (label, text) =>
+    text ? h("div", { class: "violation-part" }, h("span", { class: "violation-label" }, label), h("bdi", {}, text)) : null;
   const says = (text, word) => text.replace(new RegExp(`^${word}\\s+`), "");
   const isPlain = !/^found\s/.test(found) && !expected;
-  return h("li", {}, where ? h("bdi", { class: "mono violation-where" }, where) : null,
-    isPlain ? h("div", {}, h("bdi", {}, found)) : [part("Found", says(found, "found")), part("Expected", says(expected, "expected"))],
-    part("Do", todo));
+  return h(
+    "li",
+    {},
+    where ? h("bdi", { class: "mono violation-where" }, where) : null,
+    isPlain
+      ? h("div", {}, h("bdi", {}, found))
+      : [part("Found", says(found, "found")), part("Expected", says(expected, "expected"))],
+    part("Hint", todo),
+  );
 }
 
 /** A term and its value, as a pair of a description list. */
@@ -114,18 +153,26 @@ export function fact(term, ...value) {
 
 /** A button that cannot be pressed while what it does is under way. work: async; its errors go to `failed`. */
 export function actionButton(properties, children, work, failed) {
-  const button = h("button", { type: "button", ...properties, on: {
-    click: async () => {
-      if (button.getAttribute("aria-disabled") === "true") return;
-      button.setAttribute("aria-disabled", "true");
-      try {
-        await work(button);
-      } catch (error) {
-        failed(error);
-      } finally {
-        button.removeAttribute("aria-disabled");
-      }
+  const button = h(
+    "button",
+    {
+      type: "button",
+      ...properties,
+      on: {
+        click: async () => {
+          if (button.getAttribute("aria-disabled") === "true") return;
+          button.setAttribute("aria-disabled", "true");
+          try {
+            await work(button);
+          } catch (error) {
+            failed(error);
+          } finally {
+            button.removeAttribute("aria-disabled");
+          }
+        },
+      },
     },
-  } }, ...children);
+    ...children,
+  );
   return button;
 }

@@ -62,7 +62,12 @@ function lastOfEach(checkpoints) {
   const last = new Map();
   for (const folder of checkpoints) {
     const parts = folder.split("/");
-    const trainer = parts.slice(0, parts.findIndex((part) => CHECKPOINTS.test(part))).join("/");
+    const trainer = parts
+      .slice(
+        0,
+        parts.findIndex((part) => CHECKPOINTS.test(part)),
+      )
+      .join("/");
     if (!last.has(trainer) || stepOf(folder) > stepOf(last.get(trainer))) last.set(trainer, folder);
   }
   return [...last.values()].sort();
@@ -80,19 +85,29 @@ function ofArchive(path, file, limit) {
 function ofFolder(folder, files, entries, found, limit) {
   const [config, weights] = [files.get(CONFIG) ?? null, files.get(WEIGHTS) ?? null];
   const problems = [];
-  if (config === null) problems.push(`${CONFIG}: missing beside ${WEIGHTS}; add the file that your trainer wrote with the weights`);
+  if (config === null)
+    problems.push(`${CONFIG}: missing beside ${WEIGHTS}; add the file that your trainer wrote with the weights`);
   if (weights === null) problems.push(missingWeights(files));
   if (weights !== null && weights.size > limit) problems.push(tooLarge(WEIGHTS, weights.size, limit));
   const inside = folder === "" ? "" : `${folder}/`;
-  const mine = ({ path }) => path.startsWith(inside) && !found.some((other) => other.length > folder.length && path.startsWith(`${other}/`));
-  const left = entries.filter(mine).map(({ path }) => path.slice(inside.length)).filter((path) => path !== CONFIG && path !== WEIGHTS && !ARCHIVE.test(path));
-  const notes = isCheckpoint(folder) ? [`Only checkpoints have both files: this is the last of them, ${folder.split("/").at(-1)}.`] : [];
+  const isMine = ({ path }) =>
+    found.length === 1 ||
+    (path.startsWith(inside) && !found.some((other) => other.length > folder.length && path.startsWith(`${other}/`)));
+  const isSent = ({ path }) => path === inside + CONFIG || path === inside + WEIGHTS;
+  const isArchive = ({ path }) => !path.includes("/") && ARCHIVE.test(path);
+  const left = entries
+    .filter((entry) => isMine(entry) && !isSent(entry) && !isArchive(entry))
+    .map(({ path }) => (path.startsWith(inside) ? path.slice(inside.length) : path));
+  const notes = isCheckpoint(folder)
+    ? [`Only checkpoints have both files: this is the last of them, ${folder.split("/").at(-1)}.`]
+    : [];
   return { name: nameOfPath(folder), config, weights, source: folder, left, notes, problems };
 }
 
 function missingWeights(files) {
   const other = [...files.keys()].find((name) => OTHER_WEIGHTS.test(name));
-  return other === undefined ? `${WEIGHTS}: missing beside ${CONFIG}; add the weights`
+  return other === undefined
+    ? `${WEIGHTS}: missing beside ${CONFIG}; add the weights`
     : `${WEIGHTS}: missing; found ${other} instead: save the adapter as safetensors`;
 }
 

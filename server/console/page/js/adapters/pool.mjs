@@ -9,9 +9,10 @@ const MOST_HOLDERS = 40;
 /** The picture of the pool.
  *
  * adapters: those with their active version on the device. isAll: whether these are all of them. used, total: rows of the
- * pool; NaN where this key may not read them. Returns {holders, others, free, used, total}: holders each {key, names,
- * name, version, rows, pinned, digest}, equal contents once; others {rows, adapters}: small ones and whatever else holds
- * rows; free: rows, or NaN; whole: the rows that make up the full width.
+ * pool; NaN where this key may not read them. Returns
+ * holders: each {key, name, names, version, rows, pinned}; equal contents are one, with several names;
+ * others: {rows, adapters, isAll}: the small ones, summed up; besides: rows that no active version here holds;
+ * free, pinned, used, total: rows (free and total may be NaN); whole: the rows of the full width; count: adapters.
  */
 export function poolOf(adapters, isAll, used, total) {
   const all = holdersOf(adapters);
@@ -29,7 +30,9 @@ export function poolOf(adapters, isAll, used, total) {
     free: Number.isFinite(total) ? whole - taken : NaN,
     pinned: sum(all.filter((holder) => holder.pinned)),
     count: all.reduce((count, holder) => count + holder.names.length, 0),
-    used: taken, total, whole,
+    used: taken,
+    total,
+    whole,
   };
 }
 
@@ -39,12 +42,16 @@ function holdersOf(adapters) {
   for (const adapter of adapters) {
     const version = activeOf(adapter);
     if (version === null || version.resident !== "device") continue;
-    const key = version.peft_type === "PERFT" ? version.digest : version.id;
-    const there = byContent.get(key);
+    const content = version.peft_type === "PERFT" ? version.digest : version.id;
+    const there = byContent.get(content);
     if (there === undefined) {
-      byContent.set(key, {
-        key, digest: version.digest, name: adapter.name, version: version.version, names: [adapter.name],
-        rows: version.rows, pinned: adapter.pinned,
+      byContent.set(content, {
+        key: `${content} ${adapter.name}`,
+        name: adapter.name,
+        version: version.version,
+        names: [adapter.name],
+        rows: version.rows,
+        pinned: adapter.pinned,
       });
     } else {
       there.names.push(adapter.name);
@@ -74,7 +81,8 @@ function occupantsOf(adapters) {
   const found = new Map();
   for (const adapter of adapters) {
     const version = activeOf(adapter);
-    if (version !== null) found.set(version.id, { id: version.id, name: adapter.name, version: version.version, rows: version.rows });
+    if (version !== null)
+      found.set(version.id, { id: version.id, name: adapter.name, version: version.version, rows: version.rows });
   }
   return found;
 }

@@ -4,21 +4,56 @@ import { h, keyed, setText } from "../dom.mjs";
 import * as format from "../format.mjs";
 import { ariaSort, nextSort } from "./listing.mjs";
 import { activeOf, hrefOf, kindInWords, kindOf } from "./names.mjs";
-import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, swatch, tier } from "./parts.mjs";
+import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, hue, tier } from "./parts.mjs";
 
 /** key, head, title, sort of the API, class; watch: only for keys that may read the metrics. */
 const COLUMNS = [
   { key: "name", head: "Name", sort: "name", class: "c-name" },
   { key: "active", head: "Active", title: "The version that the bare name selects", class: "c-active number" },
   { key: "state", head: "State", class: "c-state" },
-  { key: "where", head: "Where", title: "Where the active version is: on the device, in host memory, on disk", class: "c-where" },
-  { key: "rows", head: "Rows", title: "Rows of the device's pool that the active version takes", sort: "rows", class: "c-rows number" },
+  {
+    key: "where",
+    head: "Where",
+    title: "Where the active version is: on the device, in host memory, on disk",
+    class: "c-where",
+  },
+  {
+    key: "rows",
+    head: "Rows",
+    title: "Rows of the device's pool that the active version takes",
+    sort: "rows",
+    class: "c-rows number",
+  },
   { key: "running", head: "Running", title: "Requests in the engine", sort: "running", class: "c-running number" },
-  { key: "waiting", head: "Waiting", title: "Requests that wait for the adapter, or for a free place in the engine", class: "c-waiting number", watch: true },
-  { key: "rate", head: "Req/s", title: "Requests that ended per second, over the last 30 seconds", class: "c-rate number", watch: true },
-  { key: "first", head: "First token", title: "Mean time to the first token, over the last 30 seconds", class: "c-first number", watch: true },
+  {
+    key: "waiting",
+    head: "Waiting",
+    title: "Requests that wait for the adapter, or for a free place in the engine",
+    class: "c-waiting number",
+    watch: true,
+  },
+  {
+    key: "rate",
+    head: "Req/s",
+    title: "Requests that ended per second, over the last 30 seconds",
+    class: "c-rate number",
+    watch: true,
+  },
+  {
+    key: "first",
+    head: "First token",
+    title: "Mean time to the first token, over the last 30 seconds",
+    class: "c-first number",
+    watch: true,
+  },
   { key: "used", head: "Last used", sort: "last_used", class: "c-used number" },
-  { key: "created", head: "Uploaded", title: "When the active version was uploaded", sort: "created", class: "c-created number" },
+  {
+    key: "created",
+    head: "Uploaded",
+    title: "When the active version was uploaded",
+    sort: "created",
+    class: "c-created number",
+  },
 ];
 
 /** sorted(sort): somebody chose another order. mayWatch: whether there are metrics. */
@@ -35,8 +70,11 @@ export class AdapterTable {
     this.#columns = COLUMNS.filter((column) => mayWatch || !column.watch);
     const heads = this.#columns.map((column) => {
       const click = () => sorted(nextSort(this.#sort, column.sort));
-      const head = h("th", { scope: "col", class: column.class, title: column.title },
-        column.sort ? h("button", { type: "button", on: { click } }, column.head) : column.head);
+      const head = h(
+        "th",
+        { scope: "col", class: column.class, title: column.title },
+        column.sort ? h("button", { type: "button", on: { click } }, column.head) : column.head,
+      );
       this.#heads.set(column, head);
       return head;
     });
@@ -58,7 +96,13 @@ export class AdapterTable {
       if (value === null) head.removeAttribute("aria-sort");
       else head.setAttribute("aria-sort", value);
     }
-    keyed(this.#body, adapters, (adapter) => adapter.name, (adapter) => this.#row(adapter), (row, adapter) => this.#fill(row, adapter));
+    keyed(
+      this.#body,
+      adapters,
+      (adapter) => adapter.name,
+      (adapter) => this.#row(adapter),
+      (row, adapter) => this.#fill(row, adapter),
+    );
   }
 
   /** traffic: Traffic, or null. */
@@ -71,16 +115,33 @@ export class AdapterTable {
     const parts = {
       name: h("a", { class: "name", href: hrefOf(adapter.name) }, h("bdi", {}, adapter.name)),
       marks: h("span", { class: "marks" }),
-      brief: h("span", { class: "brief" }), kind: h("span", { class: "kind" }), description: line(""),
-      state: stateMark(), where: tier(),
+      brief: h("span", { class: "brief" }),
+      kind: h("span", { class: "kind" }),
+      description: line(""),
+      state: stateMark(),
+      where: tier(),
     };
-    const cells = { name: [h("div", { class: "name-line" }, swatch(adapter.name), parts.name, parts.marks),
-      h("div", { class: "under" }, parts.brief, parts.kind, parts.description)], state: [parts.state], where: [parts.where] };
-    const row = h("tr", { class: "link", data: { testid: `adapter-${adapter.name}` }, on: { click: (event) => follow(event, parts.name) } });
+    const cells = {
+      name: [
+        h("div", { class: "name-line" }, hue(adapter.name), parts.name, parts.marks),
+        h("div", { class: "under" }, parts.brief, parts.kind, parts.description),
+      ],
+      state: [parts.state],
+      where: [parts.where],
+    };
+    const row = h("tr", {
+      class: "link",
+      data: { testid: `adapter-${adapter.name}` },
+      on: { click: (event) => follow(event, parts.name) },
+    });
     row._parts = parts;
     row._cells = {};
     for (const column of this.#columns) {
-      const cell = h(column.key === "name" ? "th" : "td", { class: column.class, scope: column.key === "name" ? "row" : null }, cells[column.key]);
+      const cell = h(
+        column.key === "name" ? "th" : "td",
+        { class: column.class, scope: column.key === "name" ? "row" : null },
+        cells[column.key],
+      );
       row._cells[column.key] = cell;
       row.append(cell);
     }
@@ -95,13 +156,19 @@ export class AdapterTable {
     const marks = `${adapter.pinned} ${JSON.stringify(adapter.allowed_keys)}`;
     if (row._marks !== marks) {
       row._marks = marks;
-      parts.marks.replaceChildren(...[adapter.pinned ? pinMark() : null, adapter.allowed_keys ? lockMark(adapter.allowed_keys) : null].filter(Boolean));
+      parts.marks.replaceChildren(
+        ...[adapter.pinned ? pinMark() : null, adapter.allowed_keys ? lockMark(adapter.allowed_keys) : null].filter(Boolean),
+      );
     }
     parts.name.title = adapter.name;
-    setText(parts.brief, adapter.active === null ? "" : `@${adapter.active}`);
+    setText(
+      parts.brief,
+      active === null ? "not active" : active.state === "ready" ? `@${active.version}` : `@${active.version} ${active.state}`,
+    );
     setText(parts.kind, shown ? kindOf(shown) : "");
     parts.kind.title = shown ? kindInWords(shown) : "";
-    setLine(parts.description, shown?.description);
+    setLine(parts.description, shown?.reason ?? shown?.description);
+    parts.description.classList.toggle("problem", Boolean(shown?.reason));
     setText(cells.active, adapter.active === null ? format.UNKNOWN : `@${adapter.active}`);
     setState(parts.state, active ?? (shown?.state === "draining" ? shown : null));
     setTier(parts.where, active);

@@ -8,14 +8,13 @@ import { every } from "../poll.mjs";
 export const WINDOW_S = 30;
 const POLL_S = 2;
 const BEYOND_THE_CAP = "_other";
-const NOTHING_KNOWN = { running: NaN, waiting: NaN, perSecond: NaN, firstToken: NaN, tokensPerSecond: NaN };
+const NOTHING_KNOWN = { running: NaN, waiting: NaN, perSecond: NaN, firstToken: NaN };
 
 /** The figures of each adapter between two scrapes. */
 export class Traffic {
   #running;
   #waiting;
   #requests;
-  #tokens;
   #firstSum;
   #firstCount;
   #isCapped;
@@ -27,14 +26,14 @@ export class Traffic {
     this.#waiting = scrape.sumBy("perft_adapter_requests_waiting", "adapter");
     const by = (name) => span?.increaseBy(name, "adapter") ?? new Map();
     this.#requests = by("perft_adapter_requests_total");
-    this.#tokens = by("perft_adapter_generation_tokens_total");
     this.#firstSum = by("perft_adapter_time_to_first_token_seconds_sum");
     this.#firstCount = by("perft_adapter_time_to_first_token_seconds_count");
-    this.#isCapped = [this.#running, this.#waiting, this.#requests].some((values) => values.has(BEYOND_THE_CAP));
+    const counted = ["perft_adapter_requests_running", "perft_adapter_requests_waiting", "perft_adapter_requests_total"];
+    this.#isCapped = counted.some((name) => scrape.sum(name, { adapter: BEYOND_THE_CAP }) > 0);
     this.#seconds = span?.seconds ?? NaN;
   }
 
-  /** {running, waiting, perSecond, firstToken (seconds), tokensPerSecond} of a name; NaN is not known. */
+  /** {running, waiting, perSecond, firstToken (seconds)} of a name; NaN is not known. */
   of(name) {
     const hasSeries = [this.#running, this.#waiting, this.#requests, this.#firstCount].some((values) => values.has(name));
     if (!hasSeries && this.#isCapped) return NOTHING_KNOWN;
@@ -42,7 +41,6 @@ export class Traffic {
       running: this.#running.get(name) ?? 0,
       waiting: this.#waiting.get(name) ?? 0,
       perSecond: (this.#requests.get(name) ?? 0) / this.#seconds,
-      tokensPerSecond: (this.#tokens.get(name) ?? 0) / this.#seconds,
       firstToken: (this.#firstSum.get(name) ?? NaN) / (this.#firstCount.get(name) ?? NaN),
     };
   }

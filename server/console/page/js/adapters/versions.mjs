@@ -12,35 +12,66 @@ import { showVersion } from "./versiondialog.mjs";
 const FIRST_SHOWN = 25;
 const MORE = 100;
 const COLUMNS = [
-  ["Version", "v-version"], ["State", "v-state"], ["Kind", "v-kind"], ["Where", "v-where"], ["Rows", "v-rows number"], ["Size", "v-size number"],
-  ["Running", "v-running number"], ["Last used", "v-used number"], ["Uploaded", "v-created number"], ["Digest", "v-digest"],
+  ["Version", "v-version"],
+  ["State", "v-state"],
+  ["Kind", "v-kind"],
+  ["Where", "v-where"],
+  ["Rows", "v-rows number"],
+  ["Size", "v-size number"],
+  ["Running", "v-running number"],
+  ["Last used", "v-used number"],
+  ["Uploaded", "v-created number"],
+  ["Digest", "v-digest"],
 ];
 
-/** changed(adapter): something was changed, and this is the adapter now. */
+/** changed(adapter): something was changed, and this is the adapter now. deleted(adapter): a version is being deleted. */
 export class VersionsTable {
   #body = h("tbody");
   #shown = FIRST_SHOWN;
   #adapter = null;
   #changed;
+  #deleted;
   #mayChange;
   #more = h("button", { class: "button small", type: "button", on: { click: () => this.#showMore() } });
   count = h("span", { class: "badge" });
 
-  constructor(mayChange, changed) {
+  constructor(mayChange, changed, deleted) {
     this.#mayChange = mayChange;
     this.#changed = changed;
-    const table = h("table", { class: "versions" }, h("caption", { class: "visually-hidden" }, "Versions, the newest first"),
-      h("thead", {}, h("tr", {}, COLUMNS.map(([title, name]) => h("th", { scope: "col", class: name }, title)),
-        h("th", { scope: "col", class: "v-actions" }, h("span", { class: "visually-hidden" }, "Actions")))), this.#body);
+    this.#deleted = deleted;
+    const table = h(
+      "table",
+      { class: "versions" },
+      h("caption", { class: "visually-hidden" }, "Versions, the newest first"),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          COLUMNS.map(([title, name]) => h("th", { scope: "col", class: name }, title)),
+          h("th", { scope: "col", class: "v-actions" }, h("span", { class: "visually-hidden" }, "Actions")),
+        ),
+      ),
+      this.#body,
+    );
     this.element = h("div", {}, h("div", { class: "table-frame" }, table), h("div", { class: "more" }, this.#more));
   }
 
   show(adapter) {
     this.#adapter = adapter;
     const newest = [...adapter.versions].sort((a, b) => b.version - a.version);
-    const shown = newest.filter((version, i) => i < this.#shown || version.version === adapter.active || version.state === "draining");
+    const shown = newest.filter(
+      (version, i) => i < this.#shown || version.version === adapter.active || version.state === "draining",
+    );
     setText(this.count, format.count(newest.length));
-    keyed(this.#body, shown, (version) => version.version, (version) => this.#row(version), (row, version) => this.#fill(row, version));
+    keyed(
+      this.#body,
+      shown,
+      (version) => version.version,
+      (version) => this.#row(version),
+      (row, version) => this.#fill(row, version),
+    );
     this.#more.hidden = shown.length >= newest.length;
     setText(this.#more, `Show more (${format.count(newest.length - shown.length)})`);
   }
@@ -52,17 +83,36 @@ export class VersionsTable {
 
   #row({ version, digest }) {
     const now = () => this.#adapter.versions.find((one) => one.version === version);
-    const act = (open) => () => now() && open(this.#adapter, now(), this.#changed);
+    const act = (open) => () => now() && open(this.#adapter, now(), this.#changed, this.#deleted);
     const parts = {
-      number: h("span", { class: "version-number number" }, `@${version}`), active: h("span", { class: "badge accent" }, "active"), description: line(""),
-      state: stateMark(), reason: line("", "problem small"), where: tier(), activate: h("button", { class: "button small", type: "button", on: { click: act(showComparison) } }),
+      number: h("span", { class: "version-number number" }, `@${version}`),
+      active: h("span", { class: "badge accent" }, "active"),
+      description: line(""),
+      state: stateMark(),
+      where: tier(),
+      activate: h("button", { class: "button small", type: "button", on: { click: act(showComparison) } }),
     };
     const label = `Details of version ${version}`;
-    const details = h("button", { class: "button small quiet", type: "button", "aria-label": label, on: { click: act(showVersion) } }, "Details");
+    const details = h(
+      "button",
+      { class: "button small quiet", type: "button", "aria-label": label, on: { click: act(showVersion) } },
+      "Details",
+    );
     const cells = {
-      "v-version": [h("div", { class: "version-line" }, parts.number, parts.active), h("div", { class: "under" }, parts.description)],
-      "v-state": [parts.state, parts.reason], "v-where": [parts.where],
-      "v-digest": [h("span", { class: "digest" }, h("span", { class: "mono", title: digest }, digest.slice(0, 8)), copyButton(() => digest, `the digest of version ${version}`))],
+      "v-version": [
+        h("div", { class: "version-line" }, parts.number, parts.active),
+        h("div", { class: "under" }, parts.description),
+      ],
+      "v-state": [parts.state],
+      "v-where": [parts.where],
+      "v-digest": [
+        h(
+          "span",
+          { class: "digest" },
+          h("span", { class: "mono", title: digest }, digest.slice(0, 8)),
+          copyButton(() => digest, `the digest of version ${version}`),
+        ),
+      ],
     };
     const row = h("tr", { data: { testid: `version-${version}` } });
     row._parts = parts;
@@ -83,11 +133,10 @@ export class VersionsTable {
     const isActive = version.version === active;
     row.classList.toggle("is-active", isActive);
     parts.active.hidden = !isActive;
-    setLine(parts.description, version.description);
+    setLine(parts.description, version.reason ?? version.description);
+    parts.description.classList.toggle("problem", version.reason !== null);
     setState(parts.state, version);
-    setLine(parts.reason, version.reason);
-    parts.reason.hidden = !version.reason;
-    setText(cells["v-kind"], kindOf(version));
+    setText(cells["v-kind"], kindOf(version) || format.UNKNOWN);
     cells["v-kind"].title = kindInWords(version);
     setTier(parts.where, version);
     setText(cells["v-rows"], format.count(version.rows));
@@ -101,6 +150,9 @@ export class VersionsTable {
     parts.activate.hidden = isActive || version.state === "draining";
     const verb = this.#mayChange ? verbFor(active, version.version) : "Compare";
     setText(parts.activate, verb);
-    parts.activate.setAttribute("aria-label", `${verb} version ${version.version}${this.#mayChange ? "" : " with the active one"}`);
+    parts.activate.setAttribute(
+      "aria-label",
+      `${verb} version ${version.version}${this.#mayChange ? "" : " with the active one"}`,
+    );
   }
 }
