@@ -3,7 +3,8 @@
 const FEWEST_TOKENS = 200;
 const EVEN = 0.9;
 const HARDLY = 0.1;
-const COLLAPSED = 1.1;
+/** As the alert PerftExpertsCollapsed has it, of as many experts as a token goes to. */
+const COLLAPSED = 0.95;
 
 /** tokens: of each expert; perToken: how many experts each token goes to, null if not known; isOwn: whether the adapter has
  * a router of its own (else the base's decides). Returns {total, busiest (the
@@ -28,8 +29,9 @@ function verdict({ total, busiest, share, evenness, effective }, shares, perToke
   const asMany = `As if ${used} of ${experts} were used evenly.`;
   if (experts <= perToken) return { kind: "even", text: `Every token goes to all ${experts} experts: there is nothing to choose.` };
   if (total < FEWEST_TOKENS) return { kind: "few", text: `Only ${total} tokens were counted: too few to judge by.` };
-  if (effective <= perToken * COLLAPSED) {
-    const which = perToken === 1 ? `Expert ${busiest} takes ${percent(share)} of all tokens` : `Nearly all tokens go to the same ${perToken} experts`;
+  const leading = [...shares].sort((a, b) => b - a).slice(0, perToken).reduce((sum, each) => sum + each, 0);
+  if (leading > COLLAPSED) {
+    const which = perToken === 1 ? `Expert ${busiest} takes ${percent(share)} of all tokens` : `The same ${perToken} experts take ${percent(leading)} of all tokens`;
     const meaning = isOwn ? "the router has collapsed, and the others were trained in vain. Train again with a stronger load-balancing loss."
       : "the base's router hardly uses the others for these requests.";
     return { kind: "collapsed", text: `${which}: ${meaning}` };
