@@ -1,8 +1,8 @@
 /** Reads the traffic of each adapter off the metrics: one poll for all views, none while nobody looks. No DOM. */
 
-import { getText } from "../api.mjs";
 import { Scrape, Scrapes } from "../metrics.mjs";
 import { every } from "../poll.mjs";
+import { scrape } from "../scrape.mjs";
 
 /** Seconds over which rates and times are taken: long enough that a quiet adapter's figures do not flicker. */
 export const WINDOW_S = 30;
@@ -53,7 +53,7 @@ export function watchMetrics(path, told, windowSeconds = WINDOW_S) {
   return every(POLL_S, async () => {
     const asked = performance.now() / 1000;
     if (scrapes.last !== null && asked - scrapes.last.at > windowSeconds) scrapes.clear();
-    scrapes.add(new Scrape(await getText(path)));
+    scrapes.add(new Scrape(await scrape(path)));
     told(scrapes);
   });
 }

@@ -1,9 +1,9 @@
 /** Reads the metrics once a second while somebody looks, and keeps the points of the last 15 minutes. */
 
-import { getText } from "../api.mjs";
 import { connection } from "../connection.mjs";
 import { Scrape, Scrapes } from "../metrics.mjs";
 import { every } from "../poll.mjs";
+import { scrape } from "../scrape.mjs";
 import { ofAdapter, ofAll, wasRestarted } from "./derive.mjs";
 import { GAP_S, Ring } from "./ring.mjs";
 
@@ -60,9 +60,9 @@ class Source extends EventTarget {
     const path = this.adapter ? `/console/metrics?adapter=${encodeURIComponent(this.adapter)}` : "/console/metrics";
     let text;
     try {
-      text = await getText(path);
+      text = await scrape(path);
     } catch (error) {
-      this.#push(unixOf(performance.now() / 1000), {});
+      if (error.name !== "AbortError") this.#push(unixOf(performance.now() / 1000), {});
       throw error;
     }
     if (this.#poll !== null) this.#take(new Scrape(text));
