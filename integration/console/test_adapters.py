@@ -197,7 +197,7 @@ def test_delete_shows_the_drain(admin: TinyClient, poet: list[int], open_console
         dialog.get_by_role("button", name="Delete", exact=True).click()
         drain = page.get_by_test_id(f"drain-{old}")
         expect(drain).to_contain_text("1 request still runs")
-        expect(drain).to_contain_text("They may finish until")
+        expect(drain).to_contain_text("It may finish until")
         expect(version(page, old)).to_contain_text("draining")
     expect(drain).to_have_count(0)
     expect(version(page, old)).to_have_count(0)
