@@ -41,7 +41,7 @@ export class Chart {
       on: { click: () => this.#toggle() } }, "Table");
     this.#table.setAttribute("aria-label", `${title}, as a table`);
     this.element = h("section", { class: "card chart", "aria-label": title },
-      h("header", { class: "chart-head" }, h("h2", {}, title), wanted.hint ? h("span", { class: "muted small" }, wanted.hint) : null, this.#time, this.switch),
+      h("header", { class: "chart-head" }, h("h2", {}, title), wanted.hint ? h("span", { class: "muted small", title: wanted.hint }, wanted.hint) : null, this.#time, this.switch),
       this.frame, this.#table, this.#legend, this.#none);
     this.#observer = new ResizeObserver(([{ contentRect }]) => {
       if (this.#plot.resize(Math.floor(contentRect.width)) && this.#drawn) this.draw(...this.#drawn);
