@@ -1,23 +1,21 @@
 """The server's app on the fake engine, on a real socket, in a thread of the tests' process."""
 
 import asyncio
-import io
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from integration.console.chat import add_chat
 from integration.console.contents import fill
 from server.app.connections import loop_factory, uvicorn_arguments
-from server.middleware.access_log import AccessLog
 from tests.server.fake_server import bearer, build_app, settings_of
 from tests.server.fakes import FakeEngine, ready_status
 
@@ -30,22 +28,17 @@ def key(label: str) -> str:
 
 @dataclass
 class LocalServer:
-    """A server at work. log: of access, as JSON lines."""
+    """A server at work. asked: every request so far, as (method, path with its query)."""
 
     app: FastAPI
     engine: FakeEngine
     port: int
-    log: io.StringIO
+    asked: list[tuple[str, str]]
     has_keys: bool
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        """What was answered so far, one line each."""
-        return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
 @contextmanager
@@ -60,11 +53,18 @@ def local_server(
     engine = FakeEngine(ready_status(POOL_ROWS))
     app = build_app(settings, engine)
     add_chat(app, pace)
+    asked = list[tuple[str, str]]()
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            asked.append((scope["method"], f"{scope['path']}?{scope['query_string'].decode()}".rstrip("?")))
+        await app(scope, receive, send)
+
     config = uvicorn.Config(
-        app, port=0, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
+        noted, port=0, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
         **uvicorn_arguments(settings),
     )  # fmt: skip
-    server, log = uvicorn.Server(config), io.StringIO()
+    server = uvicorn.Server(config)
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory(settings)) as runner:
@@ -76,8 +76,7 @@ def local_server(
         while not server.started:
             assert thread.is_alive(), "it did not start"
             time.sleep(0.01)
-        app.state.services = replace(app.state.services, access_log=AccessLog("json", log))
-        yield LocalServer(app, engine, server.servers[0].sockets[0].getsockname()[1], log, has_keys)
+        yield LocalServer(app, engine, server.servers[0].sockets[0].getsockname()[1], asked, has_keys)
     finally:
         server.should_exit = True
         thread.join()
