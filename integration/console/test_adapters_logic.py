@@ -47,7 +47,7 @@ def call(page: Page, module: str, function: str, *arguments: Any) -> Any:
 
 def picked(page: Page, *paths: str, limit: int = 1000, size: int = 10) -> dict[str, Any]:
     entries = [{"path": path, "file": {"size": size}} for path in paths]
-    found: dict[str, Any] = call(page, "picking", "pick", entries, limit)
+    found: dict[str, Any] = call(page, "upload/picking", "pick", entries, limit)
     return found
 
 
@@ -143,7 +143,7 @@ def test_a_comparison_begins_with_what_differs(page: Page) -> None:
     before = VERSION | {"version": 1, "id": "p@1", "digest": "1" * 64}
     after = VERSION | {"version": 2, "id": "p@2", "digest": "2" * 64, "bottleneck": 16}
     configs = [{"alpha": 32, "layers": [0, 1, 2, 5]}, {"alpha": 16, "layers": [0, 1, 2, 5]}]
-    rows = call(page, "compare", "compare", before, after, configs)
+    rows = call(page, "one/compare", "compare", before, after, configs)
     differing = {row["title"]: (row["before"], row["after"]) for row in rows if row["differs"]}
     assert set(differing) == {"Bottleneck", "Content (digest)", "Alpha"}
     assert (differing["Bottleneck"], differing["Alpha"]) == (("32", "16"), ("32", "16"))
@@ -163,7 +163,7 @@ def test_equal_contents_share_rows_and_small_ones_are_summed_up(page: Page) -> N
         on_device("c", 5),
         on_device("d", 4),
     ]
-    pool = call(page, "pool", "poolOf", adapters, True, 150, 1000)
+    pool = call(page, "pool/pool", "poolOf", adapters, True, 150, 1000)
     assert [(each["names"], each["rows"], each["pinned"]) for each in pool["holders"]] == [(["a", "b"], 100, True)]
     assert (pool["others"]["rows"], pool["others"]["adapters"]) == (9, 2)
     assert (pool["besides"], pool["free"], pool["pinned"], pool["count"]) == (41, 850, 100, 4)
@@ -172,10 +172,10 @@ def test_equal_contents_share_rows_and_small_ones_are_summed_up(page: Page) -> N
 def test_who_came_and_who_left(page: Page) -> None:
     first = {"adapters": [on_device("a", 10), on_device("b", 20)], "isAll": True}
     second = {"adapters": [on_device("b", 20), on_device("c", 30)], "isAll": True}
-    changes = call(page, "pool", "changesOf", first, second)
+    changes = call(page, "pool/pool", "changesOf", first, second)
     assert ([each["id"] for each in changes["came"]], [each["id"] for each in changes["left"]]) == (["c@1"], ["a@1"])
     cut = second | {"isAll": False}
-    assert call(page, "pool", "changesOf", first, cut)["left"] == []
+    assert call(page, "pool/pool", "changesOf", first, cut)["left"] == []
 
 
 def test_while_a_row_is_pointed_at_the_rows_stay(page: Page) -> None:

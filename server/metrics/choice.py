@@ -32,7 +32,7 @@ WHOLE = (
     *_histogram("vllm:time_to_first_token_seconds"),
     *_histogram("vllm:inter_token_latency_seconds"),
     *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
-    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "http_requests_total"),
+    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "http_requests_total", "process_start_time_seconds"),
 )
 """Samples that are shown as they are, those of vLLM where it has them."""
 OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)

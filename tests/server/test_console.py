@@ -414,6 +414,7 @@ def test_the_choice_is_part_of_the_whole_page(client: TestClient, tmp_path: Path
     assert chosen and all(whole[key] == value for key, value in chosen.items() if "free_bytes" not in key[0])
     names = {key[0] for key in chosen}
     assert "perft_adapter_time_to_first_token_seconds_sum" in names and "perft_adapter_load_seconds_bucket" in names
+    assert "process_start_time_seconds" in names, "a page sees by it that the server was started again"
     assert not [name for name in names if name.endswith("_created") or "expert" in name or "e2e" in name]
     assert "perft_adapter_time_to_first_token_seconds_bucket" not in names
     assert chosen["perft_adapter_time_to_first_token_seconds_count", ("adapter", "poet")] == 1

@@ -79,7 +79,8 @@ export function mount(root, adapter) {
 function titleOf(adapter) {
   const isAdapter = !session.facts.base.includes(adapter);
   return [
-    h("h1", { class: "watch-title" }, h("a", { href: "#/watch" }, "Watch"), h("span", { class: "muted", "aria-hidden": "true" }, "/"), h("span", {}, visible(adapter))),
+    h("h1", { class: "watch-title" }, h("a", { href: "#/watch" }, "Watch"),
+      h("span", { class: "muted", "aria-hidden": "true" }, "/"), h("span", {}, visible(adapter))),
     session.may("use") ? h("span", { class: "watch-links small" }, isAdapter ? h("a", { href: `#/adapters/${encodeURIComponent(adapter)}` }, "Versions") : null,
       h("a", { href: playgroundOf(adapter, isAdapter) }, "Open in the playground")) : null,
   ];
@@ -94,7 +95,8 @@ function playgroundOf(adapter, isAdapter) {
 function unknown(source, adapter) {
   const has = source.last.series("perft_adapter_requests_total").some(({ labels }) => labels.adapter === adapter)
     || source.last.sum("perft_adapter_requests_running", { adapter }) >= 0;
-  return has ? [] : ["No metrics under this name: it was not asked since the server started, or more names were than may have metrics of their own (--metrics-max-adapters)."];
+  return has ? [] : ["No metrics under this name: it was not asked since the server started, or more names were than may have "
+    + "metrics of their own (--metrics-max-adapters)."];
 }
 
 function numberOf([title, text, kindOf = () => ""]) {

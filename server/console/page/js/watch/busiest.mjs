@@ -35,7 +35,8 @@ export class Busiest {
       return head;
     });
     this.element = h("section", { class: "busiest", "aria-label": "Busiest adapters" },
-      h("div", { class: "head" }, h("h2", {}, "Busiest adapters"), h("span", { class: "muted small" }, `over ${SLOW_S} s`), h("div", { class: "head-end" }, this.#filter)),
+      h("div", { class: "head" }, h("h2", {}, "Busiest adapters"), h("span", { class: "muted small" }, `over ${SLOW_S} s`),
+        h("div", { class: "head-end" }, this.#filter)),
       h("div", { class: "table-frame", tabindex: "0", role: "region", "aria-label": "Table of the busiest adapters" }, h("table", {},
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Adapter"), heads)), this.#body)), this.#found);
     this.#sortBy(this.#by);

@@ -30,8 +30,8 @@ export class Chart {
     const { title, unit } = wanted;
     this.#plot = new Plot(unit, wanted);
     this.frame = h("div", {
-      class: "chart-frame", role: "slider", tabindex: "0", "aria-label": `${title}: a time to read`, "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0",
-      "aria-valuetext": "no values yet",
+      class: "chart-frame", role: "slider", tabindex: "0", "aria-label": `${title}: a time to read`,
+      "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0", "aria-valuetext": "no values yet",
       on: {
         pointermove: (event) => this.#point(event), pointerdown: (event) => this.#point(event), pointerleave: () => cursor.set(null),
         keydown: (event) => this.#key(event), blur: () => cursor.set(null),
@@ -41,7 +41,8 @@ export class Chart {
       on: { click: () => this.#toggle() } }, "Table");
     this.#table.setAttribute("aria-label", `${title}, as a table`);
     this.element = h("section", { class: "card chart", "aria-label": title },
-      h("header", { class: "chart-head" }, h("h2", {}, title), wanted.hint ? h("span", { class: "muted small" }, wanted.hint) : null, this.#time, this.switch),
+      h("header", { class: "chart-head" }, h("h2", {}, title),
+        wanted.hint ? h("span", { class: "muted small", title: wanted.hint }, wanted.hint) : null, this.#time, this.switch),
       this.frame, this.#table, this.#legend, this.#none);
     this.#observer = new ResizeObserver(([{ contentRect }]) => {
       if (this.#plot.resize(Math.floor(contentRect.width)) && this.#drawn) this.draw(...this.#drawn);
@@ -66,7 +67,8 @@ export class Chart {
 
   #allSeries(ring) {
     const { series = [], prefix, labelOf = (name) => name } = this.#wanted;
-    const more = prefix === undefined ? [] : [].concat(prefix).flatMap((each) => ring.names(each).map((key) => ({ key, label: labelOf(key.slice(each.length), each) })));
+    const prefixes = prefix === undefined ? [] : [].concat(prefix);
+    const more = prefixes.flatMap((each) => ring.names(each).map((key) => ({ key, label: labelOf(key.slice(each.length), each) })));
     return [...series, ...more].map((each) => ({ ...each, colour: this.#colourOf(each.key) }));
   }
 
@@ -133,7 +135,8 @@ export class Chart {
       rows.push((last = index));
     }
     replace(this.#table, h("table", {}, h("caption", { class: "visually-hidden" }, this.#wanted.title),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), this.#series.map(({ label }) => h("th", { scope: "col", class: "number" }, visible(label))))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"),
+        this.#series.map(({ label }) => h("th", { scope: "col", class: "number" }, visible(label))))),
       h("tbody", {}, rows.map((index) => h("tr", {}, h("th", { scope: "row", class: "number" }, clock(ring.timeAt(index))),
         this.#series.map(({ key }) => h("td", { class: "number" }, unit.text(ring.valueAt(key, index)))))))));
   }

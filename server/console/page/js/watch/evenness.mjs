@@ -31,7 +31,8 @@ function verdict({ total, busiest, share, evenness, effective }, shares, perToke
   if (total < FEWEST_TOKENS) return { kind: "few", text: `Only ${total} tokens were counted: too few to judge by.` };
   const leading = [...shares].sort((a, b) => b - a).slice(0, perToken).reduce((sum, each) => sum + each, 0);
   if (leading > COLLAPSED) {
-    const which = perToken === 1 ? `Expert ${busiest} takes ${percent(share)} of all tokens` : `The same ${perToken} experts take ${percent(leading)} of all tokens`;
+    const which = perToken === 1 ? `Expert ${busiest} takes ${percent(share)} of all tokens`
+      : `The same ${perToken} experts take ${percent(leading)} of all tokens`;
     const meaning = isOwn ? "the router has collapsed, and the others were trained in vain. Train again with a stronger load-balancing loss."
       : "the base's router hardly uses the others for these requests.";
     return { kind: "collapsed", text: `${which}: ${meaning}` };

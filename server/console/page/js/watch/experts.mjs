@@ -10,7 +10,7 @@ const HEIGHT = 150;
 const TOP = 8;
 const BOTTOM = 20;
 const PX_PER_LABEL = 26;
-const WIDEST_BAR = 160;
+const WIDEST_BAR = 110;
 const OTHER = "_other";
 const BADGES = { collapsed: ["bad", "collapsed"], uneven: ["", "uneven"], even: ["good", "even"], few: ["", "too few"], none: ["", "none yet"] };
 const SINCE_START = "start";
@@ -31,14 +31,17 @@ export class Experts {
 
   constructor(adapter) {
     this.#adapter = adapter;
-    this.#period = h("select", { class: "experts-period", "aria-label": "Since when tokens count", on: { change: () => this.#drawn && this.draw(...this.#drawn) } },
+    this.#period = h("select", {
+      class: "experts-period", "aria-label": "Since when tokens count", on: { change: () => this.#drawn && this.draw(...this.#drawn) },
+    },
       h("option", { value: SINCE_START }, "since the server started"), h("option", { value: IN_WINDOW }, "in this window"));
     this.element = h("section", { class: "card experts", "aria-label": "Use of the experts" },
       h("header", { class: "chart-head" }, h("h2", {}, "How evenly the experts are used"), this.#badge, h("span", { class: "chart-time" }), this.#period),
       this.#frame, h("div", { class: "experts-words" }, this.#sentence, this.#facts,
       h("details", { class: "small" }, h("summary", {}, "As a table"), h("div", { class: "experts-table" }, h("table", {},
         h("caption", { class: "visually-hidden" }, "Tokens by expert"),
-        h("thead", {}, h("tr", {}, ["Expert", "Tokens", "Share"].map((title, n) => h("th", { scope: "col", class: n ? "number" : "" }, title)))), this.#rows)))));
+        h("thead", {}, h("tr", {}, ["Expert", "Tokens", "Share"].map((title, n) =>
+          h("th", { scope: "col", class: n ? "number" : "" }, title)))), this.#rows)))));
     this.#observer.observe(this.#frame);
     this.#load();
   }
@@ -111,11 +114,15 @@ export class Experts {
     replace(this.#picture,
       tokens.map((value, n) => {
         const high = ((bottom - TOP) * value) / most;
-        return svg("rect", { class: value === most && total ? "busiest-bar" : "", x: n * slot + gap / 2, y: bottom - high, width: slot - gap, height: Math.max(high, value > 0 ? 1 : 0), rx: Math.min(2, slot / 6) },
+        return svg("rect", {
+          class: value === most && total ? "busiest-bar" : "", x: n * slot + gap / 2, y: bottom - high, width: slot - gap,
+          height: Math.max(high, value > 0 ? 1 : 0), rx: Math.min(2, slot / 6),
+        },
           svg("title", {}, `expert ${names[n]}: ${count(value)} tokens, ${percent(total ? value / total : NaN)}`));
       }),
       svg("path", { class: "plot-base", d: `M0 ${bottom + 0.5}H${wideOf}` }),
       total ? svg("path", { class: "even-line", d: `M0 ${evenAt}H${wideOf}` }, svg("title", {}, "where all bars would end if all were used alike")) : null,
-      names.map((name, n) => (n % each === 0 ? svg("text", { x: n * slot + slot / 2, y: HEIGHT - 5, "text-anchor": "middle" }, name === OTHER ? "64+" : name) : null)));
+      names.map((name, n) => (n % each > 0 ? null
+        : svg("text", { x: n * slot + slot / 2, y: HEIGHT - 5, "text-anchor": "middle" }, name === OTHER ? "64+" : name))));
   }
 }

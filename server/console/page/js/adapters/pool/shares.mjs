@@ -1,9 +1,9 @@
 /** Draws the shares of the device's pool: the pieces of the bar, and the list that says the same in words. */
 
-import { h, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { colourOf, hrefOf } from "./names.mjs";
-import { hue, pinMark } from "./parts.mjs";
+import { h, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { colourOf, hrefOf } from "../names.mjs";
+import { hue, pinMark } from "../parts.mjs";
 
 /** What holds rows and is not shown one by one. */
 export function restOf({ others, besides }) {

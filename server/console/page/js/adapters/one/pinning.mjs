@@ -1,12 +1,12 @@
 /** Pins and unpins an adapter, and sets who may use it. */
 
-import { getJson, sendJson } from "../api.mjs";
-import { h, replace, showDialog, toast } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { KeyChoice } from "./keychoice.mjs";
-import { deviceRoute } from "./listing.mjs";
-import { activeOf, hrefOf, routeOf } from "./names.mjs";
-import { actionButton, curlBox, problemBox, hue } from "./parts.mjs";
+import { getJson, sendJson } from "../../api.mjs";
+import { h, replace, showDialog, toast } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { KeyChoice } from "../key_choice.mjs";
+import { deviceRoute } from "../listing.mjs";
+import { activeOf, hrefOf, routeOf } from "../names.mjs";
+import { actionButton, curlBox, problemBox, hue } from "../parts.mjs";
 
 const MOST_LISTED = 1000;
 

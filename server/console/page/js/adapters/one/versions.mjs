@@ -1,13 +1,13 @@
 /** The table of an adapter's versions, the newest first. */
 
-import { copyButton } from "../copy.mjs";
-import { h, keyed, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
+import { copyButton } from "../../copy.mjs";
+import { h, keyed, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
 import { verbFor } from "./compare.mjs";
-import { showComparison } from "./comparedialog.mjs";
-import { kindInWords, kindOf } from "./names.mjs";
-import { line, setLine, setState, setTier, stateMark, tier } from "./parts.mjs";
-import { showVersion } from "./versiondialog.mjs";
+import { showComparison } from "./compare_dialog.mjs";
+import { kindInWords, kindOf } from "../names.mjs";
+import { line, setLine, setState, setTier, stateMark, tier } from "../parts.mjs";
+import { showVersion } from "./version_dialog.mjs";
 
 const FIRST_SHOWN = 25;
 const MORE = 100;

@@ -1,10 +1,10 @@
 /** Keeps what happened on the device since this tab was opened: who was loaded, evicted, deleted. */
 
-import { getJson } from "../api.mjs";
-import { h, keyed } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { session } from "../session.mjs";
-import { hrefOf, routeOf } from "./names.mjs";
+import { getJson } from "../../api.mjs";
+import { h, keyed } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { session } from "../../session.mjs";
+import { hrefOf, routeOf } from "../names.mjs";
 import { changesOf } from "./pool.mjs";
 
 const MOST_KEPT = 30;

@@ -1,22 +1,22 @@
 /** The view of one adapter: its figures, its versions, and what can be done with them. */
 
-import { getJson } from "../api.mjs";
-import { h, replace, setText } from "../dom.mjs";
-import { icon } from "../icons.mjs";
-import { every } from "../poll.mjs";
-import { session } from "../session.mjs";
-import { visible } from "../text.mjs";
-import { confirmDelete } from "./deletedialog.mjs";
+import { getJson } from "../../api.mjs";
+import { h, replace, setText } from "../../dom.mjs";
+import { icon } from "../../icons.mjs";
+import { every } from "../../poll.mjs";
+import { session } from "../../session.mjs";
+import { visible } from "../../text.mjs";
+import { confirmDelete } from "./delete_dialog.mjs";
 import { DrainPanel } from "./drain.mjs";
-import { dropArea, uploadButton } from "./dropping.mjs";
+import { dropArea, uploadButton } from "../upload/dropping.mjs";
 import { Figures } from "./figures.mjs";
-import { JobsPanel } from "./jobspanel.mjs";
-import { jobs } from "./jobs.mjs";
-import { lastListing } from "./listing.mjs";
-import { activeOf, hrefOf, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, curlBox, line, lockMark, pinMark, problemBox, setLine, hue } from "./parts.mjs";
+import { JobsPanel } from "../upload/jobs_panel.mjs";
+import { jobs } from "../upload/jobs.mjs";
+import { lastListing } from "../listing.mjs";
+import { activeOf, hrefOf, playgroundOf, routeOf } from "../names.mjs";
+import { actionButton, curlBox, line, lockMark, pinMark, problemBox, setLine, hue } from "../parts.mjs";
 import { changeAccess, pin, pinFailed } from "./pinning.mjs";
-import { watchMetrics } from "./traffic.mjs";
+import { watchMetrics } from "../traffic.mjs";
 import { VersionsTable } from "./versions.mjs";
 
 const POLL_S = 3;

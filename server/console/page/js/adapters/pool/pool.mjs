@@ -1,6 +1,6 @@
 /** Works out who holds which share of the device's rows, and what changed between two looks at it. No DOM. */
 
-import { activeOf } from "./names.mjs";
+import { activeOf } from "../names.mjs";
 
 /** Shares smaller than this part of the pool are summed up. */
 const SMALLEST = 0.012;

@@ -1,9 +1,9 @@
 /** Where files can be dropped: all of a view, while it is shown; and the buttons that choose them. */
 
-import { h } from "../dom.mjs";
-import { icon } from "../icons.mjs";
+import { h } from "../../dom.mjs";
+import { icon } from "../../icons.mjs";
 import { droppedFiles, hasFiles } from "./dropped.mjs";
-import { showUpload } from "./uploaddialog.mjs";
+import { showUpload } from "./upload_dialog.mjs";
 
 /** Let files be dropped anywhere on the page. name: of the adapter whose next version they are, if it is clear.
  * Returns a function that ends it. */

@@ -1,12 +1,12 @@
 /** One adapter in the upload's dialog: its name, its files, what is wrong with them. */
 
-import { getJson } from "../api.mjs";
-import { h, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { icon } from "../icons.mjs";
-import { session } from "../session.mjs";
-import { listRoute } from "./listing.mjs";
-import { nameProblem } from "./names.mjs";
+import { getJson } from "../../api.mjs";
+import { h, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { icon } from "../../icons.mjs";
+import { session } from "../../session.mjs";
+import { listRoute } from "../listing.mjs";
+import { nameProblem } from "../names.mjs";
 import { CONFIG, WEIGHTS } from "./picking.mjs";
 
 const TYPING_MS = 250;

@@ -1,12 +1,12 @@
 /** What a store without adapters shows: how the first one gets here. */
 
-import { urlOf } from "../api.mjs";
-import { h } from "../dom.mjs";
-import { icon } from "../icons.mjs";
-import { session } from "../session.mjs";
-import { copyButton } from "../copy.mjs";
-import { chooseButtons } from "./choosing.mjs";
-import { showUpload } from "./uploaddialog.mjs";
+import { urlOf } from "../../api.mjs";
+import { h } from "../../dom.mjs";
+import { icon } from "../../icons.mjs";
+import { session } from "../../session.mjs";
+import { copyButton } from "../../copy.mjs";
+import { chooseButtons } from "../upload/choosing.mjs";
+import { showUpload } from "../upload/upload_dialog.mjs";
 
 export function welcome(mayChange) {
   const base = session.facts.base[0] ?? "BASE";

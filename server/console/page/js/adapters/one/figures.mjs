@@ -1,9 +1,9 @@
 /** The figures of one adapter at the top of its view. */
 
-import { h, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { activeOf, kindInWords, kindOf } from "./names.mjs";
-import { setTier, tier } from "./parts.mjs";
+import { h, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { activeOf, kindInWords, kindOf } from "../names.mjs";
+import { setTier, tier } from "../parts.mjs";
 
 const FIRST = "perft_adapter_time_to_first_token_seconds";
 const NO_SERIES = "Not used since the server started, or beyond the number of adapters that are counted by name";

@@ -1,16 +1,16 @@
 /** The dialog with all that is known of one version: facts, files, delete. */
 
-import { getBlob, sendJson } from "../api.mjs";
-import { copyButton } from "../copy.mjs";
-import { h, replace, showDialog, toast } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { icon } from "../icons.mjs";
-import { session } from "../session.mjs";
-import { visible } from "../text.mjs";
-import { showComparison } from "./comparedialog.mjs";
-import { confirmDelete } from "./deletedialog.mjs";
-import { kindInWords, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, curlBox, fact, problemBox } from "./parts.mjs";
+import { getBlob, sendJson } from "../../api.mjs";
+import { copyButton } from "../../copy.mjs";
+import { h, replace, showDialog, toast } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { icon } from "../../icons.mjs";
+import { session } from "../../session.mjs";
+import { visible } from "../../text.mjs";
+import { showComparison } from "./compare_dialog.mjs";
+import { confirmDelete } from "./delete_dialog.mjs";
+import { kindInWords, playgroundOf, routeOf } from "../names.mjs";
+import { actionButton, curlBox, fact, problemBox } from "../parts.mjs";
 
 const FILES = { config: "adapter_config.json", weights: "adapter_model.safetensors" };
 const KEEP_BLOB_MS = 60_000;

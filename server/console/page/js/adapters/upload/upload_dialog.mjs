@@ -1,13 +1,13 @@
 /** The dialog before an upload: what was found in the files, under which name, for whom. */
 
-import { h, replace, setText, showDialog } from "../dom.mjs";
-import { icon } from "../icons.mjs";
-import { session } from "../session.mjs";
-import { KeyChoice } from "./keychoice.mjs";
+import { h, replace, setText, showDialog } from "../../dom.mjs";
+import { icon } from "../../icons.mjs";
+import { session } from "../../session.mjs";
+import { KeyChoice } from "../key_choice.mjs";
 import { chooseButtons } from "./choosing.mjs";
 import { Draft } from "./draft.mjs";
 import { jobs } from "./jobs.mjs";
-import { curlBox } from "./parts.mjs";
+import { curlBox } from "../parts.mjs";
 import { CONFIG, pick, WEIGHTS } from "./picking.mjs";
 
 /** The dialog that is open, if one is. */

@@ -1,13 +1,13 @@
 /** Shows the uploads of this tab: how far they are, what became of them, what is wrong with them. */
 
-import { announce, h, keyed, replace, setText } from "../dom.mjs";
-import { copyButton } from "../copy.mjs";
-import * as format from "../format.mjs";
-import { icon } from "../icons.mjs";
-import { asText, isWorthRetrying } from "./advice.mjs";
+import { announce, h, keyed, replace, setText } from "../../dom.mjs";
+import { copyButton } from "../../copy.mjs";
+import * as format from "../../format.mjs";
+import { icon } from "../../icons.mjs";
+import { asText, isWorthRetrying } from "../advice.mjs";
 import { jobs } from "./jobs.mjs";
-import { hrefOf, playgroundOf } from "./names.mjs";
-import { problemBox } from "./parts.mjs";
+import { hrefOf, playgroundOf } from "../names.mjs";
+import { problemBox } from "../parts.mjs";
 
 export class JobsPanel {
   #list = h("ul", { class: "jobs" });

@@ -1,8 +1,8 @@
 /** Shows versions that are being deleted: how many requests still run, until when, and that they are gone. */
 
-import { announce, h, keyed, setText, toast } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { session } from "../session.mjs";
+import { announce, h, keyed, setText, toast } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { session } from "../../session.mjs";
 
 /** id -> what was seen of its drain: {at (unix seconds, or null: somebody else began it), most (requests)}. */
 const drains = new Map();

@@ -1,12 +1,12 @@
 /** The dialog that shows what differs between the active version and another, and activates it. */
 
-import { getJson, sendJson } from "../api.mjs";
-import { h, replace, showDialog, toast } from "../dom.mjs";
-import { session } from "../session.mjs";
-import { visible } from "../text.mjs";
+import { getJson, sendJson } from "../../api.mjs";
+import { h, replace, showDialog, toast } from "../../dom.mjs";
+import { session } from "../../session.mjs";
+import { visible } from "../../text.mjs";
 import { compare, verbFor, whatHappened } from "./compare.mjs";
-import { activeOf, playgroundOf, routeOf } from "./names.mjs";
-import { actionButton, curlBox, problemBox } from "./parts.mjs";
+import { activeOf, playgroundOf, routeOf } from "../names.mjs";
+import { actionButton, curlBox, problemBox } from "../parts.mjs";
 
 /** changed(adapter): it was activated, or somebody else changed it meanwhile. */
 export function showComparison(adapter, version, changed) {

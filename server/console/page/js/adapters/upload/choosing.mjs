@@ -1,7 +1,7 @@
 /** The buttons that choose an adapter's files or folder on the reader's machine. */
 
-import { h } from "../dom.mjs";
-import { icon } from "../icons.mjs";
+import { h } from "../../dom.mjs";
+import { icon } from "../../icons.mjs";
 import { chosenFiles } from "./dropped.mjs";
 
 /** Buttons that choose files or a folder. took(entries) gets what was chosen. */

@@ -1,10 +1,10 @@
 /** The table of adapters: a row for each, kept in its place while its values change. */
 
-import { h, keyed, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { ariaSort, nextSort } from "./listing.mjs";
-import { activeOf, hrefOf, kindInWords, kindOf } from "./names.mjs";
-import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, hue, tier } from "./parts.mjs";
+import { h, keyed, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { ariaSort, nextSort } from "../listing.mjs";
+import { activeOf, hrefOf, kindInWords, kindOf } from "../names.mjs";
+import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, hue, tier } from "../parts.mjs";
 
 /** key, head, title, sort of the API, class; watch: only for keys that may read the metrics. */
 const COLUMNS = [

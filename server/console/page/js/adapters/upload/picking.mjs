@@ -5,8 +5,8 @@
  * `problems` (texts; a proposal with problems cannot be sent).
  */
 
-import { bytes } from "../format.mjs";
-import { nameOfPath } from "./names.mjs";
+import { bytes } from "../../format.mjs";
+import { nameOfPath } from "../names.mjs";
 
 export const CONFIG = "adapter_config.json";
 export const WEIGHTS = "adapter_model.safetensors";

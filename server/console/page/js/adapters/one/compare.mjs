@@ -1,6 +1,6 @@
 /** Compares two versions of an adapter, field by field. No DOM. */
 
-import * as format from "../format.mjs";
+import * as format from "../../format.mjs";
 
 /** field -> [what it is called, how a value is written]. The first are what people look for first. */
 const FACTS = [

@@ -1,19 +1,19 @@
 /** The view of all adapters: search, table, pages, the pool's picture, uploads. */
 
-import { getJson } from "../api.mjs";
-import { announce, h, replace, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { icon } from "../icons.mjs";
-import { every } from "../poll.mjs";
-import { session } from "../session.mjs";
-import { dropArea, uploadButton } from "./dropping.mjs";
-import { JobsPanel } from "./jobspanel.mjs";
-import { jobs } from "./jobs.mjs";
-import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "./listing.mjs";
-import { PoolPicture } from "./picture.mjs";
-import { problemBox } from "./parts.mjs";
+import { getJson } from "../../api.mjs";
+import { announce, h, replace, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { icon } from "../../icons.mjs";
+import { every } from "../../poll.mjs";
+import { session } from "../../session.mjs";
+import { dropArea, uploadButton } from "../upload/dropping.mjs";
+import { JobsPanel } from "../upload/jobs_panel.mjs";
+import { jobs } from "../upload/jobs.mjs";
+import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "../listing.mjs";
+import { PoolPicture } from "../pool/picture.mjs";
+import { problemBox } from "../parts.mjs";
 import { AdapterTable } from "./table.mjs";
-import { Traffic, watchMetrics } from "./traffic.mjs";
+import { Traffic, watchMetrics } from "../traffic.mjs";
 import { welcome } from "./welcome.mjs";
 
 const POLL_S = 3;

@@ -1,12 +1,12 @@
 /** Asks before a version, or an adapter with all of them, is deleted. */
 
-import { sendJson } from "../api.mjs";
-import { h, replace, showDialog } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { session } from "../session.mjs";
+import { sendJson } from "../../api.mjs";
+import { h, replace, showDialog } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { session } from "../../session.mjs";
 import { began } from "./drain.mjs";
-import { routeOf } from "./names.mjs";
-import { actionButton, curlBox, problemBox } from "./parts.mjs";
+import { routeOf } from "../names.mjs";
+import { actionButton, curlBox, problemBox } from "../parts.mjs";
 
 /** version: null deletes the adapter with all its versions; then its name has to be typed. */
 export function confirmDelete(adapter, version, changed) {

@@ -1,11 +1,11 @@
 /** The device's pool as a picture: who holds which share of its rows, who came and who left. */
 
-import { getJson } from "../api.mjs";
-import { h, keyed, setText } from "../dom.mjs";
-import * as format from "../format.mjs";
-import { deviceRoute } from "./listing.mjs";
+import { getJson } from "../../api.mjs";
+import { h, keyed, setText } from "../../dom.mjs";
+import * as format from "../../format.mjs";
+import { deviceRoute } from "../listing.mjs";
 import { poolOf } from "./pool.mjs";
-import { poolLog } from "./poollog.mjs";
+import { poolLog } from "./log.mjs";
 import { fillHolder, fillSegment, makeHolder, makeSegment, restOf, summaryOf } from "./shares.mjs";
 
 const MOST_LISTED = 300;

@@ -1,6 +1,6 @@
 /** Owns the uploads of this tab, one after the other; they go on while the reader looks at another view. No DOM. */
 
-import { upload } from "../api.mjs";
+import { upload } from "../../api.mjs";
 
 const RATE_OVER_S = 3;
 
