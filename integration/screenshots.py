@@ -51,7 +51,7 @@ def main() -> None:
 
 def demo(names: int, folder: Path) -> ServerProcess:
     port = free_port()
-    command = ["-m", "integration.console_demo", "--port", str(port), "--names", str(names), "--keys"]
+    command = ["-m", "integration.console_demo", "--port", str(port), "--names", str(names), "--keys", "--friendly"]
     server = launch(command, port, folder / "demo.log")
     server.wait_until("/ready")
     return server
@@ -83,7 +83,9 @@ def take_all(browser: Browser, url: str, output: Path, seconds: float, folder: P
 def keep(page: Page, file: Path) -> None:
     """Write what the window shows, in few colours: the pictures go into the repository."""
     with Image.open(BytesIO(page.screenshot())) as picture:
-        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+        picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            file, optimize=True
+        )
     print(f"{file} ({file.stat().st_size // 1000} kB)", flush=True)
 
 
