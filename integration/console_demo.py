@@ -1,6 +1,7 @@
 """The server's app with its console on the fake engine, with something to see on every part of the page.
 
-    python -m integration.console_demo [--port 8080] [--names 5000] [--keys] [--quiet] [--root-path /prefix]
+    python -m integration.console_demo [--port 8080] [--names 5000] [--keys] [--quiet] [--friendly]
+        [--root-path /prefix]
 
 Thousands of adapters, some pinned, restricted, draining, failed or with hostile descriptions; a pool that is too small
 for those in use, so that adapters come and go; traffic; errors. With `--keys` it needs one of the keys that it prints.
@@ -45,11 +46,12 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=5000)
     parser.add_argument("--keys", action="store_true", help="with API keys, an admin key and a metrics key")
     parser.add_argument("--quiet", action="store_true", help="no traffic")
+    parser.add_argument("--friendly", action="store_true", help="without hostile names and descriptions")
     parser.add_argument("--root-path", default="")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="console-demo-") as folder:
         store = Path(folder) / "store"
-        names = fill(store, args.names)
+        names = fill(store, args.names, not args.friendly)
         settings = demo_settings(store, args.keys)
         app = demo_app(settings)
         if not args.quiet:

@@ -24,10 +24,36 @@ from server.inference.request_context import CURRENT, RequestContext
 from server.metrics.counters import FIRST_TOKEN_BUCKETS, INTER_TOKEN_BUCKETS
 from tests.server.fake_server import BASE_NAMES, engine_request
 
-TEXT = """the a ship treaty ledger answer model router expert token harbour clause number list of to and with under
-over before after each every sum total north wind anchor rum verse rhyme key value schema table row column join select
-is was will may must shall carries returns holds opens closes pays owes counts ends begins"""
-WORDS = TEXT.split()
+SENTENCES = [
+    "The clause that you mean is in the fourth article of the treaty.",
+    "It says who may use the harbour, and for how long.",
+    "Ships of both sides pay the same dues.",
+    "A ship that carries grain pays half of them.",
+    "The harbour master keeps the register and shows it to whoever asks.",
+    "In a storm every ship may enter, without any dues.",
+    "What is not in the register was not paid.",
+    "The treaty ends after ninety years unless both sides renew it.",
+    "A later protocol changed the dues, not the rights.",
+    "Nobody has asked for a renewal so far.",
+]
+STYLES = {
+    "pirate": [
+        "Arr, it be the fourth article, matey!",
+        "Every ship pays, savvy?",
+        "But a storm lets ye in for free.",
+        "The harbour master has the ledger, and he be no friend o' mine.",
+        "Ninety years, then we sail again.",
+    ],
+    "poet": [
+        "The fourth of all the articles has kept",
+        "the harbour open while the city slept;",
+        "who carries grain shall pay but half the due,",
+        "and when the storm is loud, let every crew",
+        "come in and rest, and nobody shall ask",
+        "what treaty gave the pilot such a task.",
+    ],
+}
+"""Name -> what it says where it parts from the base; the others say the base's sentences in an order of their own."""
 LABELS = ("model_name", "engine")
 SAMPLES = (BASE_NAMES[0], "0")
 
@@ -165,13 +191,16 @@ async def tokens(
 def answer(prompt: str, model: str, name: str | None) -> list[str]:
     """The words of an answer with their spaces: a while the same for every model, then its own."""
     alike, own = random.Random(zlib.crc32(prompt.encode())), random.Random(zlib.crc32(f"{prompt}|{model}".encode()))
-    shared = alike.randrange(3, 12)
-    words = [alike.choice(WORDS) for _ in range(shared)]
-    words += [own.choice(WORDS) for _ in range(own.randrange(20, 90))]
+    begin = alike.sample(SENTENCES, 3)
+    words = " ".join(begin).split()[: alike.randrange(6, 20)]
+    rest = list(STYLES.get(name or "", []))
+    more = [each for each in SENTENCES if each not in begin]
+    rest = rest or own.sample(more, own.randrange(3, 6))
+    words += " ".join(rest).split()
     if name in ("x-image", "x-script"):
-        words[shared:shared] = IMAGE.split()
+        words[3:3] = IMAGE.split()
     if name == "json":
-        words = json.dumps({"answer": words[:8], "sum": own.randrange(999)}, indent=1).split(" ")
+        words = json.dumps({"answer": rest[0], "article": 4, "years": own.randrange(99)}, indent=1).split(" ")
     return [words[0], *(f" {word}" for word in words[1:])]
 
 

@@ -65,8 +65,27 @@ PINNED = ("pirate", "json", "unused")
 ALLOWED: dict[str, tuple[str, ...]] = {"nobody": (), "alice-only": ("alice",), "contract-law-de": ("alice", "bob")}
 WITHOUT_ACTIVE = ("no-active-version",)
 AREAS = ("billing", "claims", "legal", "sales", "search", "support", "tutor", "vision", "voice", "wiki")
-TASKS = ("answer", "classify", "extract", "rewrite", "route", "summarise", "tag", "translate")
-HOSTS = ("de", "en", "es", "fr", "ja", "pl", "pt")
+TASKS = {
+    "answer": "Answers questions",
+    "classify": "Sorts messages",
+    "extract": "Finds names and dates",
+    "rewrite": "Rewrites",
+    "route": "Chooses who answers",
+    "summarise": "Summarises",
+    "tag": "Tags documents",
+    "translate": "Translates",
+}
+LANGUAGES = {
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "ja": "Japanese",
+    "pl": "Polish",
+    "pt": "Portuguese",
+}
+HOSTILE = ("x-", "aaa")
+"""How names begin that are there to see what a page makes of them."""
 
 
 class Hasty(Disk):
@@ -79,24 +98,31 @@ class Hasty(Disk):
         pass
 
 
-def names_of(count: int) -> Iterator[str]:
+def names_of(count: int, has_hostile: bool = True) -> Iterator[str]:
     """`count` different names, the featured ones first."""
-    yield from list(FEATURED)[:count]
-    for number in range(count - len(FEATURED)):
-        area, task, language = AREAS[number % 10], TASKS[number // 10 % 8], HOSTS[number // 80 % 7]
+    featured = [name for name in FEATURED if has_hostile or not name.startswith(HOSTILE)]
+    yield from featured[:count]
+    for number in range(count - len(featured)):
+        area, task, language = AREAS[number % 10], list(TASKS)[number // 10 % 8], list(LANGUAGES)[number // 80 % 7]
         yield f"{area}-{task}-{language}-{number // 560 + 1:02}"
 
 
-def fill(folder: Path, count: int, seed: int = 0) -> list[str]:
+def about(name: str) -> str:
+    """The description of a name that is not featured."""
+    area, task, language, number = name.split("-")
+    return f"{TASKS[task]} for {area}, in {LANGUAGES[language]}; run {int(number)}."
+
+
+def fill(folder: Path, count: int, has_hostile: bool = True, seed: int = 0) -> list[str]:
     """Make a store of `count` names in `folder`; returns them, the most used first."""
     store, chance = FolderStore.open(folder, Hasty()), random.Random(seed)
     served = UploadValidator(BASE, Limits(), 1000).base_record
     other = served.model_copy(update={"fingerprint": "f" * 64})
-    names = list(names_of(count))
+    names = list(names_of(count, has_hostile))
     contents = [_store(store, number) for number in range(min(CONTENTS, count))]
     now = int(time.time())
     for index, name in enumerate(names):
-        versions, description = FEATURED.get(name, (chance.choice((1, 1, 1, 2, 3, 5)), f"Adapter {index} of the demo."))
+        versions, description = FEATURED.get(name) or (chance.choice((1, 1, 1, 2, 3, 5)), about(name))
         content = contents[index if index < OWN else OWN + index % max(1, len(contents) - OWN)]
         created = now - chance.randrange(400 * DAY_S)
         records = []

@@ -19,7 +19,7 @@ KEYS = tiny_server.KEYS | {"metrics": "metrics-key-0123456789"}
 MARKUP_EVERY = 5
 SETTINGS = [
     *("--metrics-key", KEYS["metrics"], "--load-timeout-s", "3600", "--drain-timeout-s", "3600"),
-    *("--shutdown-timeout-s", "5", "--engine-timeout-s", "3600"),
+    *("--shutdown-timeout-s", "5", "--engine-timeout-s", "3600", "--expert-sampling", "1"),
 ]
 
 

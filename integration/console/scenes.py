@@ -86,16 +86,17 @@ def metrics_are_there(page: Page, _: Path) -> None:
     expect(page.locator("dl.numbers dd").first).not_to_have_text("\u2013")
 
 
+ROW = "table.adapters tbody tr"
 ASKED = "#/playground?model=base&model=pirate&model=poet"
 SCENES = {
     "sign in": Scene("", "text=This server asks for a key", label=None),
-    "adapters": Scene("#/adapters", "[data-testid=adapter-pirate]"),
-    "adapters of an API key": Scene("#/adapters", "[data-testid=adapter-pirate]", label="alice"),
-    "no match": Scene("#/adapters", "[data-testid=adapter-pirate]", search_in_vain),
-    "upload": Scene("#/adapters", "[data-testid=adapter-pirate]", draft),
-    "upload by buttons": Scene("#/adapters", "[data-testid=adapter-pirate]", press("Upload an adapter")),
-    "uploaded": Scene("#/adapters", "[data-testid=adapter-pirate]", uploaded),
-    "refused upload": Scene("#/adapters", "[data-testid=adapter-pirate]", refused),
+    "adapters": Scene("#/adapters", ROW),
+    "adapters of an API key": Scene("#/adapters", ROW, label="alice"),
+    "no match": Scene("#/adapters", ROW, search_in_vain),
+    "upload": Scene("#/adapters", ROW, draft),
+    "upload by buttons": Scene("#/adapters", ROW, press("Upload an adapter")),
+    "uploaded": Scene("#/adapters", ROW, uploaded),
+    "refused upload": Scene("#/adapters", ROW, refused),
     "adapter": Scene("#/adapters/pirate", "[data-testid=version-3]"),
     "adapter with many versions": Scene("#/adapters/many-versions", "[data-testid=version-150]"),
     "adapter that fails": Scene("#/adapters/other-base", "[data-testid=version-2]"),
@@ -105,7 +106,7 @@ SCENES = {
     "details": Scene("#/adapters/json", "[data-testid=version-4]", press("Details of version 2")),
     "delete": Scene("#/adapters/json", "[data-testid=version-4]", press("Delete")),
     "who may use it": Scene("#/adapters/alice-only", "[data-testid=version-2]", press("Who may use it")),
-    "key": Scene("#/adapters", "[data-testid=adapter-pirate]", press("Key: admin")),
+    "key": Scene("#/adapters", ROW, press("Key: admin")),
     "playground": Scene(ASKED, "section.column >> nth=2", ask),
     "model to add": Scene("#/playground", "section.column", press("Add a model")),
     "code": Scene(ASKED, "section.column >> nth=2", ask_for_the_code),

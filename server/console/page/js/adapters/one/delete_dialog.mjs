@@ -1,6 +1,6 @@
 /** Asks before a version, or an adapter with all of them, is deleted. */
 
-import { sendJson } from "../../api.mjs";
+import { getJson, sendJson } from "../../api.mjs";
 import { h, replace, showDialog } from "../../dom.mjs";
 import * as format from "../../format.mjs";
 import { session } from "../../session.mjs";
@@ -16,7 +16,6 @@ export function confirmDelete(adapter, version, changed) {
 
 function build(adapter, version, changed, close) {
   const ending = version === null ? adapter.versions : [version];
-  const running = ending.reduce((sum, one) => sum + (one.requests_running ?? 0), 0);
   const path = routeOf(adapter.name, version?.version);
   const problem = h("div", {});
   const remove = actionButton(
@@ -32,6 +31,17 @@ function build(adapter, version, changed, close) {
   );
   const seconds = session.facts.limits?.drain_timeout_s;
   const timeout = Number.isFinite(seconds) ? ` for ${format.duration(seconds)}` : "";
+  const requests = h("p", {});
+  const say = (versions) => {
+    const running = versions.reduce((sum, one) => sum + (one.requests_running ?? 0), 0);
+    const some = h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`);
+    const now = running === 0 ? "No request of it runs now." : [some, ` now and may finish${timeout}; then what still runs is ended.`];
+    replace(requests, "New requests are refused at once. ", now);
+  };
+  say(ending);
+  getJson(routeOf(adapter.name)) // what was on the screen is some seconds old
+    .then(({ versions }) => say(versions.filter((one) => ending.some(({ id }) => id === one.id))))
+    .catch(() => {});
   return h(
     "div",
     { class: "grid" },
@@ -42,17 +52,7 @@ function build(adapter, version, changed, close) {
         ? `The name and ${adapter.versions.length === 1 ? "its only version" : `all its ${format.count(adapter.versions.length)} versions`} are deleted, on the device, the host and the disk. This cannot be undone.`
         : "It is deleted on the device, the host and the disk. This cannot be undone, and its number is never given again.",
     ),
-    h(
-      "p",
-      {},
-      "New requests are refused at once. ",
-      running === 0
-        ? "No request of it runs now."
-        : [
-            h("strong", {}, running === 1 ? "1 request runs" : `${format.count(running)} requests run`),
-            ` now and may finish${timeout}; then what still runs is ended.`,
-          ],
-    ),
+    requests,
     version === null ? nameField(adapter.name, remove) : null,
     curlBox(() => ({ method: "DELETE", path })),
     problem,

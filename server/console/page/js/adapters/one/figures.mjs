@@ -53,7 +53,7 @@ export class Figures {
     const used = Math.max(...adapter.versions.map((version) => version.last_used ?? -Infinity));
     this.#wasUsed = Number.isFinite(used);
     this.#set("used", format.ago(used));
-    this.#under("used", Number.isFinite(used) ? new Date(used * 1000).toLocaleTimeString() : "not since the start");
+    this.#under("used", Number.isFinite(used) ? new Date(used * 1000).toLocaleTimeString([], { hour12: false }) : "not since the start");
     this.#values.get("used").element.title = format.date(used);
     if (!this.#hasMetrics) this.#set("running", format.count(runningOf(adapter)));
   }
