@@ -6,6 +6,7 @@ import * as format from "../../format.mjs";
 import { icon } from "../../icons.mjs";
 import { asText, isWorthRetrying } from "../advice.mjs";
 import { jobs } from "./jobs.mjs";
+import { outcomeOf } from "./outcome.mjs";
 import { hrefOf, playgroundOf } from "../names.mjs";
 import { problemBox } from "../parts.mjs";
 
@@ -114,7 +115,7 @@ class JobItem {
     const again = () =>
       h("button", { class: "button small", type: "button", on: { click: () => jobs.retry(job) } }, "Send again");
     if (job.state === "done") {
-      const { title, model } = outcomeOf(job);
+      const { title, model } = outcomeOf(job.name, job.answer);
       replace(this.#title, h("span", { class: "job-icon good" }, icon("check")), h("span", {}, title));
       replace(
         this.#actions,
@@ -159,20 +160,6 @@ class JobItem {
       );
     }
   }
-}
-
-/** What became of an upload, in a sentence; and the model to try. */
-function outcomeOf({ name, answer: { created, adapter, location } }) {
-  const number = Number(/\/versions\/(\d+)$/.exec(location)?.[1]);
-  if (!number) return { title: created ? `${name} has a new version.` : `${name} has this content already.`, model: name };
-  const model = `${name}@${number}`;
-  const state = adapter.active === number ? "active" : "stored, not active";
-  return {
-    title: created
-      ? `${model} is new and ${state}.`
-      : `This content already was ${model}: no new version was made. It is ${state}.`,
-    model,
-  };
 }
 
 window.addEventListener("beforeunload", (event) => {
