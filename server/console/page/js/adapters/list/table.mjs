@@ -170,8 +170,15 @@ export class AdapterTable {
     setLine(parts.description, shown?.reason ?? shown?.description);
     parts.description.classList.toggle("problem", Boolean(shown?.reason));
     setText(cells.active, adapter.active === null ? format.UNKNOWN : `@${adapter.active}`);
+    row.classList.toggle("gone", adapter.isGone === true);
     setState(parts.state, active ?? (shown?.state === "draining" ? shown : null));
     setTier(parts.where, active);
+    if (adapter.isGone) {
+      parts.state.className = "badge";
+      setText(parts.state, "gone");
+      setText(parts.brief, "gone");
+      setTier(parts.where, null);
+    }
     setText(cells.rows, active ? format.count(active.rows) : format.UNKNOWN);
     setText(cells.used, format.ago(shown?.last_used ?? NaN));
     cells.used.title = shown?.last_used ? format.date(shown.last_used) : "Not used since the server started";
