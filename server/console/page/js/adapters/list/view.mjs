@@ -7,6 +7,7 @@ import { icon } from "../../icons.mjs";
 import { every } from "../../poll.mjs";
 import { session } from "../../session.mjs";
 import { dropArea, uploadButton } from "../upload/dropping.mjs";
+import { keyHint } from "../key_hint.mjs";
 import { JobsPanel } from "../upload/jobs_panel.mjs";
 import { jobs } from "../upload/jobs.mjs";
 import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "../listing.mjs";
@@ -48,7 +49,7 @@ export function mountList(root, query) {
   const pool = new PoolPicture(mayWatch);
   const panel = new JobsPanel();
   const pager = new Pager((page) => go({ ...listing, page }));
-  const upload = mayChange ? uploadButton() : null;
+  const upload = mayChange ? uploadButton() : keyHint();
   const head = h(
     "div",
     { class: "head" },
@@ -161,7 +162,7 @@ export function mountList(root, query) {
     poolPoll.now();
   };
   jobs.addEventListener("end", uploaded);
-  const endDrop = mayChange ? dropArea(root) : () => {};
+  const endDrop = dropArea(root);
   return () => {
     clearTimeout(typing);
     asked?.abort();
