@@ -10,12 +10,20 @@ import { outcomeOf } from "./outcome.mjs";
 import { hrefOf, playgroundOf } from "../names.mjs";
 import { problemBox } from "../parts.mjs";
 
+const MOST_WITHOUT_DISMISS_ALL = 2;
+
 export class JobsPanel {
   #list = h("ul", { class: "jobs" });
+  #dismiss = h(
+    "button",
+    { class: "button quiet small", type: "button", on: { click: () => jobs.removeEnded() } },
+    "Dismiss all",
+  );
+  #head = h("div", { class: "jobs-head" }, this.#dismiss);
   #changed = () => this.#draw();
 
   constructor() {
-    this.element = h("section", { class: "card jobs-card", "aria-label": "Uploads", hidden: true }, this.#list);
+    this.element = h("section", { class: "card jobs-card", "aria-label": "Uploads", hidden: true }, this.#head, this.#list);
     jobs.addEventListener("change", this.#changed);
     this.#draw();
   }
@@ -26,6 +34,7 @@ export class JobsPanel {
 
   #draw() {
     this.element.hidden = jobs.all.length === 0;
+    this.#head.hidden = jobs.ended.length <= MOST_WITHOUT_DISMISS_ALL;
     keyed(
       this.#list,
       inOrder(jobs.all),
