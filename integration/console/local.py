@@ -43,12 +43,19 @@ class LocalServer:
 
 @contextmanager
 def local_server(
-    folder: Path, names: int = 30, has_keys: bool = False, root_path: str = "", pace: float = 0.0
+    folder: Path,
+    names: int = 30,
+    has_keys: bool = False,
+    root_path: str = "",
+    pace: float = 0.0,
+    is_open: bool = False,
 ) -> Iterator[LocalServer]:
-    """The server over `names` adapters. has_keys: admin, alice, bob and metrics, else none."""
+    """The server over `names` adapters. has_keys: admin, alice, bob and metrics, else none; is_open: only the admin."""
     store = folder / "store"
     fill(store, names)
     keys: dict[str, Any] = {"metrics_key": key("metrics")} if has_keys else {"api_keys": [], "admin_key": None}
+    if is_open:
+        keys = {"api_keys": []}
     settings = settings_of(store, **keys, drain_timeout_s=600.0)
     engine = FakeEngine(ready_status(POOL_ROWS))
     app = build_app(settings, engine)

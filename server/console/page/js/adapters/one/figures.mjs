@@ -2,8 +2,8 @@
 
 import { h, setText } from "../../dom.mjs";
 import * as format from "../../format.mjs";
-import { activeOf, kindInWords, kindOf } from "../names.mjs";
-import { setTier, tier } from "../parts.mjs";
+import { activeOf } from "../names.mjs";
+import { setKind, setTier, tier } from "../parts.mjs";
 
 const FIRST = "perft_adapter_time_to_first_token_seconds";
 const NO_SERIES = "Not used since the server started, or beyond the number of adapters that are counted by name";
@@ -47,9 +47,8 @@ export class Figures {
     const active = activeOf(adapter);
     setTier(this.#where, active);
     this.#under("where", active ? `${format.count(active.rows)} rows` : "no active version");
-    this.#set("kind", active ? kindOf(active) : format.UNKNOWN);
+    setKind(this.#values.get("kind").element, active);
     this.#under("kind", active?.expert_type ? `${active.expert_type} experts` : "");
-    this.#values.get("kind").element.title = active ? kindInWords(active) : "";
     const used = Math.max(...adapter.versions.map((version) => version.last_used ?? -Infinity));
     this.#wasUsed = Number.isFinite(used);
     this.#set("used", format.ago(used));
