@@ -50,8 +50,8 @@ def test_an_api_key_may_look_and_ask(poet: int, admin: TinyClient, open_console:
     page.keyboard.press("Escape")
     drop(page, page.locator("main"), adapter(tmp_path / "mine", 3))
     go(page, "#/watch")
-    expect(page.get_by_role("heading", name="Adapters", exact=True)).to_be_visible()
-    assert page.get_by_role("dialog").count() == 0
+    expect(page.get_by_role("heading", name="Watch needs another key")).to_be_visible()
+    assert page.get_by_role("dialog").count() == 0 and page.url.endswith("#/watch")
     assert [each["name"] for each in admin.http.get("/v1/adapters").json()["data"]] == ["poet"]
 
 
@@ -60,6 +60,8 @@ def test_the_metrics_key_only_watches(poet: int, open_console: Open) -> None:
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert views(page) == ["Watch"] and offered(page) == []
     go(page, "#/adapters/poet")
+    expect(page.get_by_role("heading", name="Adapters needs another key")).to_be_visible()
+    page.get_by_role("link", name="perft console").click()
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert page.locator("main").get_by_role("link", name="Open in the playground").count() == 0
 

@@ -45,7 +45,7 @@ export function mount(root, adapter) {
       const from = axisBegin(source.ring.timeAt(0), to, minutes * 60);
       for (const chart of charts) chart.draw(source.ring, from, to);
       experts?.draw(source.ring, from);
-      if (since) setText(since, source.ring.timeAt(0) > to - minutes * 60 ? `Since ${clock(source.ring.timeAt(0))}, when this view was opened` : "");
+      if (since) setText(since, source.ring.timeAt(0) > to - minutes * 60 ? `Since ${clock(source.ring.timeAt(0))}, while this view was open` : "");
       const restarts = source.ring.restartsSince(from);
       setText(restart, restarts.length ? `The server was started again at ${clock(restarts.at(-1))}` : "");
     });
