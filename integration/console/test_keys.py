@@ -48,7 +48,7 @@ def test_a_key_that_the_server_no_longer_knows_is_said_once_and_replaced(browser
         rounds(page, 2)
         assert page.get_by_role("dialog").count() == 0 and stored_key(page) == OLD_KEY
         expect(page.get_by_role("heading", name="pirate", exact=True)).to_be_visible()
-        page.get_by_role("button", name="Enter another key").click()
+        page.get_by_role("button", name="Enter a key").click()
         field(dialog).fill("a-wrong-key-0123456789")
         page.keyboard.press("Enter")
         expect(dialog.get_by_text("The server does not know this key.")).to_be_visible()
@@ -79,6 +79,7 @@ def test_a_reader_without_a_key_sees_that_there_is_more(browser: Browser, server
         go(page, "#/watch")
         card = page.locator("main")
         expect(card.get_by_role("heading", name="Watch needs a key")).to_be_visible()
+        expect(card).to_contain_text("It is for the metrics key and the admin key.")
         expect(card).to_contain_text("Found no key, expected")
         views = page.get_by_role("navigation", name="Views").get_by_role("link")
         assert views.all_inner_texts() == ["Adapters", "Playground"]

@@ -11,11 +11,12 @@ import * as playground from "./views/playground.mjs";
 import * as watch from "./views/watch.mjs";
 import { KEPT_S, sourceOf } from "./watch/source.mjs";
 
-/** path -> a view: title; needs: what the key must be allowed; mount(root, rest, query) returns a function that ends it. */
+const USERS = "API keys and the admin key";
+/** path -> a view: title; needs: what the key must be allowed; keys: which are; mount(root, rest, query) returns a function that ends it. */
 const VIEWS = new Map([
-  ["adapters", { title: "Adapters", needs: "use", mount: adapters.mount }],
-  ["playground", { title: "Playground", needs: "use", mount: playground.mount }],
-  ["watch", { title: "Watch", needs: "watch", mount: watch.mount }],
+  ["adapters", { title: "Adapters", needs: "use", keys: USERS, mount: adapters.mount }],
+  ["playground", { title: "Playground", needs: "use", keys: USERS, mount: playground.mount }],
+  ["watch", { title: "Watch", needs: "watch", keys: "the metrics key and the admin key", mount: watch.mount }],
 ]);
 const SESSION_S = 5;
 const STALE = "The server does not know this tab's key any more. A server that was started again may have another admin key.";
@@ -65,7 +66,7 @@ function show() {
   document.title = view === undefined ? "perft" : `${view.title} \u2013 perft`;
   if (mayShow) unmount = view.mount(main, isThere ? rest : "", isThere ? query : new URLSearchParams()) ?? null;
   else if (view === undefined) replace(main, keyCard("This server asks for a key", facts.why_not.use));
-  else replace(main, keyCard(`${view.title} needs ${facts.key === "none" ? "a" : "another"} key`, facts.why_not[view.needs]));
+  else replace(main, keyCard(`${view.title} needs ${facts.key === "none" ? "a" : "another"} key`, facts.why_not[view.needs], `It is for ${view.keys}.`));
 }
 
 function drawBar(facts, views) {
@@ -80,13 +81,14 @@ function drawBar(facts, views) {
 
 /** A reader without a key is told that one would show more. */
 function keyText({ key: kind, label, may }) {
-  if (kind === "unknown") return "Enter another key";
-  if (kind === "none") return may.change && may.watch ? "Key" : "Enter a key";
+  if (kind === "none" && may.change && may.watch) return "Key";
+  if (kind === "none" || kind === "unknown") return "Enter a key";
   return `Key: ${kind === "metrics" ? "metrics" : label}`;
 }
 
-function keyCard(title, why) {
-  return h("section", { class: "card sign-in" }, h("h1", {}, title), h("p", { class: "muted" }, sentence(why ?? "")), keyForm(() => {}));
+function keyCard(title, why, whose = null) {
+  return h("section", { class: "card sign-in" }, h("h1", {}, title), whose && h("p", {}, whose), h("p", { class: "muted" }, sentence(why ?? "")),
+    keyForm(() => {}));
 }
 
 /** Say it once for each key. What is on the screen stays; the key is kept until it is replaced or forgotten. */
