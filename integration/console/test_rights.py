@@ -54,8 +54,8 @@ def test_an_api_key_may_look_and_ask(poet: int, admin: TinyClient, open_console:
     expect(refusal).to_contain_text("found the key 'alice', expected the admin key")
     refusal.get_by_role("button", name="Close").click()
     go(page, "#/watch")
-    expect(page.get_by_role("heading", name="Adapters", exact=True)).to_be_visible()
-    assert page.get_by_role("dialog").count() == 0
+    expect(page.get_by_role("heading", name="Watch needs another key")).to_be_visible()
+    assert page.get_by_role("dialog").count() == 0 and page.url.endswith("#/watch")
     assert [each["name"] for each in admin.http.get("/v1/adapters").json()["data"]] == ["poet"]
 
 
@@ -64,6 +64,8 @@ def test_the_metrics_key_only_watches(poet: int, open_console: Open) -> None:
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert views(page) == ["Watch"] and offered(page) == []
     go(page, "#/adapters/poet")
+    expect(page.get_by_role("heading", name="Adapters needs another key")).to_be_visible()
+    page.get_by_role("link", name="perft console").click()
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert page.locator("main").get_by_role("link", name="Open in the playground").count() == 0
 
@@ -113,7 +115,7 @@ def test_without_keys_all_is_offered_to_this_machine(browser: Browser, tmp_path:
 
 def test_where_all_may_ask_the_admin_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
     """On the fake engine: the real server here has keys for all."""
-    with local_server(tmp_path, is_open=True) as server, watched_page(browser, server.url) as page:
+    with local_server(tmp_path, has_admin=True) as server, watched_page(browser, server.url) as page:
         expect(page.get_by_test_id("adapter-pirate")).to_be_visible()
         assert offered(page) == []
         page.get_by_role("button", name="Type in the admin key to upload and change adapters").click()
