@@ -5,9 +5,9 @@ is sent.
 """
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -25,6 +25,7 @@ from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, Serv
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, FILE_SENT, KEY, PATCH_BODY, UPLOAD_BODY, UPLOADED, errors_of
 from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, Tier, UploadedAdapter, VersionObject
+from server.bodies.turns import Turns
 from server.errors import (
     AdapterUnavailableError,
     DeviceFullError,
@@ -39,6 +40,7 @@ from server.uploads.receive import ReceivedUpload, receive_upload
 
 router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
 
+T = TypeVar("T")
 SENT_AS = {"config": (CONFIG_FILE, "application/json"), "weights": (WEIGHTS_FILE, "application/octet-stream")}
 
 
@@ -127,12 +129,16 @@ async def upload_adapter(
     return UploadedAdapter(**_object(adapter).model_dump(), notes=list(received.notes))
 
 
-@router.get("/v1/adapters", summary="List adapters", responses=errors_of(*ACCESS_ERRORS, 400))
-async def get_adapters(page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf) -> AdapterList:
+@router.get(
+    "/v1/adapters", summary="List adapters", response_model=AdapterList, responses=errors_of(*ACCESS_ERRORS, 400)
+)
+async def get_adapters(
+    page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf, services: ServicesOf
+) -> Response:
     """The adapters that this key may see."""
     if page.after is not None and (page.offset or page.sort != "name"):
-        field = "offset" if page.offset else "sort"
-        message = f"found after with {field}, expected after only in a list by name; use offset for the next page"
+        reason = "one of them" if page.offset else "after only in a list by name; use offset for the next page"
+        message = f"found after with {'offset' if page.offset else 'sort'}, expected {reason}"
         raise InvalidRequestError(message, param="after")
     query = ListQuery(
         search=page.search,
@@ -144,12 +150,22 @@ async def get_adapters(page: Annotated[Page, Query()], caller: CallerOf, registr
         limit=page.limit,
         active_only=page.versions == "active",
     )
-    found = list_adapters(registry, caller, query)
-    is_by_name = page.sort == "name"
-    next_name = found.data[-1].name if found.has_more and is_by_name else None
-    return AdapterList(
-        data=[_object(adapter) for adapter in found.data], has_more=found.has_more, next=next_name, total=found.total
-    )
+    found = await _in_turns(list_adapters(registry, caller, query), services.list_turns)
+    next_name = found.data[-1].name if found.has_more and page.sort == "name" else None
+    data = [_object(adapter) for adapter in found.data]
+    content = AdapterList(data=data, has_more=found.has_more, next=next_name, total=found.total)
+    return Response(content.model_dump_json(), media_type="application/json")
+
+
+async def _in_turns(work: Generator[None, None, T], turns: Turns) -> T:
+    """What the work returns; each of its steps waits for its turn on the event loop."""
+    while True:
+        await turns.step()
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 @router.get("/v1/adapters/{name}", summary="One adapter", responses=errors_of(*ACCESS_ERRORS, 404))

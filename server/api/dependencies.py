@@ -16,6 +16,7 @@ from server.auth.keys import Caller, KeyRing
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
+from server.bodies.turns import Turns
 from server.engine.health import EngineHealth
 from server.engine.protocol import Engine
 from server.following.following import Alone, Following
@@ -79,7 +80,8 @@ class Services:
     """The parts of a running server. base_names: the names the base model is served under.
 
     upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
-    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here.
+    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here. list_turns: of the
+    work for lists of adapters.
     """
 
     settings: Settings
@@ -104,6 +106,7 @@ class Services:
     close: Callable[[], Awaitable[None]]
     metrics_address: str | None = None
     bodies: RequestBodies = field(default_factory=RequestBodies)
+    list_turns: Turns = field(default_factory=Turns)
     following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 

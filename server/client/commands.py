@@ -198,8 +198,16 @@ def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
         return 0
     state = "new" if pushed.is_new else "existing"
     active = "active" if pushed.adapter.active == pushed.version.version else "not active"
-    print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active})")
+    users = _users(pushed.adapter.allowed_keys)
+    print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active}{users})")
     return 0
+
+
+def _users(allowed_keys: list[str] | None) -> str:
+    """Who alone may use an adapter; nothing where every key may."""
+    if allowed_keys is None:
+        return ""
+    return f", for {printable(', '.join(allowed_keys))} alone" if allowed_keys else ", for the admin key alone"
 
 
 def activate_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ def end_on_signals() -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # a second one would interrupt the end
         asked.put(number)
+        os.write(2, f"perft: {signal.Signals(number).name}: the server is ending before it was ready\n".encode())
         raise SystemExit(0)
 
     for number in SIGNALS:

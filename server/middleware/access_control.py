@@ -195,8 +195,13 @@ class _RequestCycle:
         is_own = self._asked.headers.get("sec-fetch-site") == ["same-origin"]
         if not (self.route in CONSOLE_ROUTES or (is_own and self.route.path in POLLED)):
             return False
+        if self.caller.label is None and any(self._asked.key_headers) and not self._has_metrics_key():
+            return False  # somebody may be guessing keys
         client = (self.scope.get("client") or (None,))[0]
         return polls.is_repeated(client, self.caller.label, self.route.path)
+
+    def _has_metrics_key(self) -> bool:
+        return self._services is not None and self._services.keys.may_read_metrics(*self._asked.key_headers)
 
     def _shown_path(self) -> str:
         """The path as it was asked for, without a key that it may hold."""

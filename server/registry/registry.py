@@ -142,6 +142,10 @@ class Registry:
             return found
         return replace(found, last_used=None, requests_running=None)
 
+    def version_count(self, name: str) -> int:
+        """How many versions an adapter has."""
+        return len(self._records[name].versions)
+
     def sees_use(self, name: str, caller: Caller) -> bool:
         """Whether the caller may know when and how much an adapter is used: it shares it with no other key."""
         return caller.is_admin or caller.label is None or self._records[name].allowed_keys == (caller.label,)

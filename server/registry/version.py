@@ -19,6 +19,8 @@ from server.uploads.validate import ValidatedAdapter
 VersionState = Literal["ready", "draining", "failed"]
 SEARCHED_CHARACTERS = 1000
 """Of a description, from its beginning."""
+BETWEEN = "\0"
+"""What stands between name and description where both are searched; no search has it."""
 
 
 @dataclass(eq=False)
@@ -63,7 +65,7 @@ class Version:
         """The text that a search of the list compares: the name, and its description from the beginning."""
         config = None if self.accepted is None else self.accepted.config
         description = "" if config is None else config.description or ""
-        return f"{self.name}\0{description[:SEARCHED_CHARACTERS].casefold()}"
+        return f"{self.name}{BETWEEN}{description[:SEARCHED_CHARACTERS].casefold()}"
 
     @property
     def is_draining(self) -> bool:

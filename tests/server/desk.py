@@ -23,7 +23,7 @@ from server.errors import AuditLogError
 from server.following.follower import Follower
 from server.following.following import Following
 from server.following.opening import reading
-from server.registry.listing.page import ListQuery, list_adapters
+from server.registry.listing.page import ListPage, ListQuery, list_adapters
 from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.registry.version import AdapterView, Version
@@ -144,7 +144,13 @@ class Desk:
 
     def adapters(self, caller: Caller) -> list[AdapterView]:
         """All that the caller sees."""
-        return list_adapters(self.registry, caller, ListQuery()).data
+        work = list_adapters(self.registry, caller, ListQuery())
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                page: ListPage = done.value
+                return page.data
 
     async def upload(
         self,

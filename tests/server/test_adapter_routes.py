@@ -27,6 +27,7 @@ from server.app import monitor
 from server.auth.keys import Caller
 from server.engine.protocol import EngineCounters
 from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
+from server.registry.listing import page as listing
 from server.registry.version import AdapterView
 from server.uploads.validate import UploadValidator
 from tests.hostile import good
@@ -250,7 +251,7 @@ def test_a_list_of_what_matches(client: TestClient, upload: Upload, services: Se
     assert listed(client, search="POET") == ["poet", "poet-2"]
     assert listed(client, search="émile") == ["poet"] and listed(client, search="t\nv") == []
     assert listed(client, search="verse") == ["hidden", "poet"] and listed(client, "bob", search="verse") == ["poet"]
-    assert listed(client, search="") == listed(client)
+    assert listed(client, search="") == listed(client) and listed(client, search="\0") == []
     page = client.get("/v1/adapters", params={"search": "poet", "limit": 1}).json()
     assert (page["total"], page["has_more"], page["next"]) == (2, True, "poet")
     after = client.get("/v1/adapters", params={"search": "poet", "limit": 1, "after": "poet"}).json()
@@ -281,6 +282,47 @@ def test_a_list_may_have_the_active_versions_alone(client: TestClient, several: 
     client.patch("/v1/adapters/b", json={"active": None})
     (b,) = client.get("/v1/adapters", params={"versions": "active", "search": "b"}).json()["data"]
     assert [v["version"] for v in b["versions"]] == [2], "the newest where none is active"
+
+
+def test_a_page_ends_before_it_has_too_many_versions(
+    client: TestClient, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_VERSIONS", 3)
+    for name, versions in {"a": 1, "b": 4, "c": 2, "d": 1, "e": 1}.items():
+        for seed in range(versions):
+            upload(name, seed)
+    pages: list[list[str]] = []
+    after: str | None = ""
+    while after is not None:
+        page = client.get("/v1/adapters", params={"after": after} if after else {}).json()
+        pages.append([adapter["name"] for adapter in page["data"]])
+        assert page["total"] == 5 and page["has_more"] == (page["next"] is not None)
+        after = page["next"]
+    assert pages == [["a"], ["b"], ["c", "d"], ["e"]]
+    assert listed(client, versions="active") == ["a", "b", "c"]
+
+
+def test_adapters_may_go_while_a_list_is_made(
+    client: TestClient, upload: Upload, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "STEP_S", 0.0)
+    names = [f"a-{number:02}" for number in range(40)]
+    for name in names:
+        upload(name, 0)
+    work = listing.list_adapters(services.registry, Caller("admin", True), listing.ListQuery(search="a-"))
+    for step in range(50):
+        if step < len(names):
+            client.delete(f"/v1/adapters/{names[-1 - step]}")
+            wait_until_gone(client, f"/v1/adapters/{names[-1 - step]}")
+        try:
+            next(work)
+        except StopIteration as done:
+            page: listing.ListPage = done.value
+            break
+    else:
+        raise AssertionError("the list has no end")
+    assert step > 10 and 10 < len(page.data) < 40
+    assert [adapter.name for adapter in page.data] == names[: len(page.data)]
 
 
 def test_the_list_follows_every_change(client: TestClient, upload: Upload, services: Services) -> None:

@@ -83,6 +83,20 @@ def test_push_sends_the_two_files_and_prints_the_version(api: AdapterApi, folder
         assert sent[field] == (name, (folder / name).read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [(None, "(new, active)"), ([], "for the admin key alone)"), (["ann", "bob"], "for ann, bob alone)")],
+)
+def test_push_says_who_alone_may_use_it(
+    api: AdapterApi, folder: Path, capsys: Any, allowed: list[str] | None, said: str
+) -> None:
+    """Also where a deleted name had that restriction before."""
+    api.add("yes", "0" * 64)
+    api.adapters["yes"]["allowed_keys"] = allowed
+    assert run(["push", "yes", str(folder)]) == 0
+    assert capsys.readouterr().out.strip().endswith(said)
+
+
 def test_push_of_what_is_there_says_so(api: AdapterApi, folder: Path, capsys: Any) -> None:
     api.add("yes", "0" * 64)
     assert run(["push", "yes", str(folder), "--no-activate"]) == 0

@@ -484,6 +484,10 @@ def test_an_open_console_leaves_a_line_a_minute_and_all_else_a_line_each(client:
         ask(client, "/v1/adapters", **bearer("alice")), ask(client, "/v1/adapters/nobody", **own)
         ask(client, "/v1/adapters/nobody", "DELETE", **bearer() | {"sec-fetch-site": "same-origin"})
     assert len(stream.getvalue().splitlines()) == len(lines) + 15, "what fails, asks without a page, or changes"
+    for number in range(3):
+        ask(client, "/console/session", authorization=f"Bearer a-guessed-key-{number}")
+        ask(client, "/console/metrics", authorization=f"Bearer {METRICS_KEY}")
+    assert len(stream.getvalue().splitlines()) == len(lines) + 19, "each guess of a key has a line"
 
 
 # --- vLLM's own app

@@ -70,7 +70,8 @@ def test_a_signal_ends_the_start(what: str, starting: ServerProcess) -> None:
     wait_until(lambda: starting.process.poll() is not None or "PERFT is serving" in log.read_text(errors="replace"))
     assert starting.process.poll() == 0, log.read_text()[-3000:]
     wait_until(lambda: processes_of(starting) == {})
-    assert "Traceback" not in log.read_text(errors="replace")
+    said = log.read_text(errors="replace")
+    assert "Traceback" not in said and f"perft: {number.name}: the server is ending" in said.splitlines()[-1]
 
 
 def test_the_engine_of_a_killed_start_does_not_wait_for_it(starting: ServerProcess) -> None:

@@ -1,19 +1,26 @@
 """Owns the pages of the list of adapters: what is in one, and in which order.
 
 Invariant: what a caller may not see of an adapter (registry.version_view) has no part in its order either. A page costs
-what it shows: what is looked at of the other adapters is cheap, however many versions they have.
+what it shows: what is looked at of the other adapters is cheap, however many versions they have. No step of the work
+holds the event loop for much longer than STEP_S.
 """
 
+import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
 from server.auth.keys import Caller
 from server.registry.registry import Registry
-from server.registry.version import AdapterView, Version
+from server.registry.version import BETWEEN, AdapterView, Version
 from server.residency.state import Tier
+
+STEP_S = 0.005
+MOST_VERSIONS = 1000
+"""Of a page, unless its first adapter alone has more: with many versions it ends before its limit."""
+_LOOKED_AT_AT_ONCE = 16
 
 Order = Literal["name", "rows", "running", "last_used", "created"]
 _UNKNOWN, _INACTIVE = 1 << 62, 1 << 63
@@ -44,13 +51,11 @@ class ListPage:
     total: int
 
 
-def list_adapters(registry: Registry, caller: Caller, query: ListQuery) -> ListPage:
-    """The page. Only its views are built."""
+def list_adapters(registry: Registry, caller: Caller, query: ListQuery) -> Generator[None, None, ListPage]:
+    """Make the page, of which only the views are built. Yields after each step; adapters may come and go meanwhile."""
     names = registry.visible_names(caller)
     if query.search:
-        wanted = query.search.casefold()
-        active = registry.active_of(names)
-        names = [name for name, v in zip(names, active, strict=True) if wanted in (v.searched if v else name)]
+        names = yield from _searched(registry, names, query.search.casefold())
     if query.resident is not None:
         names = _resident(registry, names, query.resident)
     total = len(names)
@@ -61,16 +66,56 @@ def list_adapters(registry: Registry, caller: Caller, query: ListQuery) -> ListP
     elif query.is_descending:
         names.reverse()
     end = len(names) if query.limit is None else query.offset + query.limit
-    data = [registry.view(name, caller, query.active_only) for name in names[query.offset : end]]
-    return ListPage(data, has_more=end < len(names), total=total)
+    data, is_cut = yield from _views(registry, caller, names[query.offset : end], query.active_only)
+    return ListPage(data, has_more=is_cut or end < len(names), total=total)
+
+
+def _searched(registry: Registry, names: list[str], wanted: str) -> Generator[None, None, list[str]]:
+    """The names that the text is in, or in their descriptions."""
+    if BETWEEN in wanted:
+        return []
+    texts = [name if version is None else version.searched for name, version in _with_active(registry, names)]
+    found: list[str] = []
+    began = time.perf_counter()
+    for at in range(0, len(names), _LOOKED_AT_AT_ONCE):
+        part = slice(at, at + _LOOKED_AT_AT_ONCE)
+        found += [name for name, text in zip(names[part], texts[part], strict=True) if wanted in text]
+        if time.perf_counter() - began > STEP_S:
+            yield
+            began = time.perf_counter()
+    return [name for name in found if registry.has(name)]
+
+
+def _views(
+    registry: Registry, caller: Caller, names: list[str], active_only: bool
+) -> Generator[None, None, tuple[list[AdapterView], bool]]:
+    """The views of the names, and whether the page ended before the last of them."""
+    data: list[AdapterView] = []
+    versions = 0
+    began = time.perf_counter()
+    for name in names:
+        if not registry.has(name):
+            continue
+        more = 1 if active_only else registry.version_count(name)
+        if data and versions + more > MOST_VERSIONS:
+            return data, True
+        data.append(registry.view(name, caller, active_only))
+        versions += more
+        if time.perf_counter() - began > STEP_S:
+            yield
+            began = time.perf_counter()
+    return data, False
+
+
+def _with_active(registry: Registry, names: list[str]) -> list[tuple[str, Version | None]]:
+    return list(zip(names, registry.active_of(names), strict=True))
 
 
 def _resident(registry: Registry, names: list[str], tier: Tier) -> list[str]:
     tiers = registry.loaded()
-    active = registry.active_of(names)
     return [
         name
-        for name, version in zip(names, active, strict=True)
+        for name, version in _with_active(registry, names)
         if version is not None and tiers.get(version.ref.key, "disk") == tier
     ]
 

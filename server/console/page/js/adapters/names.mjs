@@ -23,6 +23,11 @@ function shown(character) {
   return /[A-Z]/.test(character) ? `the capital ${character}` : `\u201c${character}\u201d`;
 }
 
+/** Whether a text can select an adapter or one version of it: `NAME` or `NAME@3`. */
+export function isModel(text) {
+  return /^[a-z0-9][a-z0-9._-]{0,62}(@[1-9][0-9]*)?$/.test(text);
+}
+
 /** A valid name made of a file's or folder's name; "" if nothing of it can be used. */
 export function nameFrom(text) {
   return text

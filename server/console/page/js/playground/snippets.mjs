@@ -4,11 +4,12 @@
 export const KEY_VARIABLE = "PERFT_API_KEY";
 
 /** What JSON.stringify leaves as it is although a terminal or an editor would not show it, or would turn the line around. */
-const UNPRINTABLE = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+const UNPRINTABLE = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]|\udb40[\udc00-\udc7f]/g;
 const SIMPLE = /^[A-Za-z0-9_@%+=:,./-]+$/;
 
 function escaped(json) {
-  return json.replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  const escape = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return json.replace(UNPRINTABLE, (character) => character.split("").map(escape).join(""));
 }
 
 /** A text as one word of a POSIX shell. */

@@ -5,6 +5,7 @@ import { count } from "../format.mjs";
 import { ColumnView, endOf } from "../playground/column.mjs";
 import { Composer } from "../playground/composer.mjs";
 import { Conversation, MOST_COLUMNS } from "../playground/conversation.mjs";
+import { isModel } from "../adapters/names.mjs";
 import { pickModel } from "../playground/picker.mjs";
 import { CHAT, TEXT } from "../playground/request.mjs";
 import { session } from "../session.mjs";
@@ -33,7 +34,8 @@ function conversationOf(models) {
 
 /** Show the view in `root`; query: `model`, repeated. Returns a function that ends it. */
 export function mount(root, _rest, query) {
-  const conversation = conversationOf(query.getAll("model").filter(Boolean));
+  const bases = session.facts.base;
+  const conversation = conversationOf(query.getAll("model").filter((model) => bases.includes(model) || isModel(model)));
   const views = new Map();
   const composer = new Composer(conversation);
   const columns = h("div", { class: "columns" });
