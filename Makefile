@@ -1,5 +1,5 @@
 # `make serve` runs the demo on the CPU, `make test` every test that needs nothing but Python, `make integration` those
-# with Prometheus and the JavaScript client. Each sets up all it needs in .venv (.triton, .integration).
+# with Prometheus, a browser and JavaScript packages. Each sets up all it needs in .venv (.triton, .integration).
 
 # 3.11 is the tested one. A name that does not answer (a pyenv shim without its version) is passed over.
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -31,7 +32,7 @@ LOOKS: dict[str, dict[str, int | bool]] = {
     "dark": {"width": 1280, "height": 860, "dark": True},
     "narrow": {"width": 390, "height": 844},
 }
-COLOURS = 256
+COLOURS, FREQUENT = 256, 160
 
 
 def main() -> None:
@@ -81,11 +82,20 @@ def take_all(browser: Browser, url: str, output: Path, seconds: float, folder: P
 
 
 def keep(page: Page, file: Path) -> None:
-    """Write what the window shows, in few colours: the pictures go into the repository."""
-    with Image.open(BytesIO(page.screenshot())) as picture:
-        picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            file, optimize=True
-        )
+    """Write what the window shows in few colours, the frequent and the odd ones: the repository is to stay small."""
+    with Image.open(BytesIO(page.screenshot())) as taken:
+        pixels = np.asarray(taken.convert("RGB"))
+    colours, which, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    palette = colours[np.argsort(-counts)[:FREQUENT]].astype(int)
+    distances = ((colours[:, None].astype(int) - palette[None]) ** 2).sum(axis=-1)
+    while len(palette) < COLOURS:
+        odd = colours[distances.min(axis=1).argmax()].astype(int)
+        palette = np.vstack([palette, odd])
+        distances = np.column_stack([distances, ((colours.astype(int) - odd) ** 2).sum(axis=-1)])
+    indices = distances.argmin(axis=1)[which.reshape(-1)].reshape(pixels.shape[:2])
+    picture = Image.fromarray(indices.astype(np.uint8), "P")
+    picture.putpalette(palette.astype(np.uint8).tobytes())
+    picture.save(file, optimize=True)
     print(f"{file} ({file.stat().st_size // 1000} kB)", flush=True)
 
 

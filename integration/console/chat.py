@@ -191,8 +191,8 @@ async def tokens(
 def answer(prompt: str, model: str, name: str | None) -> list[str]:
     """The words of an answer with their spaces: a while the same for every model, then its own."""
     alike, own = random.Random(zlib.crc32(prompt.encode())), random.Random(zlib.crc32(f"{prompt}|{model}".encode()))
-    begin = alike.sample(SENTENCES, 3)
-    words = " ".join(begin).split()[: alike.randrange(6, 20)]
+    begin = alike.sample(SENTENCES, alike.randrange(1, 3))
+    words = " ".join(begin).split()
     rest = list(STYLES.get(name or "", []))
     more = [each for each in SENTENCES if each not in begin]
     rest = rest or own.sample(more, own.randrange(3, 6))
