@@ -43,12 +43,18 @@ class LocalServer:
 
 @contextmanager
 def local_server(
-    folder: Path, names: int = 30, has_keys: bool = False, root_path: str = "", pace: float = 0.0
+    folder: Path,
+    names: int = 30,
+    has_keys: bool = False,
+    has_admin: bool = False,
+    root_path: str = "",
+    pace: float = 0.0,
 ) -> Iterator[LocalServer]:
-    """The server over `names` adapters. has_keys: admin, alice, bob and metrics, else none."""
+    """The server over `names` adapters. has_keys: admin, alice, bob and metrics; has_admin: admin only; else none."""
     store = folder / "store"
     fill(store, names)
-    keys: dict[str, Any] = {"metrics_key": key("metrics")} if has_keys else {"api_keys": [], "admin_key": None}
+    admin = {"api_keys": [], "admin_key": key("admin") if has_admin else None}
+    keys: dict[str, Any] = {"metrics_key": key("metrics")} if has_keys else admin
     settings = settings_of(store, **keys, drain_timeout_s=600.0)
     engine = FakeEngine(ready_status(POOL_ROWS))
     app = build_app(settings, engine)

@@ -156,7 +156,7 @@ def on_device(name: str, rows: int, digest: str | None = None, pinned: bool = Fa
     return {"name": name, "active": 1, "pinned": pinned, "allowed_keys": None, "versions": [version]}
 
 
-def test_equal_contents_share_rows_and_small_ones_are_summed_up(page: Page) -> None:
+def test_equal_contents_share_rows_and_only_the_bar_sums_small_ones_up(page: Page) -> None:
     adapters = [
         on_device("a", 100),
         on_device("b", 100, digest="a", pinned=True),
@@ -164,9 +164,30 @@ def test_equal_contents_share_rows_and_small_ones_are_summed_up(page: Page) -> N
         on_device("d", 4),
     ]
     pool = call(page, "pool/pool", "poolOf", adapters, True, 150, 1000)
-    assert [(each["names"], each["rows"], each["pinned"]) for each in pool["holders"]] == [(["a", "b"], 100, True)]
-    assert (pool["others"]["rows"], pool["others"]["adapters"]) == (9, 2)
+    assert [(each["names"], each["rows"], each["pinned"]) for each in pool["pieces"]] == [(["a", "b"], 100, True)]
+    assert pool["small"] == {"rows": 9, "adapters": 2}
+    assert [each["name"] for each in pool["holders"]] == ["a", "c", "d"]
+    assert pool["others"] == {"rows": 0, "adapters": 0}
     assert (pool["besides"], pool["free"], pool["pinned"], pool["count"]) == (41, 850, 100, 4)
+
+
+def test_in_a_large_pool_each_adapter_is_named(page: Page) -> None:
+    adapters = [on_device(f"a{number}", 1000 - number) for number in range(12)]
+    pool = call(page, "pool/pool", "poolOf", adapters, True, 11_934, 548_528)
+    assert [each["name"] for each in pool["holders"]] == [adapter["name"] for adapter in adapters]
+    assert call(page, "pool/shares", "restOfList", pool) == []
+    (small,) = call(page, "pool/shares", "restOfBar", pool)
+    assert (small["title"], small["rows"]) == ("12 small ones", 11_934)
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"),
+    [(2992, "0.55 %"), (1000, "0.18 %"), (1, "<0.01 %"), (0, "0 %"), (297_851, "54.3 %"), (548_528, "100 %")],
+)
+def test_the_pools_head_and_its_list_write_a_share_alike(page: Page, rows: int, share: str) -> None:
+    assert call(page, "pool/pool", "shareOf", rows, 548_528) == share
+    pool = call(page, "pool/pool", "poolOf", [on_device("a", rows)], True, rows, 548_528)
+    assert f"({share})" in call(page, "pool/shares", "summaryOf", pool)
 
 
 def test_who_came_and_who_left(page: Page) -> None:
@@ -178,11 +199,78 @@ def test_who_came_and_who_left(page: Page) -> None:
     assert call(page, "pool/pool", "changesOf", first, cut)["left"] == []
 
 
-def test_while_a_row_is_pointed_at_the_rows_stay(page: Page) -> None:
-    shown = [on_device("a", 1), on_device("b", 1)]
-    found = [on_device("c", 1), on_device("b", 7)]
-    held = call(page, "listing", "inPlace", shown, found)
-    assert [(each["name"], each["versions"][0]["rows"]) for each in held] == [("a", 1), ("b", 7)]
+def held(page: Page, shown: list[str], found: list[str], is_all: bool) -> tuple[list[tuple[str, int, bool]], int]:
+    """(name, rows, whether it is gone) of each row that stays while the table is pointed at; how many have none."""
+    before, after = ([on_device(name, rows) for name in names] for rows, names in ((1, shown), (7, found)))
+    answer = call(page, "listing", "inPlace", before, after, is_all)
+    rows = [(each["name"], each["versions"][0]["rows"], each.get("isGone", False)) for each in answer["rows"]]
+    return rows, answer["left"]
+
+
+def test_while_a_row_is_pointed_at_the_rows_stay_and_new_ones_come_last(page: Page) -> None:
+    rows, left = held(page, ["a", "b", "d"], ["c", "d", "b"], is_all=True)
+    assert rows == [("a", 1, True), ("b", 7, False), ("d", 7, False), ("c", 7, False)]
+    assert left == 0
+
+
+def test_of_several_pages_new_rows_are_only_counted(page: Page) -> None:
+    """What is not on this page any more may be on the next."""
+    rows, left = held(page, ["a", "b", "d"], ["a", "b", "c"], is_all=False)
+    assert rows == [("a", 7, False), ("b", 7, False), ("d", 1, False)]
+    assert left == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "who"),
+    [
+        (None, ""),
+        ([], " Only the admin key may use it."),
+        (["team-a"], " Only team-a may use it."),
+        (["team-a", "team-b"], " Only team-a and team-b may use it."),
+    ],
+)
+@pytest.mark.parametrize(
+    ("created", "active", "says"),
+    [
+        (True, 3, "p@3 is new and active."),
+        (True, 2, "p@3 is new and stored, not active."),
+        (False, 3, "This content already was p@3: no new version was made. It is active."),
+    ],
+)
+def test_an_upload_says_who_may_use_it(
+    page: Page, created: bool, active: int, says: str, allowed: list[str] | None, who: str
+) -> None:
+    adapter = {"name": "p", "active": active, "allowed_keys": allowed}
+    answer = {"created": created, "adapter": adapter, "location": "/v1/adapters/p/versions/3"}
+    assert call(page, "upload/outcome", "outcomeOf", "p", answer) == {"title": says + who, "model": "p@3"}
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_the_choice_of_keys_is_true_for_a_name_that_was_deleted(page: Page, needs_key: bool) -> None:
+    text = page.evaluate(
+        """async (needsKey) => {
+          const { session } = await import("/session.mjs");
+          const { KeyChoice } = await import("/adapters/key_choice.mjs");
+          session.facts = { needs_key: needsKey, key_labels: [] };
+          return [undefined, null].map((allowed) => new KeyChoice(allowed).element.textContent);
+        }""",
+        needs_key,
+    )
+    everybody = "every key" if needs_key else "everyone"
+    assert f"As this name had it, or {everybody} if it never existed" in text[0]
+    assert all(everybody.capitalize() in each for each in text)
+
+
+def test_sizes_that_read_the_same_are_compared_in_bytes(page: Page) -> None:
+    versions = [VERSION | {"version": number, "digest": "1", "size_bytes": 1_110_000 + number} for number in (1, 2)]
+    row = next(row for row in call(page, "one/compare", "compare", *versions) if row["field"] == "size_bytes")
+    assert (row["before"], row["after"]) == ("1,110,001 bytes", "1,110,002 bytes")
+
+
+def test_a_kind_in_words(page: Page) -> None:
+    version = VERSION | {"num_experts": 4, "top_k": 2, "bottleneck": 4}
+    assert call(page, "names", "kindOf", version) == "R 2/4 \u00b7 4"
+    assert call(page, "names", "kindInWords", version) == "variant R, 2 of 4 lora experts for each token, bottleneck 4"
 
 
 def test_a_command_quotes_what_the_shell_would_read(page: Page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Browser, Page, Route
 
 import server.console
 from integration.browser import opened_page
@@ -164,6 +164,53 @@ def test_axes_begin_at_0_and_have_three_or_four_marks(call: Call) -> None:
         assert found["top"] >= largest and found["top"] == pytest.approx(found["ticks"][-1])
         assert not is_whole or all(float(tick).is_integer() for tick in found["ticks"]), found
     assert call("watch/ticks.mjs", "valueTicks", 0.0003)["top"] == pytest.approx(0.0003)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (750, "750"), (1000, "1k"), (7500, "7.5k"), (600_000, "600k"), (1_500_000, "1.5M")],
+)
+def test_marks_of_an_axis_are_short(call: Call, value: float, text: str) -> None:
+    assert call("format.mjs", "short", value) == text
+
+
+@pytest.mark.parametrize(
+    ("first", "begin"),
+    [(None, 940), (990, 940), (850, 850), (600, 700)],
+    ids=["none", "just now", "since then", "full"],
+)
+def test_a_time_axis_begins_with_the_first_point(call: Call, first: float | None, begin: float) -> None:
+    assert call("watch/ticks.mjs", "axisBegin", float("nan") if first is None else first, 1000, 300) == begin
+
+
+def test_whoever_asks_for_the_same_metrics_shares_the_answer(call: Call) -> None:
+    """Of one adapter too, in turns with those of all; who gave way asks for nothing."""
+    code = """async () => {
+      const { reads, scrape } = await import("/console/js/scrape.mjs");
+      const told = [];
+      reads.addEventListener("read", ({ detail }) => told.push([new URL(detail.path, location).search, detail.at]));
+      const queries = ["", "", "?adapter=a", "?adapter=b", "?adapter=b"];
+      const asked = queries.map((query) => scrape(`/console/metrics${query}`));
+      const found = await Promise.allSettled(asked);
+      const again = await scrape("/console/metrics?adapter=b");
+      return [told, found.map(({ value, reason }) => value ?? reason.name), again];
+    }"""
+    page: Page = call.page  # type: ignore[attr-defined]
+    page.route(f"{ORIGIN}/console/metrics**", lambda route: route.fulfill(body="text", content_type="text/plain"))
+    told, found, again = page.evaluate(code)
+    assert [query for query, _ in told] == ["", "?adapter=b"]
+    assert told[1][1] - told[0][1] > 0.9
+    assert found == ["text", "text", "AbortError", "text", "text"] and again == "text"
+
+
+def test_code_needs_no_key_where_the_server_needs_none(call: Call, tmp_path: Path) -> None:
+    body = call("playground/request.mjs", "bodyOf", "chat", "poet", [], "Hi", NO_SETTINGS)
+    assert "Authorization" not in call("playground/snippets.mjs", "curlOf", "http://h/v1/chat/completions", body, False)
+    (tmp_path / "openai.py").write_text(OPENAI)
+    program = call("playground/snippets.mjs", "openaiOf", "http://h/v1", body, False, True)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    said = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+    assert json.loads(said)[1] == "unused"
 
 
 def test_the_ring_forgets_the_oldest_and_has_gaps_where_nothing_came(call: Call) -> None:

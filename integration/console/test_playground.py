@@ -55,7 +55,7 @@ def fact(page: Page, model: str, name: str) -> Locator:
 
 def ask(page: Page, prompt: str = PROMPT, **settings: Any) -> None:
     page.get_by_text("Settings", exact=False).first.click()
-    for label, value in {"Temperature": 0, "Most tokens": 24, **settings}.items():
+    for label, value in {"Temperature": 0, "Max tokens": 24, **settings}.items():
         page.get_by_label(label, exact=True).fill(str(value))
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Ask", exact=True).click()
@@ -164,7 +164,7 @@ def test_the_snippets_ask_the_same(
 
 def test_markup_in_an_answer_is_text(admin: TinyClient, made: Made, open_console: Open) -> None:
     page = open_console("alice", f"#/playground?model={BASE_NAME}&model=poet&model=clerk")
-    ask(page, f"<script>owned()</script> {PROMPT}", **{"Most tokens": LONG, "Temperature": 2, "Seed": 5})
+    ask(page, f"<script>owned()</script> {PROMPT}", **{"Max tokens": LONG, "Temperature": 2, "Seed": 5})
     is_over(page, BASE_NAME, "poet", "clerk")
     texts = [answer(page, model).inner_text() for model in (BASE_NAME, "poet", "clerk")]
     assert any("<script>owned(" in text for text in texts) and any("<img/src=x" in text for text in texts), texts
@@ -184,7 +184,7 @@ def test_stop_ends_the_streams_on_the_server_too(
 ) -> None:
     page = open_console("alice", "#/playground?model=poet&model=clerk")
     with real.engine_still():
-        ask(page, **{"Most tokens": 300})
+        ask(page, **{"Max tokens": 300})
         page.get_by_role("button", name="Stop", exact=True).click()
         for model in ("poet", "clerk"):
             expect(fact(page, model, "Ended with")).to_have_text("stopped")

@@ -1,12 +1,13 @@
 """What each key is offered: nothing that it may not do, and all that it may."""
 
+import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from integration.console.conftest import Open
-from integration.console.local import local_server
+from integration.console.local import key, local_server
 from integration.console.pages import drop, go, stored_key, watched_page
 from integration.console.real_server import KEYS, RealServer, adapter
 from tests.server.tiny_server import BASE_NAME, TinyClient
@@ -49,9 +50,12 @@ def test_an_api_key_may_look_and_ask(poet: int, admin: TinyClient, open_console:
     assert page.get_by_role("dialog").get_by_role("button", name="adapter_model").count() == 0
     page.keyboard.press("Escape")
     drop(page, page.locator("main"), adapter(tmp_path / "mine", 3))
+    refusal = page.get_by_role("dialog", name="These files were not uploaded")
+    expect(refusal).to_contain_text("found the key 'alice', expected the admin key")
+    refusal.get_by_role("button", name="Close").click()
     go(page, "#/watch")
-    expect(page.get_by_role("heading", name="Adapters", exact=True)).to_be_visible()
-    assert page.get_by_role("dialog").count() == 0
+    expect(page.get_by_role("heading", name="Watch needs another key")).to_be_visible()
+    assert page.get_by_role("dialog").count() == 0 and page.url.endswith("#/watch")
     assert [each["name"] for each in admin.http.get("/v1/adapters").json()["data"]] == ["poet"]
 
 
@@ -60,6 +64,8 @@ def test_the_metrics_key_only_watches(poet: int, open_console: Open) -> None:
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert views(page) == ["Watch"] and offered(page) == []
     go(page, "#/adapters/poet")
+    expect(page.get_by_role("heading", name="Adapters needs another key")).to_be_visible()
+    page.get_by_role("link", name="perft console").click()
     expect(page.get_by_role("heading", name="Watch", exact=True)).to_be_visible()
     assert page.locator("main").get_by_role("link", name="Open in the playground").count() == 0
 
@@ -105,3 +111,15 @@ def test_without_keys_all_is_offered_to_this_machine(browser: Browser, tmp_path:
     with local_server(tmp_path) as server, watched_page(browser, server.url) as page:
         expect(page.get_by_test_id("adapter-pirate")).to_be_visible()
         assert views(page) == ["Adapters", "Playground", "Watch"] and offered(page) == ["Upload an adapter"]
+
+
+def test_where_all_may_ask_the_admin_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
+    """On the fake engine: the real server here has keys for all."""
+    with local_server(tmp_path, has_admin=True) as server, watched_page(browser, server.url) as page:
+        expect(page.get_by_test_id("adapter-pirate")).to_be_visible()
+        assert offered(page) == []
+        page.get_by_role("button", name="Type in the admin key to upload and change adapters").click()
+        page.get_by_label("API key, metrics key or admin key").fill(key("admin"))
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("button", name="Upload an adapter")).to_be_visible()
+        expect(page.get_by_role("button", name=re.compile("^Type in the admin key"))).to_have_count(0)

@@ -23,16 +23,17 @@ export class ApiError extends Error {
   }
 }
 
-function headers(more = {}) {
-  return key.get() ? { ...more, Authorization: `Bearer ${key.get()}` } : more;
+function headers(more = {}, presented = key.get()) {
+  return presented ? { ...more, Authorization: `Bearer ${presented}` } : more;
 }
 
-async function request(method, path, { body, signal } = {}) {
+/** presented: another key than the tab's. */
+async function request(method, path, { body, signal, presented } = {}) {
   const type = body === undefined ? {} : { "Content-Type": "application/json" };
   let response;
   try {
     response = await fetch(urlOf(path), {
-      method, signal, headers: headers(type), body: body === undefined ? undefined : JSON.stringify(body),
+      method, signal, headers: headers(type, presented), body: body === undefined ? undefined : JSON.stringify(body),
       credentials: "omit", cache: "no-store", redirect: "error",
     });
   } catch (error) {

@@ -15,6 +15,13 @@ export function decimal(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+/** A number for the mark of an axis: 0.25, 750, 7.5k, 600k, 1.2M. */
+export function short(value) {
+  if (!(Math.abs(value) >= 1000)) return decimal(value);
+  const [unit, sign] = Math.abs(value) < 1e6 ? [1e3, "k"] : Math.abs(value) < 1e9 ? [1e6, "M"] : [1e9, "G"];
+  return `${Number((value / unit).toPrecision(3))}${sign}`;
+}
+
 /** A rate with as many places as there is room for, so that a column of them lines up: 0, <0.01, 0.12, 9.87, 12.3, 1,234. */
 export function rate(value) {
   if (!Number.isFinite(value)) return UNKNOWN;

@@ -1,5 +1,6 @@
 /** Starts the page: which view is shown, who is there, whether the server answers. */
 
+import { key } from "./api.mjs";
 import { connection } from "./connection.mjs";
 import { h, replace, setText } from "./dom.mjs";
 import { every } from "./poll.mjs";
@@ -8,18 +9,24 @@ import { startTheme } from "./theme.mjs";
 import * as adapters from "./views/adapters.mjs";
 import * as playground from "./views/playground.mjs";
 import * as watch from "./views/watch.mjs";
+import { KEPT_S, sourceOf } from "./watch/source.mjs";
 
-/** path -> a view: title; needs: what the key must be allowed; mount(root, rest, query) returns a function that ends it. */
+const USERS = "API keys and the admin key";
+/** path -> a view: title; needs: what the key must be allowed; keys: which are; mount(root, rest, query) returns a function that ends it. */
 const VIEWS = new Map([
-  ["adapters", { title: "Adapters", needs: "use", mount: adapters.mount }],
-  ["playground", { title: "Playground", needs: "use", mount: playground.mount }],
-  ["watch", { title: "Watch", needs: "watch", mount: watch.mount }],
+  ["adapters", { title: "Adapters", needs: "use", keys: USERS, mount: adapters.mount }],
+  ["playground", { title: "Playground", needs: "use", keys: USERS, mount: playground.mount }],
+  ["watch", { title: "Watch", needs: "watch", keys: "the metrics key and the admin key", mount: watch.mount }],
 ]);
 const SESSION_S = 5;
+const STALE = "The server does not know this tab's key any more. A server that was started again may have another admin key.";
 
 const main = document.getElementById("main");
 let unmount = null;
 let shown = null;
+let stopReading = null;
+/** The key that was said to be unknown already. */
+let staleKey = null;
 
 function offered() {
   return [...VIEWS].filter(([, view]) => session.may(view.needs));
@@ -46,36 +53,58 @@ function show() {
   const views = offered();
   drawBar(facts, views);
   const [name, rest, query] = place();
-  const wanted = views.find(([known]) => known === name) ?? views[0];
-  const now = wanted === undefined ? "sign-in" : JSON.stringify([wanted[0], wanted[0] === name ? rest : "", facts.may, facts.base, facts.label]);
+  const isThere = VIEWS.has(name) && views.length > 0;
+  const wanted = isThere ? name : views[0]?.[0];
+  const view = VIEWS.get(wanted);
+  const mayShow = view !== undefined && session.may(view.needs);
+  const now = JSON.stringify([wanted, isThere ? rest : "", mayShow, facts.may, facts.base, facts.label, mayShow || facts.why_not]);
   if (now === shown) return;
   shown = now;
   unmount?.();
   unmount = null;
   replace(main);
-  if (wanted === undefined) {
-    document.title = "perft";
-    replace(main, signIn(facts));
-    return;
-  }
-  const [, view] = wanted;
-  document.title = `${view.title} \u2013 perft`;
-  const isThere = wanted[0] === name;
-  unmount = view.mount(main, isThere ? rest : "", isThere ? query : new URLSearchParams()) ?? null;
+  document.title = view === undefined ? "perft" : `${view.title} \u2013 perft`;
+  if (mayShow) unmount = view.mount(main, isThere ? rest : "", isThere ? query : new URLSearchParams()) ?? null;
+  else if (view === undefined) replace(main, keyCard("This server asks for a key", facts.why_not.use));
+  else replace(main, keyCard(`${view.title} needs ${facts.key === "none" ? "a" : "another"} key`, facts.why_not[view.needs], `It is for ${view.keys}.`));
 }
 
 function drawBar(facts, views) {
   setText(document.getElementById("base"), facts.base[0] ?? "");
+  document.querySelector(".brand").setAttribute("href", `#/${views[0]?.[0] ?? ""}`);
   const [name] = place();
-  const current = views.find(([known]) => known === name)?.[0] ?? views[0]?.[0];
+  const current = VIEWS.has(name) ? name : views[0]?.[0];
   replace(document.getElementById("views"), views.map(([known, view]) =>
     h("a", { href: `#/${known}`, "aria-current": known === current ? "page" : null }, view.title)));
-  setText(document.getElementById("key"), facts.label ? `Key: ${facts.label}` : facts.key === "metrics" ? "Key: metrics" : "Key");
+  setText(document.getElementById("key"), keyText(facts));
 }
 
-function signIn(facts) {
-  return h("section", { class: "card sign-in" }, h("h1", {}, "This server asks for a key"),
-    h("p", { class: "muted" }, facts.why_not?.use ?? ""), keyForm(() => {}));
+/** A reader without a key is told that one would show more. */
+function keyText({ key: kind, label, may }) {
+  if (kind === "none" && may.change && may.watch) return "Key";
+  if (kind === "none" || kind === "unknown") return "Enter a key";
+  return `Key: ${kind === "metrics" ? "metrics" : label}`;
+}
+
+function keyCard(title, why, whose = null) {
+  return h("section", { class: "card sign-in" }, h("h1", {}, title), whose && h("p", {}, whose), h("p", { class: "muted" }, sentence(why ?? "")),
+    keyForm(() => {}));
+}
+
+/** Say it once for each key. What is on the screen stays; the key is kept until it is replaced or forgotten. */
+function tellStale() {
+  if (!session.isStale || staleKey === key.get()) return;
+  staleKey = key.get();
+  askForKey(STALE);
+}
+
+/** Keep the minutes for Watch whichever view is shown. */
+function keepReading() {
+  if (session.may("watch")) stopReading ??= sourceOf("").read(KEPT_S);
+  else {
+    stopReading?.();
+    stopReading = null;
+  }
 }
 
 function drawConnection() {
@@ -87,10 +116,11 @@ function drawConnection() {
     : reached === "unavailable" || engine ? ["wait", "Not ready"] : session.facts ? ["ok", "Ready"] : ["", "Connecting"];
   state.className = `state ${kind}`;
   setText(state, text);
+  const isStale = kind === "ok" && session.isStale;
   banner.className = kind === "down" ? "banner" : "banner wait";
-  banner.hidden = kind === "ok" || kind === "";
+  banner.hidden = !isStale && (kind === "ok" || kind === "");
   setText(banner, kind === "down" ? "The server does not answer. This page asks again until it does."
-    : sentence(message || engine || ""));
+    : isStale ? STALE : sentence(message || engine || ""));
 }
 
 function sentence(text) {
@@ -98,7 +128,7 @@ function sentence(text) {
 }
 
 startTheme(document.getElementById("theme"));
-document.getElementById("key").addEventListener("click", askForKey);
+document.getElementById("key").addEventListener("click", () => askForKey());
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
@@ -113,6 +143,8 @@ connection.addEventListener("change", drawConnection);
 session.addEventListener("change", () => {
   show();
   drawConnection();
+  keepReading();
+  tellStale();
 });
 drawConnection();
 every(SESSION_S, async () => {

@@ -15,6 +15,7 @@ export class KeyChoice {
     const group = `keys-${++choices}`;
     const chosen = allowed === undefined ? "same" : allowed === null ? "all" : allowed.length ? "some" : "none";
     const known = session.facts.key_labels ?? [];
+    const everybody = session.facts.needs_key ? "Every key" : "Everyone";
     const gone = (allowed ?? []).filter((label) => !known.includes(label));
     for (const label of [...known, ...gone]) {
       const box = h("input", {
@@ -53,8 +54,8 @@ export class KeyChoice {
       "fieldset",
       { class: "keys" },
       h("legend", { class: allowed === undefined ? null : "visually-hidden" }, "Who may use it"),
-      allowed === undefined ? radio("same", "As the name has it", "a new name: every key") : null,
-      radio("all", "Every key"),
+      allowed === undefined ? radio("same", `As this name had it, or ${everybody.toLowerCase()} if it never existed`) : null,
+      radio("all", everybody),
       this.#boxes.size ? [radio("some", "Only these keys"), this.#labels] : null,
       radio("none", "Only the admin key"),
     );

@@ -56,9 +56,15 @@ export function pagesOf(total) {
   return Math.max(1, Math.ceil(total / PAGE));
 }
 
-/** New adapters in the order of those shown: while somebody points at a row, it stays where it is.
- * Who is no longer in `found` keeps its row; who is new takes the place of none and is left out. */
-export function inPlace(shown, found) {
-  const news = new Map(found.map((adapter) => [adapter.name, adapter]));
-  return shown.map((adapter) => news.get(adapter.name) ?? adapter);
+/** The adapters of an answer in the order of those shown: while somebody points at a row, it stays where it is.
+ *
+ * isAll: whether the answer has all that match. Then who is new comes last, and who is not in it any more keeps its row, with
+ * `isGone`. Otherwise neither can be told from a change of the order: the rows stay those that are shown. Returns
+ * {rows, left}; left: how many of the answer have no row.
+ */
+export function inPlace(shown, found, isAll) {
+  const there = new Map(found.map((adapter) => [adapter.name, adapter]));
+  const rows = shown.map((adapter) => there.get(adapter.name) ?? (isAll ? { ...adapter, isGone: true } : adapter));
+  for (const { name } of shown) there.delete(name);
+  return isAll ? { rows: [...rows, ...there.values()], left: 0 } : { rows, left: there.size };
 }

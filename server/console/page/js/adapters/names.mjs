@@ -86,9 +86,9 @@ export function kindOf(version) {
 /** The same in words, for a tooltip and a screen reader. */
 export function kindInWords(version) {
   if (version.peft_type === "LORA") return "a LoRA adapter on attention";
-  const experts = version.num_experts > 1 ? `${version.num_experts} experts` : "one expert";
-  const chosen = version.top_k ? `, ${version.top_k} for each token` : "";
-  return `variant ${version.variant}, ${experts}${chosen}, bottleneck ${version.bottleneck}, ${version.expert_type}`;
+  const chosen = version.top_k ? `${version.top_k} of ` : "";
+  const experts = version.num_experts > 1 ? `${chosen}${version.num_experts} ${version.expert_type} experts` : `one ${version.expert_type} expert`;
+  return `variant ${version.variant}, ${experts}${chosen ? " for each token" : ""}, bottleneck ${version.bottleneck}`;
 }
 
 const COLOURS = 16;

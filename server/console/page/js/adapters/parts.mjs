@@ -3,12 +3,13 @@
 
 import { urlOf } from "../api.mjs";
 import { copyButton } from "../copy.mjs";
-import { h, setText } from "../dom.mjs";
+import { h, replace, setText } from "../dom.mjs";
+import { UNKNOWN } from "../format.mjs";
 import { icon } from "../icons.mjs";
 import { visible } from "../text.mjs";
 import { adviceFor, partsOf } from "./advice.mjs";
 import { curlOf } from "./curl.mjs";
-import { colourOf } from "./names.mjs";
+import { colourOf, kindInWords, kindOf } from "./names.mjs";
 
 const LINE_CHARACTERS = 300;
 const TITLE_CHARACTERS = 1000;
@@ -31,6 +32,21 @@ export function setLine(element, text) {
 /** The square of an adapter's colour. */
 export function hue(name) {
   return h("span", { class: `hue c${colourOf(name)}`, "aria-hidden": "true" });
+}
+
+/** Show what kind of adapter a version is: short to look at, in words on hover and for screen readers. null: none. */
+export function setKind(element, version) {
+  const short = (version && kindOf(version)) || "";
+  const words = short && kindInWords(version);
+  if (element._words === words) return;
+  element._words = words;
+  element.title = words;
+  replace(
+    element,
+    short
+      ? [h("span", { "aria-hidden": "true" }, short), h("span", { class: "visually-hidden" }, words)]
+      : UNKNOWN,
+  );
 }
 
 /** Where a version is: its icon says device, host or disk too. */

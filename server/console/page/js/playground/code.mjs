@@ -1,6 +1,6 @@
 /** Shows a request as curl and as a program with the openai client. */
 
-import { key, urlOf } from "../api.mjs";
+import { urlOf } from "../api.mjs";
 import { copyButton } from "../copy.mjs";
 import { h, showDialog } from "../dom.mjs";
 import { session } from "../session.mjs";
@@ -9,12 +9,14 @@ import { curlOf, KEY_VARIABLE, openaiOf } from "./snippets.mjs";
 
 /** A dialog with the code of what a turn asked for. */
 export function showCode(model, turn) {
-  const needsKey = session.facts.needs_key || key.get() !== "";
+  const needsKey = session.facts.needs_key;
   const curl = curlOf(urlOf(turn.path), turn.body, needsKey);
   const program = openaiOf(urlOf("/v1"), turn.body, needsKey, turn.path === PATHS[CHAT]);
-  const hint = needsKey ? [h("p", { class: "muted small" }, "The key is read from ", h("code", {}, KEY_VARIABLE), ".")] : [];
+  const hint = h("p", { class: "muted small" }, needsKey
+    ? ["This server needs a key. Both read it from the environment: ", h("code", {}, `export ${KEY_VARIABLE}=...`)]
+    : "This server needs no key. The openai client wants a text in its place.");
   showDialog(`The request to ${model}`, (close) => [
-    ...hint, snippet("curl", curl), snippet("Python, openai", program),
+    hint, snippet("curl", curl), snippet("Python, openai", program),
     h("div", { class: "dialog-end" }, h("button", { class: "button", type: "button", on: { click: close } }, "Close")),
   ], { wide: true });
 }

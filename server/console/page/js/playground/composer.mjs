@@ -7,7 +7,7 @@ import { CHAT, NO_SETTINGS, TEXT } from "./request.mjs";
 const FIELDS = [
   ["temperature", "Temperature", { type: "number", min: "0", max: "2", step: "any" }],
   ["top_p", "Top p", { type: "number", min: "0", max: "1", step: "any" }],
-  ["max_tokens", "Most tokens", { type: "number", min: "1", step: "1" }],
+  ["max_tokens", "Max tokens", { type: "number", min: "1", step: "1" }],
   ["seed", "Seed", { type: "number", step: "1" }],
 ];
 const HINTS = {
@@ -39,8 +39,9 @@ export class Composer {
     const stop = this.#field("stop", "Stop at", h("textarea", { rows: "2", class: "short", placeholder: "One a line; \\n is a line break" }));
     const numbers = FIELDS.map(([name, label, properties]) => this.#field(name, label, h("input", { ...properties, placeholder: "default" })));
     this.chosen = h("span", { class: "muted small" });
-    const isChosen = Object.values(this.#conversation.settings).some((value) => value !== "");
-    return h("details", { class: "settings", open: isChosen }, h("summary", {}, "Settings ", this.chosen),
+    const conversation = this.#conversation;
+    const toggle = ({ target }) => (conversation.showsSettings = target.open);
+    return h("details", { class: "settings", open: conversation.showsSettings, on: { toggle } }, h("summary", {}, "Settings ", this.chosen),
       h("div", { class: "settings-fields" }, this.system, stop, numbers));
   }
 
@@ -55,7 +56,7 @@ export class Composer {
   }
 
   #drawChosen() {
-    const names = { system: "system prompt", temperature: "temperature", top_p: "top p", max_tokens: "most tokens", seed: "seed", stop: "stop" };
+    const names = { system: "system prompt", temperature: "temperature", top_p: "top p", max_tokens: "max tokens", seed: "seed", stop: "stop" };
     const chosen = Object.keys(NO_SETTINGS).filter((name) => this.#conversation.settings[name] !== "");
     setText(this.chosen, chosen.map((name) => ["system", "stop"].includes(name) ? names[name]
       : `${names[name]} ${visible(this.#conversation.settings[name])}`).join(", ") || "the server's defaults");

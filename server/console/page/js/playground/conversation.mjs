@@ -104,6 +104,7 @@ export class Conversation extends EventTarget {
   columns = [];
   mode = CHAT;
   settings = { ...NO_SETTINGS };
+  showsSettings = false;
   draft = "";
   prompts = [];
   notice = "";

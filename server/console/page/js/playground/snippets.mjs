@@ -42,7 +42,7 @@ export function pythonOf(value, indent = "") {
 export function openaiOf(base, body, needsKey, isChat) {
   const { stream: _, stream_options: __, ...rest } = body;
   const given = Object.entries(rest).map(([name, value]) => `    ${name}=${pythonOf(value, "    ")},\n`);
-  const key = needsKey ? `os.environ["${KEY_VARIABLE}"]` : `"none"`;
+  const key = needsKey ? `os.environ["${KEY_VARIABLE}"]` : `"unused"`;
   const piece = isChat ? "chunk.choices[0].delta.content" : "chunk.choices[0].text";
   return [
     ...(needsKey ? ["import os", ""] : []),

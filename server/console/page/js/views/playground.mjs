@@ -22,7 +22,7 @@ let kept = null;
 
 function conversationOf(models) {
   const whose = JSON.stringify([session.facts.label, session.facts.base]);
-  if (kept?.whose !== whose) {
+  if (kept === null || (kept.whose !== whose && !session.isStale)) {
     kept?.conversation.stop();
     kept = { whose, conversation: new Conversation() };
   }

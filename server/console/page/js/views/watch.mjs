@@ -9,8 +9,8 @@ import { Chart } from "../watch/chart.mjs";
 import { Cursor } from "../watch/cursor.mjs";
 import { Experts } from "../watch/experts.mjs";
 import { ADAPTER_CHARTS, ADAPTER_NUMBERS, NUMBERS, REQUEST_CHARTS, RESIDENCY_CHARTS, troubles } from "../watch/series.mjs";
-import { nowUnix, sourceOf } from "../watch/source.mjs";
-import { clock } from "../watch/ticks.mjs";
+import { nowUnix, SHOWN_S, sourceOf } from "../watch/source.mjs";
+import { axisBegin, clock } from "../watch/ticks.mjs";
 
 const WINDOWS_MIN = [1, 5, 15];
 const REDRAW_MS = 1000;
@@ -27,10 +27,11 @@ export function mount(root, adapter) {
   const numbers = (adapter ? ADAPTER_NUMBERS : NUMBERS).map(numberOf);
   const busiest = adapter ? null : new Busiest();
   const experts = adapter ? new Experts(adapter) : null;
+  const since = adapter ? h("span", { class: "muted small" }) : null;
   const restart = h("span", { class: "watch-restart small", role: "status" });
   const trouble = h("div", { class: "note warn watch-trouble", role: "status", hidden: true });
   replace(root,
-    h("div", { class: "head" }, adapter ? titleOf(adapter) : h("h1", {}, "Watch"), h("div", { class: "head-end" }, restart, windowChoice(draw))),
+    h("div", { class: "head" }, adapter ? titleOf(adapter) : h("h1", {}, "Watch"), h("div", { class: "head-end" }, since, restart, windowChoice(draw))),
     trouble,
     h("dl", { class: "numbers" }, numbers.map(({ element }) => element)),
     experts?.element,
@@ -41,9 +42,10 @@ export function mount(root, adapter) {
     frame ??= requestAnimationFrame(() => {
       frame = null;
       const to = nowUnix();
-      const from = to - minutes * 60;
+      const from = axisBegin(source.ring.timeAt(0), to, minutes * 60);
       for (const chart of charts) chart.draw(source.ring, from, to);
       experts?.draw(source.ring, from);
+      if (since) setText(since, source.ring.timeAt(0) > to - minutes * 60 ? `Since ${clock(source.ring.timeAt(0))}, while this view was open` : "");
       const restarts = source.ring.restartsSince(from);
       setText(restart, restarts.length ? `The server was started again at ${clock(restarts.at(-1))}` : "");
     });
@@ -65,10 +67,10 @@ export function mount(root, adapter) {
   cursor.addEventListener("move", () => charts.forEach((chart) => chart.drawCursor()), listening);
   const timer = setInterval(() => connection.state !== "ok" && !document.hidden && draw(), REDRAW_MS);
   took();
-  source.start();
+  const stop = source.read(SHOWN_S);
   return () => {
     ends.abort();
-    source.stop();
+    stop();
     clearInterval(timer);
     cancelAnimationFrame(frame);
     charts.forEach((chart) => chart.end());

@@ -1,7 +1,7 @@
 /** Keeps the last points of many series in memory: as many as it was made for, and never more. */
 
 /** Points farther apart than this are not joined by a line: the server did not answer, or nobody looked. */
-export const GAP_S = 4;
+export const GAP_S = 6;
 const MOST_NAMES = 160;
 
 export class Ring {

@@ -1,10 +1,10 @@
 /** Which charts and which big numbers there are, over the names that `derive.mjs` gives. */
 
-import { bytes, count, decimal, duration, percent, rate } from "../format.mjs";
+import { bytes, count, duration, percent, rate, short } from "../format.mjs";
 import { SLOW_S } from "./source.mjs";
 
-const NUMBER = { text: rate, mark: decimal };
-const WHOLE = { text: count, whole: true };
+const NUMBER = { text: rate, mark: short };
+const WHOLE = { text: count, mark: short, whole: true };
 const SECONDS = { text: duration };
 const SHARE = { text: percent };
 const LATENCIES = (key) => [

@@ -1,13 +1,15 @@
-/** Reads the metrics once a second while somebody looks, and keeps the points of the last 15 minutes. */
+/** Reads the metrics while somebody looks at the page, and keeps the points of the last 15 minutes. */
 
 import { connection } from "../connection.mjs";
 import { Scrape, Scrapes } from "../metrics.mjs";
 import { every } from "../poll.mjs";
-import { scrape } from "../scrape.mjs";
+import { ALL, reads, scrape } from "../scrape.mjs";
 import { ofAdapter, ofAll, wasRestarted } from "./derive.mjs";
 import { GAP_S, Ring } from "./ring.mjs";
 
-const EVERY_S = 1;
+/** How often to read: for a view that shows it, and to have the last minutes once somebody opens Watch. */
+export const SHOWN_S = 1;
+export const KEPT_S = 2;
 const QUICK_S = 6;
 /** A rate over less than this says little. */
 const SHORTEST_S = 3;
@@ -21,10 +23,12 @@ class Source extends EventTarget {
   #quick = new Scrapes(QUICK_S);
   #slow = new Scrapes(SLOW_S);
   #poll = null;
+  #readers = new Set();
 
   constructor(adapter) {
     super();
     this.adapter = adapter;
+    this.path = adapter ? `${ALL}?adapter=${encodeURIComponent(adapter)}` : ALL;
   }
 
   /** What happened in the last SLOW_S seconds; null before there is enough. */
@@ -37,17 +41,36 @@ class Source extends EventTarget {
     return this.ring.valueAt(name, this.ring.length - 1);
   }
 
-  start() {
-    this.#poll = every(EVERY_S, () => this.#read());
-    connection.addEventListener("back", this.#back);
+  /** Read every so many seconds, SHOWN_S or more, until the function that is returned is called. */
+  read(seconds) {
+    const reader = { seconds };
+    this.#readers.add(reader);
+    if (this.#poll === null) this.#start();
+    else this.#poll.now();
+    return () => {
+      this.#readers.delete(reader);
+      if (this.#readers.size === 0) this.#stop();
+    };
   }
 
-  stop() {
+  #start() {
+    reads.addEventListener("read", this.#took);
+    connection.addEventListener("back", this.#back);
+    this.#poll = every(SHOWN_S, () => this.#readIfDue());
+  }
+
+  #stop() {
     this.#poll?.stop();
     this.#poll = null;
     connection.removeEventListener("back", this.#back);
+    reads.removeEventListener("read", this.#took);
     this.#forget();
   }
+
+  /** Also what another part of the page has read. */
+  #took = ({ detail }) => {
+    if (detail.path === this.path) this.#take(new Scrape(detail.text, detail.at));
+  };
 
   #back = () => this.#poll?.now();
 
@@ -56,16 +79,15 @@ class Source extends EventTarget {
     this.#slow.clear();
   }
 
-  async #read() {
-    const path = this.adapter ? `/console/metrics?adapter=${encodeURIComponent(this.adapter)}` : "/console/metrics";
-    let text;
+  async #readIfDue() {
+    const pace = Math.min(...[...this.#readers].map(({ seconds }) => seconds));
+    if (this.last !== null && performance.now() / 1000 - this.last.at < pace - SHOWN_S / 2) return;
     try {
-      text = await scrape(path);
+      await scrape(this.path);
     } catch (error) {
       if (error.name !== "AbortError") this.#push(unixOf(performance.now() / 1000), {});
       throw error;
     }
-    if (this.#poll !== null) this.#take(new Scrape(text));
   }
 
   #take(scrape) {

@@ -3,6 +3,7 @@
 const STEPS = [1, 2, 2.5, 5, 10];
 const TIME_STEPS_S = [5, 10, 15, 30, 60, 120, 180, 300, 600];
 const MOST_STEPS = 3;
+const SHORTEST_AXIS_S = 60;
 
 /** The marks of an axis from 0 to at least `largest`: {top, ticks}; three or four of them. whole: of whole numbers only. */
 export function valueTicks(largest, whole = false) {
@@ -12,6 +13,12 @@ export function valueTicks(largest, whole = false) {
   const step = whole && wanted <= 2 ? 1 : (STEPS.find(fits) ?? 10) * power;
   const count = Math.max(2, Math.ceil(wanted / step - 1e-9));
   return { top: count * step, ticks: Array.from({ length: count + 1 }, (_, n) => Number((n * step).toPrecision(12))) };
+}
+
+/** Where a time axis of `seconds` up to `to` begins: with the first point (NaN: there is none) while that is later. */
+export function axisBegin(first, to, seconds) {
+  const latest = to - SHORTEST_AXIS_S;
+  return Math.max(to - seconds, Number.isNaN(first) ? latest : Math.min(first, latest));
 }
 
 /** The marks of a time axis: [{at, text}], at most `most`; unix seconds, texts in the reader's time. */

@@ -3,8 +3,8 @@
 import { h, keyed, setText } from "../../dom.mjs";
 import * as format from "../../format.mjs";
 import { ariaSort, nextSort } from "../listing.mjs";
-import { activeOf, hrefOf, kindInWords, kindOf } from "../names.mjs";
-import { line, lockMark, pinMark, setLine, setState, setTier, stateMark, hue, tier } from "../parts.mjs";
+import { activeOf, hrefOf } from "../names.mjs";
+import { line, lockMark, pinMark, setKind, setLine, setState, setTier, stateMark, hue, tier } from "../parts.mjs";
 
 /** key, head, title, sort of the API, class; watch: only for keys that may read the metrics. */
 const COLUMNS = [
@@ -165,13 +165,19 @@ export class AdapterTable {
       parts.brief,
       active === null ? "not active" : active.state === "ready" ? `@${active.version}` : `@${active.version} ${active.state}`,
     );
-    setText(parts.kind, shown ? kindOf(shown) : "");
-    parts.kind.title = shown ? kindInWords(shown) : "";
+    setKind(parts.kind, shown);
     setLine(parts.description, shown?.reason ?? shown?.description);
     parts.description.classList.toggle("problem", Boolean(shown?.reason));
     setText(cells.active, adapter.active === null ? format.UNKNOWN : `@${adapter.active}`);
+    row.classList.toggle("gone", adapter.isGone === true);
     setState(parts.state, active ?? (shown?.state === "draining" ? shown : null));
     setTier(parts.where, active);
+    if (adapter.isGone) {
+      parts.state.className = "badge";
+      setText(parts.state, "gone");
+      setText(parts.brief, "gone");
+      setTier(parts.where, null);
+    }
     setText(cells.rows, active ? format.count(active.rows) : format.UNKNOWN);
     setText(cells.used, format.ago(shown?.last_used ?? NaN));
     cells.used.title = shown?.last_used ? format.date(shown.last_used) : "Not used since the server started";

@@ -7,6 +7,7 @@ import { icon } from "../../icons.mjs";
 import { every } from "../../poll.mjs";
 import { session } from "../../session.mjs";
 import { dropArea, uploadButton } from "../upload/dropping.mjs";
+import { keyHint } from "../key_hint.mjs";
 import { JobsPanel } from "../upload/jobs_panel.mjs";
 import { jobs } from "../upload/jobs.mjs";
 import { addressOf, inPlace, lastListing, listingOf, listRoute, PAGE, pagesOf } from "../listing.mjs";
@@ -26,6 +27,7 @@ export function mountList(root, query) {
   let typing = null;
   let asked = null;
   let isUsers = true;
+  let isHeld = false;
   const mayWatch = session.may("watch");
   const mayChange = session.may("change");
 
@@ -40,18 +42,20 @@ export function mountList(root, query) {
     spellcheck: "false",
     on: { input: typed },
   });
+  const renew = h("button", { class: "button small", type: "button", id: "adapters-renew", hidden: true, on: { click: afresh } });
   const table = new AdapterTable(mayWatch, (sort) => go({ ...listing, sort, page: 1 }));
   const none = h("div", { class: "none" });
   const problem = h("div", {});
   const pool = new PoolPicture(mayWatch);
   const panel = new JobsPanel();
   const pager = new Pager((page) => go({ ...listing, page }));
-  const upload = mayChange ? uploadButton() : null;
+  const upload = mayChange ? uploadButton() : keyHint();
   const head = h(
     "div",
     { class: "head" },
     h("h1", {}, "Adapters"),
     total,
+    renew,
     h("div", { class: "head-end" }, h("div", { class: "search" }, icon("search"), search), upload),
   );
   const filled = h(
@@ -75,6 +79,12 @@ export function mountList(root, query) {
     lastListing.address = addressOf(listing);
     history[isTyped ? "replaceState" : "pushState"](null, "", lastListing.address);
     table.element.setAttribute("aria-busy", "true");
+    afresh();
+  }
+
+  /** Ask again, and show the answer in its own order even while somebody points at a row. */
+  function afresh() {
+    isHeld = false;
     asked?.abort();
     poll.now();
   }
@@ -82,15 +92,16 @@ export function mountList(root, query) {
   async function load() {
     const wanted = listing;
     asked = new AbortController();
+    const { signal } = asked;
     let found;
     try {
-      found = await getJson(listRoute(wanted), { signal: asked.signal });
+      found = await getJson(listRoute(wanted), { signal });
     } catch (error) {
       if (error.name !== "AbortError") failed(error);
       throw error;
     }
     if (filled.hidden) await pool.seen;
-    if (wanted !== listing) return;
+    if (wanted !== listing || signal.aborted) return;
     if (found.data.length === 0 && wanted.page > 1) {
       go({ ...wanted, page: pagesOf(found.total) }, true);
       return;
@@ -115,10 +126,15 @@ export function mountList(root, query) {
     if (upload) upload.hidden = isEmpty;
     total.hidden = isEmpty;
     setText(total, wanted.search.trim() ? `${format.count(found.total)} found` : format.count(found.total));
-    const rows = isUsers || !table.isHeld ? found.data : inPlace(table.adapters, found.data);
+    const isAll = found.total <= found.data.length;
+    const { rows, left } =
+      isHeld && table.isHeld ? inPlace(table.adapters, found.data, isAll) : { rows: found.data, left: 0 };
+    isHeld = true;
+    renew.hidden = left === 0;
+    setText(renew, `${format.count(left)} new on this page: show`);
     table.show(rows, wanted.sort, `Adapters, page ${wanted.page} of ${pagesOf(found.total)}`);
-    table.element.hidden = found.data.length === 0;
-    none.hidden = found.data.length > 0;
+    table.element.hidden = rows.length === 0;
+    none.hidden = rows.length > 0;
     if (!none.hidden && !isEmpty)
       replace(
         none,
@@ -142,11 +158,11 @@ export function mountList(root, query) {
       })
     : null;
   const uploaded = () => {
-    poll.now();
+    afresh();
     poolPoll.now();
   };
   jobs.addEventListener("end", uploaded);
-  const endDrop = mayChange ? dropArea(root) : () => {};
+  const endDrop = dropArea(root);
   return () => {
     clearTimeout(typing);
     asked?.abort();

@@ -5,6 +5,7 @@ import { h } from "../../dom.mjs";
 import { icon } from "../../icons.mjs";
 import { session } from "../../session.mjs";
 import { copyButton } from "../../copy.mjs";
+import { keyHint } from "../key_hint.mjs";
 import { chooseButtons } from "../upload/choosing.mjs";
 import { showUpload } from "../upload/upload_dialog.mjs";
 
@@ -37,8 +38,9 @@ export function welcome(mayChange) {
         h(
           "p",
           { class: "muted" },
-          "Adapters that this key may use appear here as soon as somebody with the admin key uploads them.",
+          `${session.facts.key === "none" ? "Adapters" : "Adapters that this key may use"} appear here as soon as somebody with the admin key uploads them.`,
         ),
+        keyHint(),
       );
   return h(
     "div",

@@ -2,7 +2,7 @@
 
 import * as format from "../../format.mjs";
 
-/** field -> [what it is called, how a value is written]. The first are what people look for first. */
+/** [field, what it is called, how a value is written, how if two that differ would read the same]. The first are what people look for first. */
 const FACTS = [
   ["state", "State", String],
   ["reason", "Why it fails", String],
@@ -13,11 +13,11 @@ const FACTS = [
   ["top_k", "Top-k", String],
   ["bottleneck", "Bottleneck", String],
   ["rows", "Rows on the device", format.count],
-  ["size_bytes", "Size", format.bytes],
+  ["size_bytes", "Size", format.bytes, (value) => `${format.count(value)} bytes`],
   ["created", "Uploaded", format.date],
   ["last_used", "Last used", format.date],
   ["description", "Description", String],
-  ["digest", "Content (digest)", (value) => `${value.slice(0, 16)}\u2026`],
+  ["digest", "Content (digest)", (value) => `${value.slice(0, 16)}\u2026`, String],
 ];
 const NOT_OF_THE_CONFIG = new Set([
   "peft_type",
@@ -52,10 +52,10 @@ const ALWAYS_DIFFER = new Set(["created", "last_used"]);
  */
 export function compare(before, after, configs = [null, null]) {
   const rows = [];
-  for (const [field, title, write] of FACTS) {
+  for (const [field, title, write, exactly] of FACTS) {
     const pair = [before?.[field] ?? null, after[field] ?? null];
     if (pair[0] === null && pair[1] === null) continue;
-    rows.push(rowOf(field, title, pair, write));
+    rows.push(rowOf(field, title, pair, write, exactly));
   }
   const [was, is] = configs;
   if (is !== null && (was !== null || before === null)) {
@@ -73,16 +73,12 @@ function valueOf(config, field) {
   return config === null || config[field] === undefined ? null : config[field];
 }
 
-function rowOf(field, title, [before, after], write) {
-  const written = (value) => (value === null ? format.UNKNOWN : write(value));
-  return {
-    field,
-    title,
-    before: written(before),
-    after: written(after),
-    differs: JSON.stringify(before) !== JSON.stringify(after),
-    matters: !ALWAYS_DIFFER.has(field),
-  };
+function rowOf(field, title, [before, after], write, exactly = write) {
+  const differs = JSON.stringify(before) !== JSON.stringify(after);
+  const written = (how) => [before, after].map((value) => (value === null ? format.UNKNOWN : how(value)));
+  const [was, is] = written(write);
+  const shown = differs && was === is ? written(exactly) : [was, is];
+  return { field, title, before: shown[0], after: shown[1], differs, matters: !ALWAYS_DIFFER.has(field) };
 }
 
 function inWords(value) {

@@ -5,8 +5,7 @@ import { h, keyed, setText } from "../../dom.mjs";
 import * as format from "../../format.mjs";
 import { verbFor } from "./compare.mjs";
 import { showComparison } from "./compare_dialog.mjs";
-import { kindInWords, kindOf } from "../names.mjs";
-import { line, setLine, setState, setTier, stateMark, tier } from "../parts.mjs";
+import { line, setKind, setLine, setState, setTier, stateMark, tier } from "../parts.mjs";
 import { showVersion } from "./version_dialog.mjs";
 
 const FIRST_SHOWN = 25;
@@ -136,8 +135,7 @@ export class VersionsTable {
     setLine(parts.description, version.reason ?? version.description);
     parts.description.classList.toggle("problem", version.reason !== null);
     setState(parts.state, version);
-    setText(cells["v-kind"], kindOf(version) || format.UNKNOWN);
-    cells["v-kind"].title = kindInWords(version);
+    setKind(cells["v-kind"], version);
     setTier(parts.where, version);
     setText(cells["v-rows"], format.count(version.rows));
     setText(cells["v-size"], format.bytes(version.size_bytes));

@@ -186,7 +186,7 @@ export function mountOne(root, name) {
     if (detail.name === name) poll.now();
   };
   jobs.addEventListener("end", uploaded);
-  const endDrop = mayChange ? dropArea(root, name) : () => {};
+  const endDrop = dropArea(root, name);
   return () => {
     poll.stop();
     metrics?.stop();

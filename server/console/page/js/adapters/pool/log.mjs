@@ -40,7 +40,6 @@ class PoolLog {
 
   /** Show the last of it in `element`. */
   draw(element) {
-    element.classList.toggle("any", this.#events.length > 0);
     const shown = this.#events.length ? this.#events.slice(0, SHOWN) : [{ key: 0 }];
     keyed(
       element,
@@ -70,7 +69,7 @@ const WORDS = {
 };
 
 function makeEvent({ key, at, what, name, version, rows }) {
-  if (key === 0) return h("li", { class: "muted small" }, "None since this page was opened.");
+  if (key === 0) return h("li", { class: "muted small" }, "No loads or evictions since this page was opened.");
   const time = new Date(at * 1000).toLocaleTimeString([], { hour12: false });
   return h(
     "li",

@@ -6,7 +6,7 @@ import * as format from "../../format.mjs";
 import { deviceRoute } from "../listing.mjs";
 import { poolOf } from "./pool.mjs";
 import { poolLog } from "./log.mjs";
-import { fillHolder, fillSegment, makeHolder, makeSegment, restOf, summaryOf } from "./shares.mjs";
+import { fillHolder, fillSegment, makeHolder, makeSegment, restOfBar, restOfList, summaryOf } from "./shares.mjs";
 
 const MOST_LISTED = 300;
 const LEAVING_MS = 2500;
@@ -15,6 +15,7 @@ const SHOWN_ON_A_PHONE = 4;
 const phone = matchMedia("(max-width: 760px)");
 
 export class PoolPicture {
+  #nobody = h("p", { class: "muted small" }, "No adapter is on the device now.");
   #bar = h("div", { class: "pool-bar", "aria-hidden": "true" });
   #summary = h("p", { class: "muted number" });
   #holders = h("ul", { class: "holders", "aria-label": "Who holds rows of the device's pool" });
@@ -24,7 +25,7 @@ export class PoolPicture {
     "aria-expanded": "false",
     on: { click: () => this.#toggle() },
   });
-  #list = h("div", {}, this.#holders, this.#more);
+  #list = h("div", {}, this.#nobody, this.#holders, this.#more);
   #resized = () => this.#loosen();
   #events = h("ol", { class: "events", "aria-label": "Last loads and evictions" });
   #evictions = h("span", { class: "muted small number" });
@@ -123,12 +124,14 @@ export class PoolPicture {
     const used = this.#scrape?.sum("perft_device_rows_used") ?? NaN;
     const total = this.#scrape?.sum("perft_device_rows_total") ?? NaN;
     const pool = poolOf(poolLog.list.adapters, poolLog.list.isAll, used, total);
-    this.element.hidden = !(pool.whole > 0);
+    this.element.hidden = false;
     setText(this.#summary, summaryOf(pool));
     keyed(this.#bar, this.#segments(pool), (segment) => segment.key, makeSegment, fillSegment);
-    const rest = restOf(pool);
+    const rest = restOfList(pool);
     const most = (phone.matches ? SHOWN_ON_A_PHONE : SHOWN_HOLDERS) - rest.length;
     const shown = this.#isWide ? pool.holders : pool.holders.slice(0, most);
+    this.#nobody.hidden = shown.length + rest.length > 0;
+    this.#holders.hidden = !this.#nobody.hidden;
     keyed(
       this.#holders,
       [...shown, ...rest],
@@ -145,10 +148,10 @@ export class PoolPicture {
   }
 
   #segments(pool) {
-    const segments = pool.holders.map((holder) => ({ ...holder, kind: "holder" }));
+    const segments = pool.pieces.map((holder) => ({ ...holder, kind: "holder" }));
     for (const { id, name, rows } of this.#leaving.values())
       segments.push({ key: `leaving ${id}`, kind: "leaving", name, rows });
-    segments.push(...restOf(pool));
+    segments.push(...restOfBar(pool));
     if (pool.free > 0)
       segments.push({ key: "free", kind: "free", title: `${format.count(pool.free)} rows free`, rows: pool.free });
     return segments;

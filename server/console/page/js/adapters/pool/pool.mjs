@@ -2,16 +2,19 @@
 
 import { activeOf } from "../names.mjs";
 
-/** Shares smaller than this part of the pool are summed up. */
+/** Shares smaller than this part of the pool are one piece of the bar. */
 const SMALLEST = 0.012;
+/** Of more, the smallest are summed up in the list too. */
 const MOST_HOLDERS = 40;
 
 /** The picture of the pool.
  *
  * adapters: those with their active version on the device. isAll: whether these are all of them. used, total: rows of the
  * pool; NaN where this key may not read them. Returns
- * holders: each {key, name, names, version, rows, pinned}; equal contents are one, with several names;
- * others: {rows, adapters, isAll}: the small ones, summed up; besides: rows that no active version here holds;
+ * holders: each {key, name, names, version, rows, pinned}, the largest first; equal contents are one, with several names;
+ * others: {rows, adapters}: those beyond MOST_HOLDERS, summed up;
+ * pieces: the holders that the bar shows one by one; small: {rows, adapters}: all that are none of them, summed up;
+ * besides: rows that no active version here holds; isAll: as given;
  * free, pinned, used, total: rows (free and total may be NaN); whole: the rows of the full width; count: adapters.
  */
 export function poolOf(adapters, isAll, used, total) {
@@ -19,17 +22,19 @@ export function poolOf(adapters, isAll, used, total) {
   const known = sum(all);
   const taken = Number.isFinite(used) ? Math.max(used, known) : known;
   const whole = Number.isFinite(total) ? Math.max(total, taken) : taken;
-  const isShown = (holder, i) => i < MOST_HOLDERS && holder.rows >= whole * SMALLEST;
-  const holders = all.filter(isShown);
-  const small = all.filter((holder, i) => !isShown(holder, i));
-  const single = small.length === 1 && all.length <= MOST_HOLDERS ? small.splice(0) : [];
+  const holders = all.slice(0, MOST_HOLDERS);
+  const large = holders.filter((holder) => holder.rows >= whole * SMALLEST);
+  const pieces = all.length === large.length + 1 ? all : large;
   return {
-    holders: [...holders, ...single],
-    others: { rows: sum(small), adapters: small.length, isAll },
+    holders,
+    others: summedUp(all.slice(holders.length)),
+    pieces,
+    small: summedUp(all.slice(pieces.length)),
+    isAll,
     besides: taken - known,
     free: Number.isFinite(total) ? whole - taken : NaN,
     pinned: sum(all.filter((holder) => holder.pinned)),
-    count: all.reduce((count, holder) => count + holder.names.length, 0),
+    count: namesOf(all),
     used: taken,
     total,
     whole,
@@ -63,6 +68,21 @@ function holdersOf(adapters) {
 
 function sum(holders) {
   return holders.reduce((rows, holder) => rows + holder.rows, 0);
+}
+
+function namesOf(holders) {
+  return holders.reduce((count, holder) => count + holder.names.length, 0);
+}
+
+function summedUp(holders) {
+  return { rows: sum(holders), adapters: namesOf(holders) };
+}
+
+/** Which part of the whole rows are: "54.3 %", below 1 % with two places. */
+export function shareOf(rows, whole) {
+  const share = (100 * rows) / whole;
+  if (share > 0 && share < 0.005) return "<0.01 %";
+  return `${Number(share.toFixed(share < 1 ? 2 : 1))} %`;
 }
 
 /** What changed from one list of those on the device to the next: {came, left}, each {id, name, version, rows}.

@@ -4,33 +4,33 @@ import { h, setText } from "../../dom.mjs";
 import * as format from "../../format.mjs";
 import { colourOf, hrefOf } from "../names.mjs";
 import { hue, pinMark } from "../parts.mjs";
+import { shareOf } from "./pool.mjs";
 
-/** What holds rows and is not shown one by one. */
-export function restOf({ others, besides }) {
-  const rest = [];
-  if (others.rows > 0)
-    rest.push({
-      key: "others",
-      kind: "others",
-      title: `${format.count(others.adapters)}${others.isAll ? "" : "+"} others`,
-      rows: others.rows,
-    });
+/** The pieces of the bar that are no single adapter's. */
+export function restOfBar(pool) {
+  return rest(pool, "small", pool.small, (many) => `${many} small ones`);
+}
+
+/** The lines of the list that are no single adapter's. */
+export function restOfList(pool) {
+  return rest(pool, "others", pool.others, (many) => `${many} smaller adapters`);
+}
+
+function rest({ isAll, besides }, key, { rows, adapters }, titleOf) {
+  const found = [];
+  if (rows > 0) found.push({ key, kind: "others", rows, title: titleOf(`${format.count(adapters)}${isAll ? "" : "+"}`) });
   if (besides > 0) {
-    rest.push({
-      key: "besides",
-      kind: "besides",
-      rows: besides,
-      title: others.isAll ? "Other versions, and loads under way" : "Further adapters and versions",
-    });
+    const title = isAll ? "Other versions, and loads under way" : "Further adapters and versions";
+    found.push({ key: "besides", kind: "besides", rows: besides, title });
   }
-  return rest;
+  return found;
 }
 
 /** The picture in one line. */
 export function summaryOf({ used, total, whole, pinned, count }) {
   const adapters = `${format.count(count)} ${count === 1 ? "adapter" : "adapters"}`;
   const held = Number.isFinite(total)
-    ? `${format.count(used)} of ${format.count(total)} rows (${Math.round((100 * used) / whole)} %)`
+    ? `${format.count(used)} of ${format.count(total)} rows (${shareOf(used, whole)})`
     : `${format.count(used)} rows`;
   return [held, adapters, pinned ? `${format.count(pinned)} rows pinned` : null].filter(Boolean).join(" \u00b7 ");
 }
@@ -98,8 +98,6 @@ export function fillHolder(item, holder, pool) {
       ].filter(Boolean),
     );
   }
-  const share = Number.isFinite(pool.total)
-    ? ` \u00b7 ${format.percent(Math.round((1000 * holder.rows) / pool.whole) / 1000)}`
-    : "";
+  const share = Number.isFinite(pool.total) ? ` \u00b7 ${shareOf(holder.rows, pool.whole)}` : "";
   setText(rows, `${format.count(holder.rows)} rows${share}`);
 }

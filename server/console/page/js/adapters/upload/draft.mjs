@@ -116,7 +116,7 @@ export class Draft {
       const known = found.data.find((adapter) => adapter.name === name);
       if (known)
         says = `${name} exists, ${known.active === null ? "without an active version" : `@${known.active} is active`}: this becomes its next version.`;
-      else says = found.has_more ? "" : `${name} is a new adapter.`;
+      else says = found.has_more ? "" : `No adapter is called ${name} now: this makes one.`;
     } catch {
       says = ""; // the upload itself will say what is wrong
     }

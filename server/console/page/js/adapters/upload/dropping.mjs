@@ -2,12 +2,15 @@
 
 import { h } from "../../dom.mjs";
 import { icon } from "../../icons.mjs";
+import { session } from "../../session.mjs";
+import { showWhyNot } from "../key_hint.mjs";
 import { droppedFiles, hasFiles } from "./dropped.mjs";
 import { showUpload } from "./upload_dialog.mjs";
 
-/** Let files be dropped anywhere on the page. name: of the adapter whose next version they are, if it is clear.
- * Returns a function that ends it. */
+/** Let files be dropped anywhere on the page; whose key may not upload is told why. name: of the adapter whose next version
+ * they are, if it is clear. Returns a function that ends it. */
 export function dropArea(root, name = null) {
+  const mayUpload = session.may("change");
   const veil = h(
     "div",
     { class: "drop-veil", "aria-hidden": "true" },
@@ -15,7 +18,11 @@ export function dropArea(root, name = null) {
       "div",
       { class: "drop-veil-text" },
       icon("upload"),
-      name === null ? "Drop to upload" : ["Drop to upload as a version of ", h("bdi", {}, name)],
+      !mayUpload
+        ? "You may not upload here"
+        : name === null
+          ? "Drop to upload"
+          : ["Drop to upload as a version of ", h("bdi", {}, name)],
     ),
   );
   let depth = 0;
@@ -45,7 +52,8 @@ export function dropArea(root, name = null) {
       event.preventDefault();
       depth = 0;
       show(false);
-      showUpload(droppedFiles(event.dataTransfer), name);
+      if (mayUpload) showUpload(droppedFiles(event.dataTransfer), name);
+      else showWhyNot();
     },
   };
   for (const [type, listener] of Object.entries(listeners)) document.addEventListener(type, listener);

@@ -48,6 +48,16 @@ class Jobs extends EventTarget {
     this.#changed();
   }
 
+  get ended() {
+    return this.all.filter(({ state }) => ["done", "failed", "cancelled"].includes(state));
+  }
+
+  removeEnded() {
+    const ended = new Set(this.ended);
+    this.all = this.all.filter((job) => !ended.has(job));
+    this.#changed();
+  }
+
   get isBusy() {
     return this.#running !== null;
   }

@@ -6,15 +6,24 @@ import * as format from "../../format.mjs";
 import { icon } from "../../icons.mjs";
 import { asText, isWorthRetrying } from "../advice.mjs";
 import { jobs } from "./jobs.mjs";
+import { outcomeOf } from "./outcome.mjs";
 import { hrefOf, playgroundOf } from "../names.mjs";
 import { problemBox } from "../parts.mjs";
 
+const MOST_WITHOUT_DISMISS_ALL = 2;
+
 export class JobsPanel {
   #list = h("ul", { class: "jobs" });
+  #dismiss = h(
+    "button",
+    { class: "button quiet small", type: "button", on: { click: () => jobs.removeEnded() } },
+    "Dismiss all",
+  );
+  #head = h("div", { class: "jobs-head" }, this.#dismiss);
   #changed = () => this.#draw();
 
   constructor() {
-    this.element = h("section", { class: "card jobs-card", "aria-label": "Uploads", hidden: true }, this.#list);
+    this.element = h("section", { class: "card jobs-card", "aria-label": "Uploads", hidden: true }, this.#head, this.#list);
     jobs.addEventListener("change", this.#changed);
     this.#draw();
   }
@@ -25,6 +34,7 @@ export class JobsPanel {
 
   #draw() {
     this.element.hidden = jobs.all.length === 0;
+    this.#head.hidden = jobs.ended.length <= MOST_WITHOUT_DISMISS_ALL;
     keyed(
       this.#list,
       inOrder(jobs.all),
@@ -114,7 +124,7 @@ class JobItem {
     const again = () =>
       h("button", { class: "button small", type: "button", on: { click: () => jobs.retry(job) } }, "Send again");
     if (job.state === "done") {
-      const { title, model } = outcomeOf(job);
+      const { title, model } = outcomeOf(job.name, job.answer);
       replace(this.#title, h("span", { class: "job-icon good" }, icon("check")), h("span", {}, title));
       replace(
         this.#actions,
@@ -159,20 +169,6 @@ class JobItem {
       );
     }
   }
-}
-
-/** What became of an upload, in a sentence; and the model to try. */
-function outcomeOf({ name, answer: { created, adapter, location } }) {
-  const number = Number(/\/versions\/(\d+)$/.exec(location)?.[1]);
-  if (!number) return { title: created ? `${name} has a new version.` : `${name} has this content already.`, model: name };
-  const model = `${name}@${number}`;
-  const state = adapter.active === number ? "active" : "stored, not active";
-  return {
-    title: created
-      ? `${model} is new and ${state}.`
-      : `This content already was ${model}: no new version was made. It is ${state}.`,
-    model,
-  };
 }
 
 window.addEventListener("beforeunload", (event) => {
