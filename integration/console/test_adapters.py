@@ -287,12 +287,10 @@ def test_a_script_in_a_description_is_text(admin: TinyClient, open_console: Open
     page.get_by_role("button", name="Add a model").click()
     expect(page.get_by_role("dialog")).to_contain_text(SCRIPT)
     page.keyboard.press("Escape")
-    for place in (
-        f"#/adapters/{SCRIPT}",
-        f"#/adapters?search={IMAGE}",
-        f"#/watch/{IMAGE}",
-        f"#/playground?model={SCRIPT}",
-    ):
+    for place in (f"#/adapters/{SCRIPT}", f"#/adapters?search={IMAGE}", f"#/watch/{IMAGE}"):
         go(page, place)
         expect(page.get_by_role("main")).to_contain_text("owned(")
         assert page.locator("main script, main img").count() == 0
+    go(page, f"#/playground?model={SCRIPT}&model=hostile")
+    expect(page.get_by_role("region", name="hostile", exact=True)).to_be_visible()
+    assert page.locator("main script, main img").count() == 0

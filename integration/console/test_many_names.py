@@ -1,5 +1,7 @@
 """5,000 adapters: the table asks for one page at a time, and the page stays small. On the fake engine."""
 
+from typing import Any
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -17,10 +19,14 @@ def rows(page: Page) -> list[str]:
     return page.locator("table.adapters tbody .name").all_inner_texts()
 
 
-def named(many: LocalServer, **query: str | int) -> list[str]:
+def found(many: LocalServer, **query: str | int) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {key('admin')}"}
-    found = httpx.get(f"{many.url}/v1/adapters", params={"limit": PAGE, **query}, headers=headers).json()
-    return [each["name"] for each in found["data"]]
+    page: dict[str, Any] = httpx.get(f"{many.url}/v1/adapters", params={"limit": PAGE, **query}, headers=headers).json()
+    return page
+
+
+def named(many: LocalServer, **query: str | int) -> list[str]:
+    return [each["name"] for each in found(many, **query)["data"]]
 
 
 def test_search_sort_and_pages_are_the_apis(browser: Browser, many: LocalServer) -> None:
@@ -50,7 +56,7 @@ def test_search_sort_and_pages_are_the_apis(browser: Browser, many: LocalServer)
         page.get_by_role("button", name="Show all").click()
         expect(total).to_have_text("5,000")
         search.fill("support-")
-        expect(total).to_have_text(f"{len(named(many, search='support-', limit=1000))} found")
+        expect(total).to_have_text(f"{found(many, search='support-')['total']} found")
         assert sizes and max(sizes) < MOST_BYTES, sizes
 
 
