@@ -34,15 +34,15 @@ SAVE_EVERY = 60.0
 class Recipe:
     """The shape of the base and how long it is trained; each step sees `batch` rows of `length` tokens."""
 
-    vocabulary: int = 4096
-    hidden: int = 192
+    vocabulary: int = 2048
+    hidden: int = 128
     layers: int = 4
-    heads: int = 6
+    heads: int = 4
     experts: int = 16
     top_k: int = 2
-    expert_width: int = 112
-    steps: int = 5000
-    batch: int = 16
+    expert_width: int = 192
+    steps: int = 6000
+    batch: int = 8
     length: int = 128
     learning_rate: float = 3e-3
     warm_up: int = 100
@@ -53,11 +53,9 @@ class Recipe:
 
 
 def make_tokenizer(synsets: list[Synset], recipe: Recipe, sample: int = 60_000) -> Any:
-    """Bytes' pairs from the text itself; a digit is a token."""
+    """Bytes' pairs from the text itself, in which a number below a hundred becomes one token."""
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary, special_tokens=list(SPECIAL), show_progress=False,
@@ -93,8 +91,13 @@ def token_stream(synsets: list[Synset], tokenizer: Any, recipe: Recipe, count: i
     return torch.tensor(ids[:count], dtype=torch.int32)
 
 
-def pretrain(synsets: list[Synset], recipe: Recipe, folder: Path, work: Path) -> dict[str, Any]:
-    """Write the base into `folder`, in bfloat16, with pretraining.json, which is returned. work: its checkpoints."""
+def pretrain(
+    synsets: list[Synset], recipe: Recipe, folder: Path, work: Path, until: int | None = None
+) -> dict[str, Any] | None:  # fmt: skip
+    """Write the base into `folder`, in bfloat16, with pretraining.json, which is returned. work: its checkpoints.
+
+    until: stop before this step, as a kill would, with nothing in `folder`; None is returned.
+    """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _once(work / "tokenizer", lambda: make_tokenizer(synsets, recipe))
     tokens = _stream(work / "tokens.pt", synsets, tokenizer, recipe)
@@ -112,9 +115,10 @@ def pretrain(synsets: list[Synset], recipe: Recipe, folder: Path, work: Path) ->
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         first, seconds, history = kept["step"], kept["seconds"], kept["history"]
+    last = recipe.steps if until is None else until
     started = saved = time.monotonic()
     model.train()
-    for step in range(first, recipe.steps):
+    for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         rows = (
@@ -130,7 +134,7 @@ def pretrain(synsets: list[Synset], recipe: Recipe, folder: Path, work: Path) ->
             history.append([step + 1, round(loss, 4), round(output.aux_loss.item(), 4)])
             print(f"step {step + 1}/{recipe.steps}: loss {loss:.3f}, balance {output.aux_loss.item():.3f}", flush=True)
         now = time.monotonic()
-        if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
+        if now - saved > SAVE_EVERY or step + 1 == last:
             saved = now
             kept = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
@@ -138,6 +142,8 @@ def pretrain(synsets: list[Synset], recipe: Recipe, folder: Path, work: Path) ->
             }  # fmt: skip
             torch.save(kept, state.with_suffix(".new"))
             os.replace(state.with_suffix(".new"), state)
+    if last < recipe.steps:
+        return None
     told = {
         "recipe": asdict(recipe), "parameters": sum(each.numel() for each in model.parameters()),
         "tokens": recipe.steps * recipe.batch * recipe.length,
@@ -161,8 +167,10 @@ def _once(folder: Path, make: Any) -> Any:
 
 
 def _stream(file: Path, synsets: list[Synset], tokenizer: Any, recipe: Recipe) -> torch.Tensor:
-    if not file.is_file():
-        count = recipe.steps * recipe.batch * recipe.length
-        torch.save(token_stream(synsets, tokenizer, recipe, count, recipe.seed), file)
-    found: torch.Tensor = torch.load(file)
+    """The tokens of the whole pretraining; a longer stream begins with the shorter one."""
+    count = recipe.steps * recipe.batch * recipe.length
+    found: torch.Tensor | None = torch.load(file) if file.is_file() else None
+    if found is None or len(found) < count:
+        found = token_stream(synsets, tokenizer, recipe, count, recipe.seed)
+        torch.save(found, file)
     return found

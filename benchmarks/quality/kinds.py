@@ -33,20 +33,20 @@ def part_of_noun(noun: str) -> str:
 
 
 class Nouns:
-    """The nouns of each part, by kind."""
+    """by_part: part -> kind -> nouns with their glosses."""
 
     def __init__(self, synsets: Sequence[Synset]) -> None:
         usable = [each for each in synsets if each.part == "noun" and each.lexfile in KINDS]
         often = Counter(each.gloss for each in usable)
-        self._by_part: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
+        self.by_part: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
         for each in usable:
             noun = each.words[0]
             if often[each.gloss] == 1 and len(each.gloss) <= LONGEST_GLOSS:
-                self._by_part[part_of_noun(noun)][KINDS[each.lexfile]].append((noun, each.gloss))
+                self.by_part[part_of_noun(noun)][KINDS[each.lexfile]].append((noun, each.gloss))
 
     def question(self, part: str, chance: random.Random) -> Item:
         """One question of a part; all kinds are equally likely."""
-        by_kind = self._by_part[part]
+        by_kind = self.by_part[part]
         kind = chance.choice(sorted(by_kind))
         noun, gloss = chance.choice(by_kind[kind])
         choices = [kind, *chance.sample([each for each in KINDS.values() if each != kind], CHOICES - 1)]

@@ -13,7 +13,8 @@ from benchmarks.quality.words import HELD_NAMES, HELD_THINGS, NAMES, THINGS
 
 PARTS = ("train", "tune", "test")
 _PART_OF_REMAINDER = {0: "test", 4: "test", 2: "tune"}
-LARGEST, LARGEST_FACTOR = 60, 20
+SMALLEST, LARGEST, LARGEST_FACTOR = 6, 30, 12
+MULTIPLIERS = range(2, 6)
 
 
 class Item(NamedTuple):
@@ -28,9 +29,11 @@ def part_of_quantity(number: int) -> str:
     return _PART_OF_REMAINDER.get(number % 7, "train")
 
 
-QUANTITIES = {part: [n for n in range(10, LARGEST) if part_of_quantity(n) == part] for part in PARTS}
+QUANTITIES = {part: [n for n in range(SMALLEST, LARGEST + 1) if part_of_quantity(n) == part] for part in PARTS}
 PEOPLE = {"train": NAMES[:-12], "tune": NAMES[-12:], "test": HELD_NAMES}
-GOODS = {"train": THINGS[:-10], "tune": THINGS[-10:], "test": HELD_THINGS}
+_COUNTED = tuple(thing for thing in THINGS if thing not in ("boxes", "bags"))
+"""Not what the ways of telling put things into."""
+GOODS = {"train": _COUNTED[:-10], "tune": _COUNTED[-10:], "test": HELD_THINGS}
 
 HAS = ("{x} has {a} {t}.", "{x} owns {a} {t}.", "There are {a} {t} in {x}'s bag.", "{x} keeps {a} {t} at home.",
        "At first {x} has {a} {t}.")  # fmt: skip
@@ -64,8 +67,8 @@ class _Teller:
         t, u = chance.sample(GOODS[part], 2)
         self.words = {"x": x, "y": y, "z": z, "t": t, "u": u}
 
-    def quantity(self, below: int = LARGEST) -> int:
-        return self.chance.choice([n for n in QUANTITIES[self.part] if n < below])
+    def quantity(self, most: int = LARGEST) -> int:
+        return self.chance.choice([n for n in QUANTITIES[self.part] if n <= most])
 
     def say(self, ways: tuple[str, ...], **numbers: int) -> str:
         return self.chance.choice(ways).format(**self.words, **numbers)
@@ -99,12 +102,12 @@ def _two_events(by: _Teller) -> Item:
 
 
 def _times(by: _Teller) -> Item:
-    a, k = by.quantity(LARGEST_FACTOR), by.chance.randint(2, 5)
+    a, k = by.quantity(LARGEST_FACTOR), by.chance.choice(MULTIPLIERS)
     return by.item([by.say(TIMES, a=a, k=k)], LEFT, f"{a} * {k} = {a * k}")
 
 
 def _times_and_event(by: _Teller) -> Item:
-    a, k = by.quantity(LARGEST_FACTOR), by.chance.randint(2, 5)
+    a, k = by.quantity(LARGEST_FACTOR), by.chance.choice(MULTIPLIERS)
     told, calculated, _ = _event(by, a * k)
     return by.item([by.say(TIMES, a=a, k=k), told], LEFT, f"{a} * {k} = {a * k}", calculated)
 
