@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.quality.text import documents
+from benchmarks.quality.text import LATER_SHARES, documents
 from benchmarks.quality.wordnet import Synset
 
 SPECIAL = ("<pad>", "<eos>")
@@ -32,7 +33,11 @@ SAVE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """The shape of the base and how long it is trained; each step sees `batch` rows of `length` tokens."""
+    """The shape of the base and how long it is trained; each step sees `batch` rows of `length` tokens.
+
+    first_steps: on the first mixture of text, the others on the later one. decay: steps at the end over which the
+    learning rate falls to 0.
+    """
 
     vocabulary: int = 2048
     hidden: int = 128
@@ -42,6 +47,7 @@ class Recipe:
     top_k: int = 2
     expert_width: int = 192
     steps: int = 6000
+    first_steps: int = 1100
     batch: int = 8
     length: int = 128
     learning_rate: float = 3e-3
@@ -81,9 +87,9 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def token_stream(synsets: list[Synset], tokenizer: Any, recipe: Recipe, count: int, seed: int) -> torch.Tensor:
+def token_stream(source: Iterator[str], tokenizer: Any, count: int) -> torch.Tensor:
     """`count` tokens of documents, an end-of-text token after each."""
-    source, ids = documents(synsets, seed), []
+    ids: list[int] = []
     while len(ids) < count:
         for one in tokenizer(list(itertools.islice(source, 2000))).input_ids:
             ids += one
@@ -168,9 +174,12 @@ def _once(folder: Path, make: Any) -> Any:
 
 def _stream(file: Path, synsets: list[Synset], tokenizer: Any, recipe: Recipe) -> torch.Tensor:
     """The tokens of the whole pretraining; a longer stream begins with the shorter one."""
-    count = recipe.steps * recipe.batch * recipe.length
+    a_step = recipe.batch * recipe.length
     found: torch.Tensor | None = torch.load(file) if file.is_file() else None
-    if found is None or len(found) < count:
-        found = token_stream(synsets, tokenizer, recipe, count, recipe.seed)
+    if found is None or len(found) < recipe.steps * a_step:
+        first = min(recipe.first_steps, recipe.steps)
+        parts = [(documents(synsets, recipe.seed), first)]
+        parts.append((documents(synsets, recipe.seed + 1, LATER_SHARES), recipe.steps - first))
+        found = torch.cat([token_stream(source, tokenizer, steps * a_step) for source, steps in parts])
         torch.save(found, file)
     return found

@@ -1,12 +1,12 @@
 """Owns the text that the small OLMoE is pretrained on: WordNet's glosses and examples, small stories, facts about
-numbers, and questions about what was just said.
+numbers, lists said twice, and questions about what was just said.
 
 Invariant: no document is one of the tasks. A story with numbers never says what they come to, no question asks for a
 number that is not said, and no gloss is followed by a choice of kinds.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.quality.wordnet import Synset
 from benchmarks.quality.words import (
@@ -25,21 +25,19 @@ from benchmarks.quality.words import (
 PEOPLE = (*NAMES, *HELD_NAMES)
 GOODS = (*THINGS, *HELD_THINGS)
 SHARES = {"gloss": 0.28, "numbers": 0.30, "recall": 0.28, "story": 0.14}
-"""Of the documents, which are about equally long."""
-
-
+"""Of the documents, which are about equally long, in the first part of the pretraining."""
+LATER_SHARES = {"gloss": 0.22, "numbers": 0.26, "recall": 0.20, "story": 0.08, "lists": 0.24}
 LARGEST_FIRST, LARGEST_SECOND = 60, 30
 """Of the operands of a fact."""
 
 
-def documents(synsets: Sequence[Synset], seed: int) -> Iterator[str]:
+def documents(synsets: Sequence[Synset], seed: int, shares: Mapping[str, float] = SHARES) -> Iterator[str]:
     """Without an end. Every synset comes up once before any comes up again."""
     chance = random.Random(seed)
     glosses = _glosses(synsets, chance)
-    makers = {"numbers": numbers, "recall": recall, "story": story}
     while True:
-        (kind,) = chance.choices(list(SHARES), list(SHARES.values()))
-        yield next(glosses) if kind == "gloss" else makers[kind](chance)
+        (kind,) = chance.choices(list(shares), list(shares.values()))
+        yield next(glosses) if kind == "gloss" else MAKERS[kind](chance)
 
 
 def _glosses(synsets: Sequence[Synset], chance: random.Random) -> Iterator[str]:
@@ -146,3 +144,26 @@ def recall(chance: random.Random) -> str:
         asked.append((f"Where are the {things[at]}?", f"the {places[at]}"))
     question, answer = chance.choice(asked)
     return f"Question: {' '.join(said)} {question}\nAnswer: {answer}"
+
+
+def lists(chance: random.Random) -> str:
+    """A list said twice, or numbers and what they come to."""
+    count = chance.randint(2, 4)
+    if chance.random() < 0.5:
+        people, things = chance.sample(PEOPLE, count), chance.sample(GOODS, count)
+        listed = [f"{p} {chance.randint(2, LARGEST_SECOND)} {t}" for p, t in zip(people, things, strict=True)]
+        again = listed if chance.random() < 0.5 else chance.sample(listed, count)
+        return f"{', '.join(listed)}. {', '.join(again)}."
+    said = [chance.randint(2, LARGEST_SECOND) for _ in range(count)]
+    start = f"Numbers: {', '.join(map(str, said))}."
+    if chance.random() < 0.4:
+        return f"{start} Again: {', '.join(map(str, said))}."
+    a, b = said[:2]
+    facts = [f"{a} + {b} = {a + b}", f"{max(a, b)} - {min(a, b)} = {max(a, b) - min(a, b)}"]
+    return f"{start} {chance.choice(facts)}"
+
+
+MAKERS: dict[str, Callable[[random.Random], str]] = {
+    "numbers": numbers, "recall": recall, "story": story, "lists": lists,
+}  # fmt: skip
+"""Of every kind but glosses."""
