@@ -4,12 +4,12 @@ Invariant: the same seed gives the same text, the same initial weights and the s
 killed goes on from its last checkpoint (kept every minute) as if it had not been.
 """
 
-import itertools
 import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.quality.text import LATER_SHARES, documents
+from benchmarks.quality.text import MIXTURES, documents
 from benchmarks.quality.wordnet import Synset
 
 SPECIAL = ("<pad>", "<eos>")
@@ -35,8 +35,8 @@ SAVE_EVERY = 60.0
 class Recipe:
     """The shape of the base and how long it is trained; each step sees `batch` rows of `length` tokens.
 
-    first_steps: on the first mixture of text, the others on the later one. decay: steps at the end over which the
-    learning rate falls to 0.
+    mixtures_until: the step before which each mixture of text but the last ends. decay: steps at the end over which
+    the learning rate falls to 0.
     """
 
     vocabulary: int = 2048
@@ -46,13 +46,13 @@ class Recipe:
     experts: int = 16
     top_k: int = 2
     expert_width: int = 192
-    steps: int = 6000
-    first_steps: int = 1100
+    steps: int = 4400
+    mixtures_until: tuple[int, ...] = (1100, 2200, 3200)
     batch: int = 8
     length: int = 128
     learning_rate: float = 3e-3
     warm_up: int = 100
-    decay: int = 1200
+    decay: int = 1000
     weight_decay: float = 0.05
     aux_loss: float = 0.01
     seed: int = 1
@@ -67,7 +67,7 @@ def make_tokenizer(synsets: list[Synset], recipe: Recipe, sample: int = 60_000) 
         vocab_size=recipe.vocabulary, special_tokens=list(SPECIAL), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    made.train_from_iterator(itertools.islice(documents(synsets, recipe.seed), sample), trainer)
+    made.train_from_iterator(islice(documents(synsets, recipe.seed, MIXTURES[0]), sample), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -91,7 +91,7 @@ def token_stream(source: Iterator[str], tokenizer: Any, count: int) -> torch.Ten
     """`count` tokens of documents, an end-of-text token after each."""
     ids: list[int] = []
     while len(ids) < count:
-        for one in tokenizer(list(itertools.islice(source, 2000))).input_ids:
+        for one in tokenizer(list(islice(source, 2000))).input_ids:
             ids += one
             ids.append(tokenizer.eos_token_id)
     return torch.tensor(ids[:count], dtype=torch.int32)
@@ -177,9 +177,12 @@ def _stream(file: Path, synsets: list[Synset], tokenizer: Any, recipe: Recipe) -
     a_step = recipe.batch * recipe.length
     found: torch.Tensor | None = torch.load(file) if file.is_file() else None
     if found is None or len(found) < recipe.steps * a_step:
-        first = min(recipe.first_steps, recipe.steps)
-        parts = [(documents(synsets, recipe.seed), first)]
-        parts.append((documents(synsets, recipe.seed + 1, LATER_SHARES), recipe.steps - first))
-        found = torch.cat([token_stream(source, tokenizer, steps * a_step) for source, steps in parts])
+        ends = [min(end, recipe.steps) for end in (*recipe.mixtures_until, recipe.steps)]
+        found = torch.cat(
+            [
+                token_stream(documents(synsets, recipe.seed + part, MIXTURES[part]), tokenizer, (end - start) * a_step)
+                for part, (start, end) in enumerate(pairwise((0, *ends)))
+            ]
+        )
         torch.save(found, file)
     return found

@@ -26,7 +26,7 @@ SAMPLE = 400
 def measured(model: Any, tokenizer: Any, synsets: Sequence[Synset], documents: int = DOCUMENTS) -> dict[str, Any]:
     """All of it, by layer where it is of a layer."""
     chance = random.Random(SEED)
-    texts = {kind: [made(kind, synsets, chance) for _ in range(documents)] for kind in text.LATER_SHARES}
+    texts = {kind: [made(kind, synsets, chance) for _ in range(documents)] for kind in text.MIXTURES[-1]}
     blocks = moe_blocks(model)
     seen = _Seen(blocks)
     losses = {kind: _loss(model, tokenizer, each, seen, kind) for kind, each in texts.items()}
@@ -80,7 +80,7 @@ def _layer(block: MoeBlock, seen: _Seen, index: int) -> dict[str, Any]:
     calls = seen.calls[index]
     experts = len(block.router_weight)
     chosen_TJ = torch.cat([chosen for _, _, chosen in calls])
-    kinds = list(text.LATER_SHARES)
+    kinds = list(text.MIXTURES[-1])
     kind_T = torch.cat([torch.full((len(chosen),), kinds.index(kind)) for kind, _, chosen in calls])
     use_N = chosen_TJ.flatten().bincount(minlength=experts) / chosen_TJ.numel()
     x_SD = torch.cat([x.flatten(0, -2) for _, x, _ in calls])

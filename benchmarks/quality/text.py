@@ -24,14 +24,19 @@ from benchmarks.quality.words import (
 
 PEOPLE = (*NAMES, *HELD_NAMES)
 GOODS = (*THINGS, *HELD_THINGS)
-SHARES = {"gloss": 0.28, "numbers": 0.30, "recall": 0.28, "story": 0.14}
-"""Of the documents, which are about equally long, in the first part of the pretraining."""
-LATER_SHARES = {"gloss": 0.22, "numbers": 0.26, "recall": 0.20, "story": 0.08, "lists": 0.24}
+MIXTURES: tuple[dict[str, float], ...] = (
+    {"gloss": 0.28, "numbers": 0.30, "recall": 0.28, "story": 0.14},
+    {"gloss": 0.22, "numbers": 0.26, "recall": 0.20, "story": 0.08, "lists": 0.24},
+    {"gloss": 0.10, "numbers": 0.10, "recall": 0.20, "lists": 0.15, "copies": 0.45},
+    {"gloss": 0.20, "numbers": 0.30, "recall": 0.20, "story": 0.06, "lists": 0.14, "copies": 0.10},
+)
+"""Shares of the documents, in one part of the pretraining after the other. A base of this size learns to say again what
+was said only where it sees little else for a while."""
 LARGEST_FIRST, LARGEST_SECOND = 60, 30
 """Of the operands of a fact."""
 
 
-def documents(synsets: Sequence[Synset], seed: int, shares: Mapping[str, float] = SHARES) -> Iterator[str]:
+def documents(synsets: Sequence[Synset], seed: int, shares: Mapping[str, float]) -> Iterator[str]:
     """Without an end. Every synset comes up once before any comes up again."""
     chance = random.Random(seed)
     glosses = _glosses(synsets, chance)
@@ -163,7 +168,14 @@ def lists(chance: random.Random) -> str:
     return f"{start} {chance.choice(facts)}"
 
 
+def copies(chance: random.Random) -> str:
+    """Words and numbers in no order, said twice."""
+    pool = (*PEOPLE, *GOODS, *PLACES, *COLOURS, *map(str, range(2, LARGEST_FIRST)))
+    said = " ".join(chance.sample(pool, chance.randint(5, 16)))
+    return f"{said}. {said}."
+
+
 MAKERS: dict[str, Callable[[random.Random], str]] = {
-    "numbers": numbers, "recall": recall, "story": story, "lists": lists,
+    "numbers": numbers, "recall": recall, "story": story, "lists": lists, "copies": copies,
 }  # fmt: skip
 """Of every kind but glosses."""
