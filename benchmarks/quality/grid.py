@@ -39,9 +39,10 @@ BASE = "base"
 LIKE_LORA = {"small": (4, 16), "demo": (4,)}
 """The budgets of each base: as many activated parameters as qvLoRA of this rank."""
 LARGEST_DIFFERENCE = 0.02
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-"""Tried first; where the best is the lowest or the highest, the next one beyond it is tried too."""
-FURTHER = (1e-4, 3e-4, *LEARNING_RATES, 3e-2, 1e-1)
+LEARNING_RATES = (3e-3, 1e-2, 1e-3)
+"""Tried first, in this order, each for all methods. Where the best is the lowest or the highest,
+the next one beyond it is tried too."""
+FURTHER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TUNING_SEED = 0
 
 
@@ -92,11 +93,12 @@ def planned(results: Mapping[str, Any], order: Sequence[Part] = ORDER) -> Iterat
     """
     for part in order:
         yield Run(part.base, part.task, BASE)
-        rates: dict[str, float] = {}
-        for method in part.methods:
-            tuned = Run(part.base, part.task, method, part.budget, seed=TUNING_SEED)
-            yield from (replace_rate(tuned, rate) for rate in rates_to_try(results, tuned))
-            rates[method] = chosen_rate(results, tuned)
+        tuned = {each: Run(part.base, part.task, each, part.budget, seed=TUNING_SEED) for each in part.methods}
+        tries = {method: rates_to_try(results, run) for method, run in tuned.items()}
+        for place in range(max(map(len, tries.values()))):
+            for method, tried in tries.items():
+                yield from (replace_rate(tuned[method], rate) for rate in tried[place : place + 1])
+        rates = {method: chosen_rate(results, run) for method, run in tuned.items()}
         for seed in part.seeds:
             for method in part.methods:
                 if seed == TUNING_SEED and not rates[method]:
@@ -110,11 +112,11 @@ def replace_rate(run: Run, rate: float) -> Run:
 
 def rates_to_try(results: Mapping[str, Any], tuned: Run) -> list[float]:
     """Those to try first, and then as many beyond as it takes until the best has one that is worse on both sides."""
-    tried = [rate for rate in FURTHER if rate in LEARNING_RATES or replace_rate(tuned, rate).name in results]
-    if all(replace_rate(tuned, rate).name in results for rate in tried):
+    known = {rate for rate in FURTHER if replace_rate(tuned, rate).name in results}
+    tried = [*LEARNING_RATES, *sorted(known - set(LEARNING_RATES))]
+    if known >= set(tried):
         best = FURTHER.index(chosen_rate(results, tuned))
-        if FURTHER[best] in (tried[0], tried[-1]):
-            tried += FURTHER[best - 1 : best] if FURTHER[best] == tried[0] else FURTHER[best + 1 : best + 2]
+        tried += [rate for rate in FURTHER[max(0, best - 1) : best + 2] if rate not in known]
     return tried
 
 

@@ -32,9 +32,9 @@ from perft.training.scoring import score
 class Steps(NamedTuple):
     """How long a run trains, the same for all methods on one base."""
 
-    steps: int = 300
+    steps: int = 250
     batch: int = 16
-    looks: int = 4
+    looks: int = 3
     """Times that the tune part is looked at; the weights of the lowest loss are kept."""
 
 

@@ -69,6 +69,7 @@ def test_a_partial_grid_is_a_fair_comparison() -> None:
     assert [run.seed for run in later] == [1] * len(METHODS) + [2] * len(METHODS)
     assert [run.method for run in later] == 2 * list(METHODS)
     tuned = [run for run in runs if run.seed == grid.TUNING_SEED and run.method != grid.BASE]
+    assert [run.method for run in tuned] == 3 * list(METHODS), "and a learning rate is tried for every method"
     assert later[0] not in tuned and {run.method for run in tuned} == set(METHODS)
 
 
@@ -77,7 +78,7 @@ def test_the_learning_rate_is_the_best_on_the_tune_part_and_no_edge() -> None:
     part = Part("small", "kinds", 4, (0, 1), ("E",))
     found: dict[str, Any] = {}
     runs = finished(found, [part], best=3e-2)
-    assert [run.learning_rate for run in runs] == [0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-2]
+    assert [run.learning_rate for run in runs] == [0.0, 3e-3, 1e-2, 1e-3, 3e-2, 1e-1, 3e-2]
     assert runs[-1].seed == 1
 
 
