@@ -39,7 +39,7 @@ BASE = "base"
 LIKE_LORA = {"small": (4, 16), "demo": (4,)}
 """The budgets of each base: as many activated parameters as qvLoRA of this rank."""
 LARGEST_DIFFERENCE = 0.02
-LEARNING_RATES = (3e-3, 1e-2, 1e-3)
+LEARNING_RATES = (1e-2, 3e-3, 3e-2)
 """Tried first, in this order, each for all methods. Where the best is the lowest or the highest,
 the next one beyond it is tried too."""
 FURTHER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
