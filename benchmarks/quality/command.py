@@ -17,13 +17,18 @@ def main() -> None:
     run = commands.add_parser("run", help="do the runs that have no result yet")
     run.add_argument("--base", choices=("small", "demo"), help="runs on this base alone (default: both)")
     run.add_argument("--minutes", type=float, default=24 * 60.0, help="begin no run after so long")
+    commands.add_parser(
+        "mistakes", help="count where wrong answers go wrong, of the runs whose adapters are still there"
+    )
     commands.add_parser("page", help="docs/quality.md and its pictures, from the result files")
     check = commands.add_parser("check", help="one tiny cell end to end; leaves nothing in the repository")
     check.add_argument("--output", type=Path, help="folder to work in (default: build/quality/check, made anew)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.nice(19)
-    {"pretrain": _pretrain, "experts": _experts, "run": _run, "page": _page, "check": _check}[options.what](options)
+    {
+        "pretrain": _pretrain, "experts": _experts, "run": _run, "mistakes": _mistakes, "page": _page, "check": _check,
+    }[options.what](options)  # fmt: skip
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -52,6 +57,18 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.quality.runs import run_all
 
     run_all(options.base, 60 * options.minutes)
+
+
+def _mistakes(options: argparse.Namespace) -> None:
+    import json
+
+    from benchmarks.quality import mistakes
+    from benchmarks.quality.places import MISTAKES
+    from benchmarks.quality.runs import results
+
+    kept = json.loads(MISTAKES.read_text(encoding="utf-8")) if MISTAKES.is_file() else {}
+    found = dict(sorted({**kept, **mistakes.measured(results())}.items()))
+    MISTAKES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _page(options: argparse.Namespace) -> None:

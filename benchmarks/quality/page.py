@@ -18,8 +18,9 @@ from benchmarks.quality.base import Recipe
 from benchmarks.quality.data import TASKS
 from benchmarks.quality.figures import Cell, accuracy, cells, comparisons
 from benchmarks.quality.grid import BASE, METHODS, ORDER, Run, planned
+from benchmarks.quality.mistakes import KINDS
 from benchmarks.quality.places import BASE as SMALL_BASE
-from benchmarks.quality.places import EXPERTS, GEOMETRY, PAGE, RUNS
+from benchmarks.quality.places import EXPERTS, GEOMETRY, MISTAKES, PAGE, RUNS
 
 SECTION = re.compile(r"(<!-- quality:(\w+):begin -->\n).*?(<!-- quality:\2:end -->)", re.DOTALL)
 BASE_EXPERTS = Recipe().experts
@@ -183,6 +184,22 @@ def _aim(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _mistakes(results: Mapping[str, Any]) -> str:
+    """Where wrong answers go wrong first: the mean over seeds."""
+    if not MISTAKES.is_file():
+        return ""
+    found = [each for name, each in json.loads(MISTAKES.read_text(encoding="utf-8")).items() if name in results]
+    rows = []
+    for budget in sorted({each["budget"] for each in found}):
+        for method, of in METHODS.items():
+            ours = [each for each in found if (each["method"], each["budget"]) == (method, budget)]
+            if ours:
+                whole = sum(each["problems"] for each in ours)
+                shares = [sum(each["first_mistakes"][kind] for each in ours) / whole for kind in KINDS]
+                rows.append((str(budget), of.label, *(f"{share:.1%}" for share in shares), str(len(ours))))
+    return markdown(("budget", "method", *KINDS, "seeds"), rows)
+
+
 def _missing(results: Mapping[str, Any]) -> str:
     """The runs of the plan that have no result; learning rates that are not chosen yet leave more."""
     left = Counter((run.base, run.task, run.budget) for run in _left(results))
@@ -210,6 +227,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "kinds": _accuracies("small", "kinds"),
     "demo": _accuracies("demo", "arithmetic"),
     "aim": _aim,
+    "mistakes": _mistakes,
     "geometry": lambda results: geometry.told() if GEOMETRY.is_dir() else "",
     "missing": _missing,
 }
