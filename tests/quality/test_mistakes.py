@@ -25,11 +25,11 @@ def test_a_result_of_several_tokens_is_one_result() -> None:
 
 
 def test_problems_are_counted_by_their_first_mistake() -> None:
-    """The base as it is does not say that 15 + 1 is 99; it does say what comes before."""
+    """The base as it is does not say that 15 + 1 is 50; it does say what comes before."""
     import torch
 
     model, tokenizer = load_model(str(BASE), torch.float32), load_tokenizer(str(BASE))
-    ids = tokenizer.encode("7 + 8 = 15, 15 + 1 = 99", add_special_tokens=False)
+    ids = tokenizer.encode("7 + 8 = 15, 15 + 1 = 50", add_special_tokens=False)
     encoded = Encoded(ids, [IGNORED] * (len(ids) - 2) + ids[-2:])
     assert first_mistakes(model, tokenizer, [encoded] * 3) == {"quantity": 0, "sign": 0, "result": 3, "end": 0}
     assert len(tokenizer) == Recipe().vocabulary
