@@ -76,8 +76,8 @@ class Part(NamedTuple):
 
 ORDER = (
     Part("small", "arithmetic", 4, (0, 1, 2)),
-    Part("small", "arithmetic", 16, (0, 1, 2)),
     Part("small", "kinds", 4, (0, 1, 2)),
+    Part("small", "arithmetic", 16, (0, 1, 2)),
     Part("small", "arithmetic", 4, (3, 4)),
     Part("small", "arithmetic", 16, (3, 4)),
     Part("small", "kinds", 4, (3, 4)),
