@@ -39,10 +39,10 @@ BASE = "base"
 LIKE_LORA = {"small": (4, 16), "demo": (4,)}
 """The budgets of each base: as many activated parameters as qvLoRA of this rank."""
 LARGEST_DIFFERENCE = 0.02
-LEARNING_RATES = (1e-2, 3e-3, 3e-2)
+LEARNING_RATES = (3e-2, 1e-2, 1e-1)
 """Tried first, in this order, each for all methods. Where the best is the lowest or the highest,
 the next one beyond it is tried too."""
-FURTHER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+FURTHER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 TUNING_SEED = 0
 
 
@@ -113,11 +113,13 @@ def replace_rate(run: Run, rate: float) -> Run:
 def rates_to_try(results: Mapping[str, Any], tuned: Run) -> list[float]:
     """Those to try first, and then as many beyond as it takes until the best has one that is worse on both sides."""
     known = {rate for rate in FURTHER if replace_rate(tuned, rate).name in results}
-    tried = [*LEARNING_RATES, *sorted(known - set(LEARNING_RATES))]
-    if known >= set(tried):
-        best = FURTHER.index(chosen_rate(results, tuned))
-        tried += [rate for rate in FURTHER[max(0, best - 1) : best + 2] if rate not in known]
-    return tried
+    best = FURTHER.index(chosen_rate(results, tuned)) if known else 0
+    beside = FURTHER[max(0, best - 1) : best + 2]
+    if len(known) > 1 and known >= set(beside):
+        return sorted(known)
+    if known >= set(LEARNING_RATES):
+        return [*sorted(known), *(rate for rate in beside if rate not in known)]
+    return [*LEARNING_RATES, *sorted(known - set(LEARNING_RATES))]
 
 
 def chosen_rate(results: Mapping[str, Any], tuned: Run) -> float:
