@@ -18,7 +18,7 @@ from perft.inspection.plots import Drawn
 from perft.inspection.plots import draw as draw_vectors
 from perft.inspection.routing import LayerRouting, routing_on
 
-SHOWN = Run("small", "arithmetic", "R2of8", 16, seed=TUNING_SEED)
+SHOWN = Run("small", "arithmetic", "R2of8", 4, seed=TUNING_SEED)
 PROBLEMS = 100
 LAYER = 2
 

@@ -23,13 +23,15 @@ from perft.training.scoring import next_tokens
 
 KINDS = ("quantity", "sign", "result", "end")
 BATCH = 100
+PROBLEMS = 200
+"""The first ones of the test."""
 
 
 def measured(results: Mapping[str, Any], runs: Path = BUILD / "runs") -> dict[str, dict[str, Any]]:
     """Name of a run -> how many test problems first go wrong where; of the runs on the page that are still there."""
     tokenizer = load_tokenizer(str(BASE))
     examples = read_examples([task_files("arithmetic")["test"]])
-    encoded = encode_all(tokenizer, examples, "chat", "answer", 256, "error")
+    encoded = encode_all(tokenizer, examples, "chat", "answer", 256, "error")[:PROBLEMS]
     found = {}
     for cell in cells(results, "small", "arithmetic"):
         for seed in cell.seeds:
