@@ -49,16 +49,20 @@ def accuracy(result: Mapping[str, Any], part: str = "test") -> float:
     return float(result[part]["right"] / result[part]["examples"])
 
 
-def cells(results: Mapping[str, Any], base: str, task: str) -> list[Cell]:
-    """Those that have a result at the learning rate that was chosen, in the order of budgets and methods."""
+def cells(results: Mapping[str, Any], base: str, task: str, longer: int = 1) -> list[Cell]:
+    """Those that have a result at the learning rate that was chosen, in the order of budgets and methods.
+
+    longer: of runs of so many times the usual steps.
+    """
     found = []
     budgets = sorted({each["budget"] for each in results.values() if each["method"] != BASE})
     for budget in budgets:
         for method in METHODS:
-            rate = chosen_rate(results, Run(base, task, method, budget))
+            rate = chosen_rate(results, Run(base, task, method, budget, longer=longer))
             ours = [
                 each for each in results.values()
                 if (each["base"], each["task"], each["method"], each["budget"]) == (base, task, method, budget)
+                and each.get("longer", 1) == longer
                 and each["learning_rate"] == rate
             ]  # fmt: skip
             if ours:

@@ -48,7 +48,7 @@ TUNING_SEED = 0
 
 class Run(NamedTuple):
     """One training and its scores, or for the method `base` the scores alone. budget: the rank of the qvLoRA that
-    activates as many parameters."""
+    activates as many parameters. longer: so many times as many steps as usual."""
 
     base: str
     task: str
@@ -56,12 +56,14 @@ class Run(NamedTuple):
     budget: int = 0
     learning_rate: float = 0.0
     seed: int = 0
+    longer: int = 1
 
     @property
     def name(self) -> str:
         if self.method == BASE:
             return f"{self.base}-{self.task}-base"
-        return f"{self.base}-{self.task}-{self.method}-{self.budget}-lr{self.learning_rate:g}-seed{self.seed}"
+        longer = f"-{self.longer}times" if self.longer > 1 else ""
+        return f"{self.base}-{self.task}-{self.method}-{self.budget}-lr{self.learning_rate:g}-seed{self.seed}{longer}"
 
 
 class Part(NamedTuple):
@@ -72,10 +74,14 @@ class Part(NamedTuple):
     budget: int
     seeds: Sequence[int]
     methods: Sequence[str] = tuple(METHODS)
+    longer: int = 1
 
 
+LONGER, LONGER_METHODS, LONGER_BUDGET = 4, ("qvlora", "R2of4", "E"), 4
+"""Whether more steps change what comes out."""
 ORDER = (
     Part("small", "arithmetic", 4, (0, 1, 2)),
+    Part("small", "arithmetic", LONGER_BUDGET, (0,), LONGER_METHODS, LONGER),
     Part("small", "kinds", 4, (0, 1, 2)),
     Part("small", "arithmetic", 16, (0, 1, 2)),
     Part("small", "arithmetic", 4, (3, 4)),
@@ -93,7 +99,9 @@ def planned(results: Mapping[str, Any], order: Sequence[Part] = ORDER) -> Iterat
     """
     for part in order:
         yield Run(part.base, part.task, BASE)
-        tuned = {each: Run(part.base, part.task, each, part.budget, seed=TUNING_SEED) for each in part.methods}
+        tuned = {
+            each: Run(part.base, part.task, each, part.budget, 0.0, TUNING_SEED, part.longer) for each in part.methods
+        }
         tries = {method: rates_to_try(results, run) for method, run in tuned.items()}
         for place in range(max(map(len, tries.values()))):
             for method, tried in tries.items():
@@ -103,7 +111,7 @@ def planned(results: Mapping[str, Any], order: Sequence[Part] = ORDER) -> Iterat
             for method in part.methods:
                 if seed == TUNING_SEED and not rates[method]:
                     continue  # it is one of those above
-                yield Run(part.base, part.task, method, part.budget, rates[method], seed)
+                yield Run(part.base, part.task, method, part.budget, rates[method], seed, part.longer)
 
 
 def replace_rate(run: Run, rate: float) -> Run:

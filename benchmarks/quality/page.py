@@ -17,7 +17,7 @@ from benchmarks.quality import geometry, plots
 from benchmarks.quality.base import Recipe
 from benchmarks.quality.data import TASKS
 from benchmarks.quality.figures import Cell, accuracy, cells, comparisons
-from benchmarks.quality.grid import BASE, METHODS, ORDER, Run, planned
+from benchmarks.quality.grid import BASE, LONGER, METHODS, ORDER, Run, planned
 from benchmarks.quality.mistakes import KINDS
 from benchmarks.quality.places import BASE as SMALL_BASE
 from benchmarks.quality.places import EXPERTS, GEOMETRY, MISTAKES, PAGE, RUNS
@@ -127,25 +127,27 @@ def _budgets(results: Mapping[str, Any]) -> str:
 
 def _rates(results: Mapping[str, Any]) -> str:
     """Every learning rate that was tried, with its loss on the tune part."""
-    tuned: dict[tuple[str, str, int, str], dict[float, float]] = {}
+    tuned: dict[tuple[str, str, int, int, str], dict[float, float]] = {}
     for each in results.values():
         if each["method"] != BASE and each["seed"] == 0:
-            key = (each["base"], each["task"], each["budget"], each["method"])
+            key = (each["base"], each["task"], each.get("longer", 1), each["budget"], each["method"])
             tuned.setdefault(key, {})[each["learning_rate"]] = each["tune"]["loss"]
     rates = sorted({rate for found in tuned.values() for rate in found})
     rows = []
-    for key in sorted(tuned, key=lambda key: (key[0] != "small", *key[:3], list(METHODS).index(key[3]))):
+    for key in sorted(tuned, key=lambda key: (key[0] != "small", *key[:4], list(METHODS).index(key[4]))):
         found = tuned[key]
         best = min(found.values())
         shown = [f"**{found[rate]:.3f}**" if found.get(rate) == best else f"{found[rate]:.3f}" if rate in found else ""
                  for rate in rates]  # fmt: skip
-        rows.append((key[0], key[1], str(key[2]), METHODS[key[3]].label, *shown))
-    return markdown(("base", "task", "budget", "method", *(f"{rate:g}" for rate in rates)), rows) if rows else ""
+        rows.append((key[0], key[1], f"{key[2]} x", str(key[3]), METHODS[key[4]].label, *shown))
+    return (
+        markdown(("base", "task", "steps", "budget", "method", *(f"{rate:g}" for rate in rates)), rows) if rows else ""
+    )
 
 
-def _accuracies(base: str, task: str) -> Callable[[Mapping[str, Any]], str]:
+def _accuracies(base: str, task: str, longer: int = 1) -> Callable[[Mapping[str, Any]], str]:
     def section(results: Mapping[str, Any]) -> str:
-        found = cells(results, base, task)
+        found = cells(results, base, task, longer)
         if not found:
             return ""
         against = {(each.cell.method, each.cell.budget): each for each in comparisons(found)}
@@ -202,20 +204,21 @@ def _mistakes(results: Mapping[str, Any]) -> str:
 
 def _missing(results: Mapping[str, Any]) -> str:
     """The runs of the plan that have no result; learning rates that are not chosen yet leave more."""
-    left = Counter((run.base, run.task, run.budget) for run in _left(results))
+    left = Counter((run.base, run.task, run.budget, run.longer) for run in _left(results))
     done = sum(each["seconds"] for each in results.values())
     lines = [
-        f"- {base}, {task}, " + (f"budget {budget}" if budget else "the base alone") + f": {count}"
-        for (base, task, budget), count in left.items()
+        f"- {base}, {task}, "
+        + (f"budget {budget}" if budget else "the base alone")
+        + (f", {longer} times the steps" if longer > 1 else "")
+        + f": {count}"
+        for (base, task, budget, longer), count in left.items()
     ]
     told = f"{len(results)} runs are done, which took {done / 3600:.1f} hours together."
     return told + (" Left to do, at least:\n\n" + "\n".join(lines) if lines else " None is left to do.")
 
 
 def _left(results: Mapping[str, Any]) -> Sequence[Run]:
-    unique = {(run.name if run.learning_rate else (run.base, run.task, run.method, run.budget, run.seed)): run
-              for run in planned(results, ORDER)}  # fmt: skip
-    return [run for run in unique.values() if run.name not in results]
+    return [run for run in {run.name: run for run in planned(results, ORDER)}.values() if run.name not in results]
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -226,6 +229,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "arithmetic": _accuracies("small", "arithmetic"),
     "kinds": _accuracies("small", "kinds"),
     "demo": _accuracies("demo", "arithmetic"),
+    "longer": _accuracies("small", "arithmetic", LONGER),
     "aim": _aim,
     "mistakes": _mistakes,
     "geometry": lambda results: geometry.told() if GEOMETRY.is_dir() else "",

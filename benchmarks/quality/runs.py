@@ -30,7 +30,7 @@ from perft.training.scoring import score
 
 
 class Steps(NamedTuple):
-    """How long a run trains, the same for all methods on one base."""
+    """How long a run trains, the same for all methods that are compared."""
 
     steps: int = 250
     batch: int = 16
@@ -58,7 +58,9 @@ def run_all(base: str | None, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and (run := next_run(base)) is not None:
         print(run.name, flush=True)
-        result = do(run, base_folder(run.base), task_files(run.task), STEPS[run.base])
+        usual = STEPS[run.base]
+        steps = usual._replace(steps=run.longer * usual.steps)
+        result = do(run, base_folder(run.base), task_files(run.task), steps)
         write(run, result)
         print(f"{run.name}: tune {result['tune']}, test {result['test']}, {result['seconds']} s", flush=True)
 
