@@ -30,6 +30,8 @@ def efficiency(file: Path, by_task: Mapping[str, Sequence[Cell]], base: Mapping[
         ax.set_xticks(ticks := sorted({round(100 * cell.efficiency, 2) for cell in found if cell.method == "qvlora"}),
                       [f"{each:g}" for each in ticks])  # fmt: skip
         ax.xaxis.set_minor_locator(_nothing())
+        ax.set_xlim(50 * min(cell.efficiency for cell in found), 200 * max(cell.efficiency for cell in found))
+        ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
     _save(figure, file)
 
@@ -51,6 +53,7 @@ def experts(file: Path, by_task: Mapping[str, Sequence[Cell]], all_experts: int)
         ax.set(title=task, xlabel="PEFT experts M", ylabel="accuracy", xscale="log")
         ax.set_xticks(ticks := (1, 2, 4, 8, all_experts), [str(each) for each in ticks])
         ax.xaxis.set_minor_locator(_nothing())
+        ax.set_ylim(bottom=0)
         ax.legend(fontsize=7, ncols=2)
     _save(figure, file)
 
