@@ -1,9 +1,10 @@
 """Owns where wrong answers to the arithmetic problems go wrong first: at a quantity that was said, at a sign, at a
-result, or at where the calculation ends.
+result, or at where the calculation ends; and how many bare calculations a model still gets right.
 
 Adapters are read from build/quality/runs, so this is done where the runs were done.
 """
 
+import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,11 @@ from perft.hf.base import load_model, load_tokenizer
 from perft.training.data import read_examples
 from perft.training.encoding import IGNORED, Encoded, encode_all
 from perft.training.order import collated
-from perft.training.scoring import next_tokens
+from perft.training.scoring import next_tokens, score
 
 KINDS = ("quantity", "sign", "result", "end")
 BATCH = 100
+FACTS, FACTS_SEED = 400, 3
 PROBLEMS = 200
 """The first ones of the test."""
 
@@ -32,7 +34,8 @@ def measured(results: Mapping[str, Any], runs: Path = BUILD / "runs") -> dict[st
     tokenizer = load_tokenizer(str(BASE))
     examples = read_examples([task_files("arithmetic")["test"]])
     encoded = encode_all(tokenizer, examples, "chat", "answer", 256, "error")[:PROBLEMS]
-    found = {}
+    base = load_model(str(BASE), torch.float32)
+    found: dict[str, dict[str, Any]] = {"base": {"facts": facts_right(base, tokenizer)}}
     for cell in cells(results, "small", "arithmetic"):
         for seed in cell.seeds:
             name = Run("small", "arithmetic", cell.method, cell.budget, cell.rate, seed).name
@@ -41,8 +44,23 @@ def measured(results: Mapping[str, Any], runs: Path = BUILD / "runs") -> dict[st
                 found[name] = {
                     "method": cell.method, "budget": cell.budget, "seed": seed, "problems": len(encoded),
                     "first_mistakes": first_mistakes(model, tokenizer, encoded),
+                    "facts": facts_right(model, tokenizer),
                 }  # fmt: skip
     return found
+
+
+def facts_right(model: Any, tokenizer: Any) -> float:
+    """Share of bare calculations, as the base was pretrained on and without a question, whose result is right."""
+    chance, encoded = random.Random(FACTS_SEED), []
+    for _ in range(FACTS):
+        a, b = chance.randint(6, 30), chance.randint(6, 30)
+        fact = f"{a} + {b} = " if chance.random() < 0.5 else f"{max(a, b)} - {min(a, b)} = "
+        result = a + b if "+" in fact else abs(a - b)
+        asked = tokenizer.encode(fact.strip(), add_special_tokens=False)
+        said = tokenizer.encode(f" {result}", add_special_tokens=False)
+        eos = tokenizer.eos_token_id
+        encoded.append(Encoded([eos, *asked, *said], [IGNORED] * (1 + len(asked)) + said))
+    return score(model, encoded, BATCH, tokenizer.pad_token_id, torch.device("cpu")).accuracy
 
 
 @torch.no_grad()

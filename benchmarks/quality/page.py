@@ -190,7 +190,8 @@ def _mistakes(results: Mapping[str, Any]) -> str:
     """Where wrong answers go wrong first: the mean over seeds."""
     if not MISTAKES.is_file():
         return ""
-    found = [each for name, each in json.loads(MISTAKES.read_text(encoding="utf-8")).items() if name in results]
+    kept = json.loads(MISTAKES.read_text(encoding="utf-8"))
+    found = [each for name, each in kept.items() if name in results]
     rows = []
     for budget in sorted({each["budget"] for each in found}):
         for method, of in METHODS.items():
@@ -198,8 +199,12 @@ def _mistakes(results: Mapping[str, Any]) -> str:
             if ours:
                 whole = sum(each["problems"] for each in ours)
                 shares = [sum(each["first_mistakes"][kind] for each in ours) / whole for kind in KINDS]
-                rows.append((str(budget), of.label, *(f"{share:.1%}" for share in shares), str(len(ours))))
-    return markdown(("budget", "method", *KINDS, "seeds"), rows)
+                facts = sum(each["facts"] for each in ours) / len(ours)
+                rows.append(
+                    (str(budget), of.label, *(f"{share:.1%}" for share in shares), f"{facts:.1%}", str(len(ours)))
+                )
+    table = markdown(("budget", "method", *KINDS, "bare calculations right", "seeds"), rows)
+    return f"{table}\n\nThe base without an adapter has {kept['base']['facts']:.1%} of the bare calculations right."
 
 
 def _missing(results: Mapping[str, Any]) -> str:
