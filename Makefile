@@ -1,5 +1,5 @@
 # `make serve` runs the demo on the CPU, `make test` every test that needs nothing but Python, `make integration` those
-# with Prometheus and the JavaScript client. Each sets up all it needs in .venv (.triton, .integration).
+# with Prometheus, a browser and JavaScript packages. Each sets up all it needs in .venv (.triton, .integration).
 
 # 3.11 is the tested one. A name that does not answer (a pyenv shim without its version) is passed over.
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
@@ -48,7 +48,7 @@ soak:
 
 # About 50 minutes on 2 cores. Each writes its numbers to benchmarks/results, from where benchmarks.page takes them.
 BENCHMARKS := one_process.adapters over_http.streams one_process.neighbour one_process.plugin one_process.peers \
-  one_process.growth one_process.swap over_http.registered over_http.shared_store one_process.profile_step one_process.memory_floor \
+  one_process.growth one_process.swap over_http.registered over_http.shared_store over_http.viewers one_process.profile_step one_process.memory_floor \
   over_http.vllm_bench one_process.training routing
 
 bench:

@@ -5,6 +5,7 @@ Invariant: two adapters of equal digest compute the same. Nothing here needs tor
 
 import io
 import json
+from collections.abc import Callable
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -65,15 +66,16 @@ def peft_type_of(raw: bytes) -> object:
 
 
 class HashedFile(io.FileIO):
-    """A file opened for reading that hashes what is read from its beginning on."""
+    """A file opened for reading that hashes what is read from its beginning on. seen: takes each block's bytes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seen: Callable[[int], object] = lambda count: None) -> None:
         super().__init__(path, "rb")
-        self._hash = sha256()
+        self._hash, self._seen = sha256(), seen
 
     def read(self, size: int | None = -1, /) -> bytes:
         block = super().read(size if size is not None else -1)
         self._hash.update(block)
+        self._seen(len(block))
         return block
 
     def seek(self, position: int, whence: int = 0, /) -> int:

@@ -29,7 +29,7 @@ def build_app(key: str) -> FastAPI:
         state = AdapterState(running=1, tier="device")
         return StateSnapshot(
             dict.fromkeys(ADAPTERS, state), 256, device_rows_used=90, device_rows_total=100, store_bytes=10**9,
-            store_free_bytes=10**10, moe_layers=30, step_load_bytes=4_096 * scrapes,
+            store_free_bytes=10**10, moe_layers=30, step_load_bytes=4_096 * scrapes, is_ready=True,
         )  # fmt: skip
 
     ours.register(StateCollector(metrics, snapshot))

@@ -5,7 +5,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ def promtool(*arguments: str, folder: Path = DEPLOYED) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def write_configuration(folder: Path, address: str, key: str) -> Path:
-    """deploy/'s configuration, scraping `address` with `key` every SCRAPE_S."""
+def write_configuration(folder: Path, addresses: Sequence[str], key: str) -> Path:
+    """deploy/'s configuration, scraping the addresses (HOST:PORT) with `key` every SCRAPE_S."""
     configuration = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text(encoding="utf-8"))
     (folder / "metrics_key").write_text(f"{key}\n")
     pace = f"{SCRAPE_S}s"
@@ -39,7 +39,7 @@ def write_configuration(folder: Path, address: str, key: str) -> Path:
     configuration["rule_files"] = [str(DEPLOYED / name) for name in configuration["rule_files"]]
     (scrape,) = configuration["scrape_configs"]
     scrape["authorization"]["credentials_file"] = str(folder / "metrics_key")
-    scrape["static_configs"] = [{"targets": [address]}]
+    scrape["static_configs"] = [{"targets": list(addresses)}]
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(configuration))
     return file
@@ -82,12 +82,12 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(folder: Path, address: str, key: str) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes `address`, until the end of the block."""
+def scraping(folder: Path, addresses: Sequence[str], key: str) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes the addresses, until the end of the block."""
     port = free_port()
     command = [
         str(program("prometheus")),
-        f"--config.file={write_configuration(folder, address, key)}",
+        f"--config.file={write_configuration(folder, addresses, key)}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]

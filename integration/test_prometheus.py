@@ -1,20 +1,25 @@
 """deploy/prometheus in a real Prometheus: promtool accepts it, a server is scraped, queries answer, alerts fire."""
 
-import json
 import re
 import subprocess
 import sys
+import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from integration.prometheus import DEPLOYED, Prometheus, promtool, scraping, write_configuration
+from integration.busy_servers import busy_servers
+from integration.panel_answers import Span, ask, ask_all, read, report
+from integration.panel_drawing import draw
+from integration.prometheus import DEPLOYED, SCRAPE_S, Prometheus, promtool, scraping, write_configuration
 from integration.target import Target
 from tests.server.processes import LIMIT_S, free_port
 
-DASHBOARD = DEPLOYED.parent / "grafana" / "dashboards" / "perft.json"
 ONE_SERIES = ("perft_moe_layers", "perft_device_rows_total", "perft_device_rows_used", "perft_store_bytes")
+WORK_S = 60.0
 MADE_UP_KEY = "made-up-metrics-key"
 # Alerts without a waiting time whose condition the made-up server counts at every scrape.
 AT_ONCE = {
@@ -36,17 +41,7 @@ def test_every_alert_fires_in_its_condition_and_not_below() -> None:
 
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     """Except the target and the key's file, which exists only in the container."""
-    promtool("check", "config", str(write_configuration(tmp_path, "server:8000", "a-key")))
-
-
-def dashboard_queries() -> list[str]:
-    """Every query, with all adapters and servers chosen."""
-    chosen = {"$instance": ".*", "$adapter": ".*", "$__rate_interval": "1m"}
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    for variable, value in chosen.items():
-        queries = [query.replace(variable, value) for query in queries]
-    return queries
+    promtool("check", "config", str(write_configuration(tmp_path, ["server:8000"], "a-key")))
 
 
 def is_up(prometheus: Prometheus, expected: int) -> None:
@@ -55,7 +50,7 @@ def is_up(prometheus: Prometheus, expected: int) -> None:
 
 @pytest.fixture(scope="module")
 def of_target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with scraping(tmp_path_factory.mktemp("of-target"), target.address, target.metrics_key) as prometheus:
+    with scraping(tmp_path_factory.mktemp("of-target"), [target.address], target.metrics_key) as prometheus:
         is_up(prometheus, 1)
         yield prometheus
 
@@ -72,11 +67,31 @@ def test_the_server_is_scraped_with_its_key(of_target: Prometheus, target: Targe
         assert len(of_target.query(name)) == 1, name
 
 
-def test_every_query_of_the_dashboard_is_answered(of_target: Prometheus) -> None:
-    queries = dashboard_queries()
-    assert len(queries) > 25
-    for query in queries:
-        of_target.query(query)
+def test_every_panel_of_the_dashboard_has_data_and_can_be_drawn(tmp_path: Path) -> None:
+    image = tmp_path / "dashboard.png"
+    with busy_servers(tmp_path) as busy:
+        busy.work(WORK_S)
+        end = time.time()
+        span = Span(end - WORK_S, end, SCRAPE_S)
+        answered = ask_all(busy.prometheus, span)
+        draw(answered, span, image)
+    assert sum(len(each.found) for each in answered) > 60
+    assert report(answered) == []
+    with Image.open(image) as drawn:
+        assert drawn.width > 1000 and drawn.height > 3000
+
+
+def test_a_panel_without_data_is_named_and_drawn_as_empty(of_target: Prometheus, tmp_path: Path) -> None:
+    end = time.time()
+    span = Span(end - 60, end, SCRAPE_S)
+    (stat,) = (panel for panel in read()["panels"] if panel["title"] == "Requests waiting")
+    stat["targets"][0]["expr"] = 'perft_adapter_requests_waiting{instance=~"$instance",adapter="nix"}'
+    answered = [ask(of_target, stat, span)]
+    draw(answered, span, tmp_path / "empty.png")
+    assert report(answered) == ["Requests waiting: query A found nothing"]
+    stat["targets"][0]["expr"] = "sum("
+    with pytest.raises(urllib.error.HTTPError):
+        ask(of_target, stat, span)
 
 
 def test_a_healthy_server_fires_no_alert(of_target: Prometheus) -> None:
@@ -89,7 +104,7 @@ def test_a_healthy_server_fires_no_alert(of_target: Prometheus) -> None:
 
 
 def test_a_wrong_key_is_not_let_in(target: Target, tmp_path: Path) -> None:
-    with scraping(tmp_path, target.address, "not-the-metrics-key") as prometheus:
+    with scraping(tmp_path, [target.address], "not-the-metrics-key") as prometheus:
         is_up(prometheus, 0)
         prometheus.wait_for(
             lambda: [each["lastError"] for each in prometheus.get("targets")["activeTargets"]],
@@ -105,7 +120,7 @@ def of_made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         cwd=DEPLOYED.parents[1],
     )
     try:
-        with scraping(tmp_path_factory.mktemp("made-up"), f"127.0.0.1:{port}", MADE_UP_KEY) as prometheus:
+        with scraping(tmp_path_factory.mktemp("made-up"), [f"127.0.0.1:{port}"], MADE_UP_KEY) as prometheus:
             is_up(prometheus, 1)
             yield prometheus
     finally:

@@ -32,7 +32,7 @@ SIZES = {
     "test": "small, half a minute",
     "ray": "0.2 GB to download, a minute",
     "eval": "0.2 GB to download, a minute",
-    "integration": "60 MB to download, half a minute",
+    "integration": "0.1 GB to download, half a minute",
 }
 ENVIRONMENT_BYTES = 6 * 10**9
 """The environment (2.6 GB), what pip keeps of the downloads, and the demo base (1.5 GB)."""

@@ -8,7 +8,9 @@ from server.errors import ServerDiedError, StartError
 
 USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm serve`]
        perft adapters {list,show,push,activate,rm,verify,pin,unpin,allow} ...
-       perft store {migrate,verify,sweep} ...
+       perft top
+       perft chat --model NAME [--model NAME ...] [PROMPT]
+       perft store {migrate,verify,sweep,timing} ...
        perft train --base MODEL --data FILE --output FOLDER [--push NAME] ...
        perft import CHECKPOINT --base MODEL --output FOLDER
        perft export FOLDER --base MODEL --output CHECKPOINT
@@ -22,6 +24,8 @@ USAGE = """usage: perft serve MODEL [--adapter NAME=PATH ...] [any flag of `vllm
 
 COMMANDS = {
     "adapters": ("server.client.commands", "run"),
+    "top": ("server.client.live.top", "run"),
+    "chat": ("server.client.chat.command", "run"),
     "store": ("server.commands.store", "run"),
     "train": ("server.commands.train", "run"),
     "import": ("server.commands.convert", "run_import"),

@@ -3,6 +3,7 @@
 from adapters.store.address import is_shared, open_store, verify_store
 from adapters.store.folder.store import FolderStore
 from adapters.store.folder.verify import verify_folder
+from adapters.store.log.agreement import Timing
 from adapters.store.protocol import Check, Look, Prepared, Room, Store
 from adapters.store.records import AdapterRecord, BaseRecord, VersionRecord
 from adapters.store.transitions import UNCHANGED, Keys, Unchanged
@@ -18,6 +19,7 @@ __all__ = [
     "Prepared",
     "Room",
     "Store",
+    "Timing",
     "Unchanged",
     "VersionRecord",
     "is_shared",

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from adapters.errors import StoreUnusableError, store_errors
 from adapters.store.folder.store import FolderStore
 from adapters.store.folder.verify import verify_folder
+from adapters.store.log.agreement import Timing, agree
 from adapters.store.log.bucket import SCHEMES, Bucket
 from adapters.store.log.objects import Objects
 from adapters.store.log.shared_folder import SharedFolder
@@ -60,11 +61,22 @@ def objects_at(address: str) -> Objects:
         raise StoreUnusableError(f"the store {error}") from None
 
 
-def open_store(place: str | Path, cache: Path, *, cache_bytes: int | None = None, writer: str = "") -> Store:
-    """Open the store of that name. cache: where a shared store keeps what this machine needs. Raises StoreError."""
+def open_store(
+    place: str | Path, cache: Path, *, cache_bytes: int | None = None, writer: str = "", timing: Timing | None = None
+) -> Store:
+    """Open the store of that name. cache: where a shared store keeps what this machine needs. timing: of a server, to
+    be that of all which share the store. Raises StoreError."""
     if not is_shared(place):
         return FolderStore.open(Path(place))
-    return LogStore.open(objects_at(str(place)), cache, cache_bytes=cache_bytes, writer=writer)
+    objects = objects_at(str(place))
+    store = LogStore.open(objects, cache, cache_bytes=cache_bytes, writer=writer)
+    try:
+        if timing is not None:
+            agree(objects, timing)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def verify_store(place: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ import sys
 from multiprocessing import current_process, parent_process
 from multiprocessing.util import register_after_fork
 from select import POLLHUP, poll
+from typing import Any
 
 ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
 """How the names of the processes begin that vLLM starts for an engine."""
@@ -21,6 +22,24 @@ def end_engines_with_parents() -> None:
     there, and do not run again."""
     end_with_parent()
     register_after_fork(end_with_parent, lambda act: act())
+
+
+def install_engine_core() -> None:
+    """Have every engine core that is started from here call `end_with_parent` first: vLLM loads plugins there only once
+    the parent has answered, and waits minutes for that."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    if EngineCoreProc.run_engine_core is not run_engine_core:
+        run_engine_core.__wrapped__ = EngineCoreProc.run_engine_core  # type: ignore[attr-defined]
+        EngineCoreProc.run_engine_core = staticmethod(run_engine_core)
+
+
+def run_engine_core(*args: Any, **kwargs: Any) -> None:
+    """What the process of an engine core runs: vLLM's own, which in a forked process is the one that was wrapped."""
+    end_with_parent()
+    from vllm.v1.engine.core import EngineCoreProc
+
+    getattr(run_engine_core, "__wrapped__", EngineCoreProc.run_engine_core)(*args, **kwargs)
 
 
 def end_with_parent() -> None:

@@ -35,11 +35,12 @@ def register() -> None:
     from perft.engine.layer_classes import install_layer_classes
     from perft.engine.make_manager import install_manager
     from perft.engine.nan_counts import install_nan_counts
-    from perft.engine.parent import end_engines_with_parents
+    from perft.engine.parent import end_engines_with_parents, install_engine_core
     from perft.logs import log_as
 
     log_as("vllm", "perft")
     end_engines_with_parents()
+    install_engine_core()
     install_layer_classes()
     install_manager()
     install_nan_counts()

@@ -3,7 +3,7 @@
 `seams.py` has the other half, and how both are checked.
 """
 
-from perft.engine.seam_check import BOTH, Seam, SeamGroup
+from perft.engine.seam_check import BOTH, SUPPORTED_VLLM, Seam, SeamGroup
 
 SERVER_SEAM_GROUPS = (
     SeamGroup(
@@ -182,6 +182,12 @@ SERVER_SEAM_GROUPS = (
                 checked=BOTH,
             ),
             Seam(
+                module="vllm.v1.engine.core",
+                name="EngineCoreProc.run_engine_core",
+                use="wrapped: what that process runs; it ends with its parent before vLLM loads plugins, too",
+                checked=(SUPPORTED_VLLM,),
+            ),
+            Seam(
                 module="vllm.v1.executor.multiproc_executor",
                 name="WorkerProc.make_worker_process",
                 use="starts a worker as a process of multiprocessing whose name begins with VllmWorker",
@@ -256,10 +262,24 @@ SERVER_SEAM_GROUPS = (
             ),
             Seam(
                 module="vllm.entrypoints.launchers.api_server.entry",
-                name="run_server",
-                parameters=("args",),
-                use="called: vLLM's own server, with our parsed flags",
-                checked=BOTH,
+                name="run_server_worker",
+                parameters=("listen_address", "sock", "args"),
+                use="called: vLLM's own server, with our parsed flags; `run_server` without its handler of SIGTERM",
+                checked=(SUPPORTED_VLLM,),
+            ),
+            Seam(
+                module="vllm.entrypoints.launchers.launcher",
+                name="setup_server",
+                parameters=("args", "reuse_port"),
+                use="called before: vLLM's check of its flags, and the socket",
+                checked=(SUPPORTED_VLLM,),
+            ),
+            Seam(
+                module="vllm.utils.system_utils",
+                name="decorate_logs",
+                parameters=("process_name", "skip_if_decorated"),
+                use="called before: the name of this process in vLLM's log",
+                checked=(SUPPORTED_VLLM,),
             ),
         ),
     ),

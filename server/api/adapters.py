@@ -5,9 +5,9 @@ is sent.
 """
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -24,7 +24,8 @@ from adapters.store import UNCHANGED, AdapterRecord, Keys, Unchanged
 from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, Services, ServicesOf
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, FILE_SENT, KEY, PATCH_BODY, UPLOAD_BODY, UPLOADED, errors_of
-from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, UploadedAdapter, VersionObject
+from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, Tier, UploadedAdapter, VersionObject
+from server.bodies.turns import Turns
 from server.errors import (
     AdapterUnavailableError,
     DeviceFullError,
@@ -32,12 +33,14 @@ from server.errors import (
     MalformedUploadError,
     VersionNotFoundError,
 )
+from server.registry.listing.page import ListQuery, Order, list_adapters
 from server.registry.service import upload_result
 from server.registry.version import AdapterView, Version
 from server.uploads.receive import ReceivedUpload, receive_upload
 
 router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
 
+T = TypeVar("T")
 SENT_AS = {"config": (CONFIG_FILE, "application/json"), "weights": (WEIGHTS_FILE, "application/octet-stream")}
 
 
@@ -52,6 +55,12 @@ Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="the adapter
 Number = Annotated[int, Path(ge=1, lt=2**31, alias="version"), BeforeValidator(_whole_number)]
 
 
+Sorting = Literal[
+    "name", "rows", "running", "last_used", "created", "-name", "-rows", "-running", "-last_used", "-created"
+]
+_ORDERS: dict[str, Order] = {f"{sign}{order}": order for sign in ("", "-") for order in get_args(Order)}
+
+
 def _version(name: Name, number: Number, caller: CallerOf, registry: RegistryOf) -> Version:
     return registry.version(name, number, caller)
 
@@ -60,13 +69,28 @@ VersionOf = Annotated[Version, Depends(_version)]
 
 
 class Page(BaseModel):
-    """Which part of a list."""
+    """Which adapters, in which order, and which part of them."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=1000, description="the most adapters to return")
     after: str | None = Field(
-        None, pattern=f"^{NAME_PATTERN}$", description="only names after this one: a page's `next`"
+        None, pattern=f"^{NAME_PATTERN}$", description="only names after this one: a page's `next`; of a list by name"
+    )
+    offset: int = Field(0, ge=0, le=2**31, description="how many adapters to leave out in front; not with `after`")
+    search: str = Field(
+        "",
+        max_length=200,
+        description="only adapters with this in their name or in the active version's description, in any case",
+    )
+    resident: Tier | None = Field(None, description="only adapters whose active version is there")
+    sort: Sorting = Field(
+        "name",
+        description="of the active version; `-` in front: descending. Adapters of the same value are by name, those "
+        "without a value, or without an active version, come last",
+    )
+    versions: Literal["all", "active"] = Field(
+        "all", description="which versions each adapter has: all, or the active one alone (the newest where none is)"
     )
 
 
@@ -105,13 +129,43 @@ async def upload_adapter(
     return UploadedAdapter(**_object(adapter).model_dump(), notes=list(received.notes))
 
 
-@router.get("/v1/adapters", summary="List adapters", responses=errors_of(*ACCESS_ERRORS, 400))
-async def list_adapters(page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf) -> AdapterList:
-    """The adapters that this key may see, by name."""
-    found = registry.adapters(caller, page.after or "", page.limit + 1)
-    data, has_more = found[: page.limit], len(found) > page.limit
-    next_name = data[-1].name if has_more else None
-    return AdapterList(data=[_object(adapter) for adapter in data], has_more=has_more, next=next_name)
+@router.get(
+    "/v1/adapters", summary="List adapters", response_model=AdapterList, responses=errors_of(*ACCESS_ERRORS, 400)
+)
+async def get_adapters(
+    page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf, services: ServicesOf
+) -> Response:
+    """The adapters that this key may see."""
+    if page.after is not None and (page.offset or page.sort != "name"):
+        reason = "one of them" if page.offset else "after only in a list by name; use offset for the next page"
+        message = f"found after with {'offset' if page.offset else 'sort'}, expected {reason}"
+        raise InvalidRequestError(message, param="after")
+    query = ListQuery(
+        search=page.search,
+        resident=page.resident,
+        order=_ORDERS[page.sort],
+        is_descending=page.sort.startswith("-"),
+        after=page.after or "",
+        offset=page.offset,
+        limit=page.limit,
+        active_only=page.versions == "active",
+    )
+    found = await _in_turns(list_adapters(registry, caller, query), services.list_turns)
+    next_name = found.data[-1].name if found.has_more and page.sort == "name" else None
+    data = [_object(adapter) for adapter in found.data]
+    content = AdapterList(data=data, has_more=found.has_more, next=next_name, total=found.total)
+    return Response(content.model_dump_json(), media_type="application/json")
+
+
+async def _in_turns(work: Generator[None, None, T], turns: Turns) -> T:
+    """What the work returns; each of its steps waits for its turn on the event loop."""
+    while True:
+        await turns.step()
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 @router.get("/v1/adapters/{name}", summary="One adapter", responses=errors_of(*ACCESS_ERRORS, 404))

@@ -1,7 +1,7 @@
 """Owns `Services`: what a running server is made of, one typed object on the app, and how a route gets its part of it.
 
-Invariant: `app.state.services` is absent until everything in it can be used; until then every route but /health says
-that the server is starting.
+Invariant: `app.state.services` is absent until everything in it can be used; until then every route but /health
+and the files of the console says that the server is starting.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ from typing import Annotated, Protocol
 
 from fastapi import Depends, FastAPI, Request
 
+from server.auth.access import AccessRules, Asked
 from server.auth.keys import Caller, KeyRing
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
+from server.bodies.turns import Turns
 from server.engine.health import EngineHealth
 from server.engine.protocol import Engine
 from server.following.following import Alone, Following
@@ -57,6 +59,13 @@ class MetricsPage(Protocol):
     def render(self, names: list[str], accept_encoding: str) -> tuple[bytes, dict[str, str]]: ...
 
 
+class SharedMetrics(Protocol):
+    """GET /console/metrics: one rendering a second for all who ask. adapter: only its series (None: of all)."""
+
+    async def text(self, adapter: str | None = None) -> tuple[bytes, bytes]:
+        """In Prometheus' text format: as it is, and compressed with gzip."""
+
+
 @dataclass
 class Lifecycle:
     """Whether new requests are still admitted, why not, and how many responses are being sent."""
@@ -71,7 +80,8 @@ class Services:
     """The parts of a running server. base_names: the names the base model is served under.
 
     upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
-    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here.
+    metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here. list_turns: of the
+    work for lists of adapters.
     """
 
     settings: Settings
@@ -84,6 +94,7 @@ class Services:
     scheduler: ResidencyScheduler
     metrics: Metrics
     metrics_page: MetricsPage
+    console_metrics: SharedMetrics
     keys: KeyRing
     origin: OriginPolicy
     rate_limits: RateLimits
@@ -95,8 +106,14 @@ class Services:
     close: Callable[[], Awaitable[None]]
     metrics_address: str | None = None
     bodies: RequestBodies = field(default_factory=RequestBodies)
+    list_turns: Turns = field(default_factory=Turns)
     following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    @property
+    def access(self) -> AccessRules:
+        """Who may call which route."""
+        return AccessRules(self.keys, self.origin)
 
 
 def services_of(app: FastAPI) -> Services | None:
@@ -116,8 +133,14 @@ def _caller(request: Request) -> Caller:
     return caller
 
 
+def _asked(request: Request) -> Asked:
+    asked: Asked = request.state.asked
+    return asked
+
+
 ServicesOf = Annotated[Services, Depends(_services)]
 CallerOf = Annotated[Caller, Depends(_caller)]
+AskedOf = Annotated[Asked, Depends(_asked)]
 
 
 async def _registry(request: Request, services: ServicesOf) -> Registry:

@@ -7,7 +7,7 @@ another site's script on this origin), and whatever generates without our handli
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -16,7 +16,8 @@ from starlette.routing import BaseRoute, Match, Mount
 from starlette.routing import Route as PathRoute
 from starlette.types import Scope
 
-Need = Literal["none", "inference", "admin", "metrics"]
+from server.auth.keys import Need
+
 Dialect = Literal["openai", "responses", "anthropic"]
 """The API whose clients a route serves: it decides the shape of errors, in a response and in a stream."""
 _PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*")
@@ -30,7 +31,8 @@ def _never(request: Request) -> Response:
 class Route:
     """One method of one path.
 
-    generates: its body gets a cache salt. selects_model: its JSON body's `model` selects an adapter.
+    generates: its body gets a cache salt. selects_model: its JSON body's `model` selects an adapter. answers_early:
+    also while the server is starting.
     """
 
     method: str
@@ -39,6 +41,7 @@ class Route:
     generates: bool = False
     selects_model: bool = False
     dialect: Dialect = "openai"
+    answers_early: bool = False
     _matcher: PathRoute = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ def _selecting(path: str, dialect: Dialect = "openai") -> Route:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/health", "none"),
+    Route("GET", "/health", "none", answers_early=True),
     Route("GET", "/ready", "none"),
     Route("GET", "/version", "none"),
     Route("GET", "/metrics", "metrics"),
@@ -111,6 +114,29 @@ LOADING_ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/unload_lora_adapter", "admin"),
 )
 """Listed only where the operator allows sources of adapters (`more` below)."""
+CONSOLE_ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", "none", answers_early=True),
+    Route("GET", "/console/session", "none"),
+    Route("GET", "/console/metrics", "metrics"),
+    Route("GET", "/console/{file:path}", "none", answers_early=True),
+)
+"""Listed unless the operator switches the console off. The first that matches counts, here and in the router."""
+
+
+class Switches(Protocol):
+    """The settings that add routes (server.settings)."""
+
+    @property
+    def adapter_sources(self) -> tuple[str, ...]: ...
+
+    @property
+    def console(self) -> bool: ...
+
+
+def more_routes(switches: Switches | None) -> tuple[Route, ...]:
+    """What is listed beside ROUTES. switches: None while the server is starting, when nothing is known to be off."""
+    loading = LOADING_ROUTES if switches is None or switches.adapter_sources else ()
+    return loading + (CONSOLE_ROUTES if switches is None or switches.console else ())
 
 
 def routes_at(path: str, root_path: str = "", more: tuple[Route, ...] = ()) -> list[Route]:
@@ -144,10 +170,10 @@ def prune(app: FastAPI, keep_vllm_metrics: bool = False, more: tuple[Route, ...]
     app.openapi_schema = None
 
 
-def missing(app: FastAPI) -> list[Route]:
+def missing(app: FastAPI, more: tuple[Route, ...] = ()) -> list[Route]:
     """The listed routes that the app does not have, except the OpenAPI document, which an operator may switch off."""
     there = {key for route in app.routes for key in _keys(route)}
-    return [route for route in ROUTES if route.key not in there and route.path != "/openapi.json"]
+    return [route for route in ROUTES + more if route.key not in there and route.path != "/openapi.json"]
 
 
 def _is_listed(route: BaseRoute, keep_vllm_metrics: bool, more: tuple[Route, ...]) -> bool:

@@ -58,12 +58,15 @@ class UploadedAdapter(AdapterObject):
 
 
 class AdapterList(BaseModel):
-    """A page of adapters, by name. `next` is the `after` of the following page."""
+    """A page of adapters. `next` is the `after` of the following page of a list by name, else null."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     object: Literal["list"] = "list"
     data: list[AdapterObject]
     has_more: bool
     next: str | None
+    total: int = Field(ge=0, description="how many adapters match, on all pages")
 
 
 class AdapterPatch(BaseModel):

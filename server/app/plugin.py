@@ -24,14 +24,16 @@ from server.api import adapters, health, metrics, models
 from server.api.control_planes import loading
 from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
-from server.api.route_table import LOADING_ROUTES, ROUTES, missing, prune
+from server.api.route_table import ROUTES, missing, more_routes, prune
 from server.app import serving_log
 from server.app.given_adapters import store_given_adapters
+from server.app.http_metrics import count_every_answer
 from server.app.services import EngineSide, build_services
 from server.app.startup import check_status, warm_up
 from server.auth.origin import bind_problem, is_local_bind
 from server.bodies.models import RequestModel
 from server.bodies.texts import TextTurns
+from server.console import routes as console
 from server.engine.health import CONFIRM_S, EngineHealth, WatchedEngine
 from server.engine.vllm import VllmEngine, VllmProcesses, lora_request
 from server.errors import EngineUnavailableError, InvalidRequestError, ServerError, StartError, StartFailedError
@@ -68,9 +70,9 @@ class PerftEndpoints:
         settings = host.settings
         if problem := bind_problem(args.host, settings.key_ring.has_admin, args.uds):
             raise StartError(problem)
-        prune(self._app, more=LOADING_ROUTES if settings.adapter_sources else ())
+        prune(self._app, more=more_routes(settings))
         answer_in_our_shape(self._app)
-        if lacking := missing(self._app):
+        if lacking := missing(self._app, more_routes(settings)):
             raise StartError(f"vLLM's app lacks the routes {[f'{route.method} {route.path}' for route in lacking]}")
         health = EngineHealth(settings.engine_timeout_s, VllmProcesses(engine_client))
         health.start()
@@ -104,6 +106,7 @@ class PerftEndpoints:
             abort=engine_client.abort,
             max_running=engine_client.vllm_config.lora_config.max_loras,
             is_local=is_local_bind(args.host, args.uds),
+            allowed_origins=frozenset(args.allowed_origins),
             check_lora=_lora_check(engine_client.vllm_config, settings),
             base_running=lambda: sum(hook.base_running for hook in hooks),
             max_sequences=_max_sequences(engine_client.vllm_config),
@@ -182,11 +185,12 @@ def tell_before_shutdown(client: EngineClient, health: EngineHealth) -> None:
 
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to an app; the middleware added last is the outermost."""
-    for module in (adapters, models, metrics, health, loading):
+    for module in (adapters, models, metrics, health, loading, console):
         app.include_router(module.router)
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):
         app.add_middleware(middleware)
+    count_every_answer(app)
 
 
 def _as_vllm_error(error: ServerError) -> Exception:

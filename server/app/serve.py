@@ -4,12 +4,13 @@ import errno
 import traceback
 from argparse import Namespace
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adapters.access import explained
 from server.errors import ServerDiedError, StartError, StartFailedError
 from server.hosting.prepare import prepare
 from server.hosting.run import Run
+from server.hosting.starting import end_on_signals
 
 NO_MODEL = "found no model to serve: perft serve MODEL [--adapter NAME=PATH ...]"
 FLAGS_WITHOUT_MODEL = ("-h", "-v", "--help", "--version", "--model", "--config")
@@ -25,6 +26,7 @@ def serve(argv: list[str]) -> NoReturn:
     """
     if not may_name_model(argv):
         raise StartError(NO_MODEL)
+    end_on_signals()
     args = prepare(argv)
 
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
@@ -55,18 +57,28 @@ def run(args: Namespace) -> None:
     """vLLM's own server. Raises StartError for a port that is taken and for whatever init_state refuses, and
     ServerDiedError for an end after the start that nobody asked for."""
     import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
 
     from server.app.connections import loop_factory, uvicorn_arguments
 
     settings, ended = args.perft_settings, args.perft_run
     try:
-        uvloop.run(run_server(args, **uvicorn_arguments(settings)), loop_factory=loop_factory(settings))
-    except (Exception, KeyboardInterrupt) as error:
+        uvloop.run(serve_vllm(args, **uvicorn_arguments(settings)), loop_factory=loop_factory(settings))
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if ended.death is None:
             _explain(error, ended, args)
     if ended.death is not None:
         raise ServerDiedError(ended.death)
+
+
+async def serve_vllm(args: Namespace, **uvicorn_options: Any) -> None:
+    """vLLM's `run_server` from its two halves: whole, it would handle SIGTERM in place of `end_on_signals`."""
+    from vllm.entrypoints.launchers.api_server.entry import run_server_worker
+    from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.utils.system_utils import decorate_logs
+
+    decorate_logs("APIServer", skip_if_decorated=True)
+    address, sock = setup_server(args, reuse_port=False)
+    await run_server_worker(address, sock, args, **uvicorn_options)
 
 
 def _explain(error: BaseException, ended: Run, args: Namespace) -> NoReturn:

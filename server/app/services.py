@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from adapters.store import Store
+from adapters.store import AdapterRecord, Store
 from perft.memory import memory_bytes
 from server.api.dependencies import Services
 from server.app.connections import serve_metrics
@@ -20,9 +20,12 @@ from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
 from server.bodies.limits import BodyLimits
 from server.bodies.models import RequestModel
+from server.console.metrics import OncePerSecond
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
+from server.following.following import Following
 from server.following.opening import make_follower, open_store_of, reading, start_following
+from server.metrics.choice import render_choice
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage, render
 from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot, device_capacity
@@ -49,7 +52,8 @@ class EngineSide:
     names: vLLM's table of versions, by NAME@version; filled with `name_entry(version)`. abort: ends an engine
     request by its id. max_running: adapters that one step can serve. max_sequences: that the engine
     takes at once. check_lora: None where PEFT LoRA is off.
-    base_running: how many requests without an adapter run. is_local: only this machine can connect.
+    base_running: how many requests without an adapter run. is_local: only this machine can connect. allowed_origins:
+    whose pages may use inference (vLLM's --allowed-origins).
     max_model_len: tokens. specs: checks structured outputs; closed with the services. request_models: path -> what is
     known of the request model there. takes_tools: calls of tools can be read from an answer.
     """
@@ -64,6 +68,7 @@ class EngineSide:
     abort: Callable[[str], Awaitable[None]]
     max_running: int
     is_local: bool
+    allowed_origins: frozenset[str] = frozenset()
     check_lora: LoRACheck | None = None
     specs: SpecChecker | None = None
     base_running: Callable[[], int] = lambda: 0
@@ -103,9 +108,10 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
     await start_following(follower)
     reconciler = Reconciler(asked_anyway, scheduler)
     monitor = EngineMonitor(asked_anyway, side.status, metrics, reconciler, served.by_engine_id)
-    snapshot = _Snapshot(store, registry, scheduler, monitor, settings, side.base_running)
+    snapshot = _Snapshot(store, registry, scheduler, monitor, side.health, adapters.following, side.base_running)
     prometheus.register(StateCollector(metrics, snapshot.take))
     page = MetricsPage(prometheus)
+    fresh = _FreshPage(page, monitor, snapshot)
     listener = await serve_metrics(settings, page)
     monitor.start()
 
@@ -131,9 +137,10 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         following=adapters.following,
         scheduler=scheduler,
         metrics=metrics,
-        metrics_page=_FreshPage(page, monitor),
+        metrics_page=fresh,
+        console_metrics=OncePerSecond(fresh),
         keys=settings.key_ring,
-        origin=OriginPolicy(side.is_local),
+        origin=OriginPolicy(side.is_local, side.allowed_origins),
         rate_limits=RateLimits(settings.key_max_requests, settings.key_tokens_per_minute),
         access_log=AccessLog(settings.log_format),
         upload_limits=UploadLimits(
@@ -186,12 +193,16 @@ class _FreshPage:
 
     page: MetricsPage
     monitor: EngineMonitor
+    snapshot: "_Snapshot"
 
     async def refresh(self) -> None:
         await self.monitor.refresh()
 
     def render(self, names: list[str], accept_encoding: str) -> tuple[bytes, dict[str, str]]:
         return render(self.page, names, accept_encoding)
+
+    def choice(self, adapter: str | None) -> bytes:
+        return render_choice(self.page, self.snapshot.state_of, adapter)
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,8 @@ class _Snapshot:
     registry: Registry
     scheduler: ResidencyScheduler
     monitor: EngineMonitor
-    settings: Settings
+    health: EngineHealth
+    following: Following
     base_running: Callable[[], int]
 
     def take(self) -> StateSnapshot:
@@ -210,17 +222,10 @@ class _Snapshot:
         adapters: dict[str, AdapterState] = {}
         needs: list[Need] = []
         for record, versions in self.registry.snapshot():
-            served = {version.number: version for version in versions if version.accepted is not None}
-            active = served.get(record.active or 0)
-            adapters[record.name] = AdapterState(
-                running=sum(version.requests_running for version in served.values()),
-                waiting=sum(self.scheduler.requests_waiting(version.ref) for version in served.values()),
-                tier=self.scheduler.tier(active.ref) if active is not None else None,
-                pinned=record.pinned,
-                rank=None if active is None else active.rank,
-            )
-            if active is not None and active.accepted is not None:
-                needs.append(active.accepted.need)
+            adapters[record.name], need = self._state(record, versions)
+            if need is not None:
+                needs.append(need)
+        moe_layers = self.monitor.status.moe_layers
         return StateSnapshot(
             adapters=adapters,
             max_lora=self._capacity(adapters, needs),
@@ -230,9 +235,32 @@ class _Snapshot:
             device_rows_total=self.monitor.status.rows_total,
             store_bytes=self.registry.store_bytes(),
             store_free_bytes=self.store.free_bytes(),
-            moe_layers=self.monitor.status.moe_layers,
+            moe_layers=moe_layers,
             step_load_bytes=self.monitor.counters.step_load_bytes,
+            is_ready=moe_layers > 0 and self.health.doubt() is None and self.following.problem() is None,
+            store_silent_s=self.following.silent_s(),
+            store_names_behind=self.following.names_behind(),
         )
+
+    def state_of(self, name: str) -> AdapterState | None:
+        """The state of one name, the base's included; None for one that is not there."""
+        if name == self.registry.base_names[0]:
+            return AdapterState(self.base_running(), self.scheduler.base_waiting(), tier=None)
+        record = self.registry.record(name)
+        return None if record is None else self._state(record, self.registry.versions(name))[0]
+
+    def _state(self, record: AdapterRecord, versions: list[Version]) -> tuple[AdapterState, Need | None]:
+        """What one adapter does, and what its active version takes of the device (None: it has none)."""
+        served = [version for version in versions if version.accepted is not None]
+        active = next((version for version in served if version.number == record.active), None)
+        state = AdapterState(
+            running=sum(version.requests_running for version in served),
+            waiting=sum(self.scheduler.requests_waiting(version.ref) for version in served),
+            tier=self.scheduler.tier(active.ref) if active is not None else None,
+            pinned=record.pinned,
+            rank=None if active is None else active.rank,
+        )
+        return state, active.accepted.need if active is not None and active.accepted is not None else None
 
     def _capacity(self, adapters: Mapping[str, AdapterState], needs: list[Need]) -> int:
         on_device = sum(each.tier == "device" for each in adapters.values())

@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 ADMIN_LABEL = "admin"
 MIN_KEY_LENGTH = 8
+Need = Literal["none", "inference", "admin", "metrics"]
+"""The key that a route needs."""
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[!-~]*")
 _Text = TypeVar("_Text", str, bytes)
@@ -120,10 +122,13 @@ class KeyRing:
 
     def may_read_metrics(self, authorization: str | None, x_api_key: str | None = None) -> bool:
         """Whether the headers carry the metrics key or the admin key."""
-        given = presented_key(authorization, x_api_key)
         caller = self.identify(authorization, x_api_key)
-        is_metrics_key = hmac.compare_digest(self._metrics or b"", _digest(given or ""))
-        return bool(given) and (is_metrics_key or (caller is not None and caller.is_admin))
+        return self.is_metrics_key(authorization, x_api_key) or (caller is not None and caller.is_admin)
+
+    def is_metrics_key(self, authorization: str | None, x_api_key: str | None = None) -> bool:
+        """Whether the headers carry the metrics key."""
+        given = presented_key(authorization, x_api_key)
+        return bool(given) and hmac.compare_digest(self._metrics or b"", _digest(given or ""))
 
     def _problems(self, labels: list[str]) -> list[str]:
         names = [caller.label or "" for _, caller in self._callers]

@@ -1,1 +1,1 @@
-"""The command `perft adapters`."""
+"""The commands `perft adapters`, `perft top` and `perft chat`."""

@@ -15,14 +15,20 @@ from adapters.access import check_readable, explained, read_problem
 from adapters.format.beside import HandedIn, adapter_in
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.names import NAME_RULE, is_name
+from server.client.connection import ADMIN_KEY, KINDS, Server
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 _OTHER_ARCHIVE = re.compile(r"\.(tar(\.\w+)?|t[bxz]\w{1,3}|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
 
 
-def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
-    """Add the options for reaching the server, accepted before the command (with defaults) and after it."""
+def add_connection(
+    parser: argparse.ArgumentParser, is_default: bool, variable: str = ADMIN_KEY, timeout_s: float = 600.0
+) -> None:
+    """Add the options for reaching the server, accepted before a command (with defaults) and after it.
+
+    variable: the one of the environment that holds the key.
+    """
 
     def default(value: object) -> object:
         return value if is_default else argparse.SUPPRESS
@@ -37,9 +43,9 @@ def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
     )
     group.add_argument(
         "--key",
-        default=default(os.environ.get("PERFT_ADMIN_KEY") or None),
+        default=default(os.environ.get(variable) or None),
         metavar="KEY",
-        help="the admin key; prefer PERFT_ADMIN_KEY, which other users cannot see",
+        help=f"{KINDS[variable]}; prefer {variable}, which other users cannot see",
     )
     group.add_argument(
         "--cacert",
@@ -51,10 +57,24 @@ def add_connection(parser: argparse.ArgumentParser, is_default: bool) -> None:
     group.add_argument(
         "--timeout",
         type=seconds,
-        default=default(600.0),
+        default=default(timeout_s),
         metavar="S",
-        help="seconds to wait for data from the server (default 600)",
+        help=f"seconds to wait for data from the server (default {timeout_s:g})",
     )
+
+
+def key_problem(key: str | None) -> str | None:
+    """What is wrong with a key, without showing it; None: nothing."""
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        return "found a key with a space or a character outside ASCII, expected printable ASCII"
+    return None
+
+
+def server_of(parser: argparse.ArgumentParser, given: argparse.Namespace, variable: str = ADMIN_KEY) -> Server:
+    """The server that the options of `add_connection` name. Raises SystemExit(2) for a key that is none."""
+    if problem := key_problem(given.key):
+        parser.error(problem)
+    return Server(given.server, given.key, given.timeout, given.cacert, variable)
 
 
 def server_url(text: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from signal import SIGPIPE
@@ -19,11 +20,26 @@ from adapters.errors import StoreError
 from adapters.format.beside import HandedIn
 from adapters.identity import content_digest
 from server.api.schemas import AdapterObject, VersionObject
-from server.client.arguments import adapter_name, adapter_path, add_connection, seconds, target, version_number
-from server.client.http import AdaptersClient, ClientError
-from server.client.table import adapters_table, printable, versions_table
+from server.client.arguments import (
+    adapter_name,
+    adapter_path,
+    add_connection,
+    seconds,
+    server_of,
+    target,
+    version_number,
+)
+from server.client.connection import ClientError
+from server.client.http import AdaptersClient, files_of
+from server.client.live.screen import NO_TERMINAL, is_terminal
+from server.client.live.watch import watch
+from server.client.progress import progress
+from server.client.table import adapters_table, versions_table
+from server.client.text import printable
 
 POLL_S = 0.3
+INTERVAL_S, LIVE_TIMEOUT_S = 2.0, 10.0
+"""Of --watch: seconds between two looks; the longest silence, after which the server counts as away."""
 
 Command = Callable[[AdaptersClient, argparse.Namespace], int]
 
@@ -32,12 +48,12 @@ def run(arguments: list[str]) -> int:
     """Run `perft adapters ARGUMENTS` and return the exit status. Wrong usage raises SystemExit(2)."""
     parser = make_parser()
     parsed = parser.parse_args(arguments)
-    key: str | None = parsed.key
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        parser.error("found a key with a space or a character outside ASCII, expected printable ASCII")
+    server = server_of(parser, parsed)
     command: Command = parsed.command
+    if getattr(parsed, "watch", False):
+        server = replace(server, timeout_s=min(server.timeout_s, LIVE_TIMEOUT_S))
     try:
-        with AdaptersClient(parsed.server, key, parsed.timeout, parsed.cacert) as client:
+        with AdaptersClient(server) as client:
             status = command(client, parsed)
         sys.stdout.flush()
         return status
@@ -73,7 +89,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = add("list", list_command, "list the adapters, or the versions of one")
     sub.add_argument("name", nargs="?", type=adapter_name, metavar="NAME", help="show this adapter's versions")
-    sub.add_argument("--json", action="store_true", help="print the API's objects instead of a table")
+    shown = sub.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the API's objects instead of a table")
+    shown.add_argument(
+        "--watch",
+        action="store_true",
+        help="keep the table on the terminal, as many rows as fit, and refresh it; q or Ctrl-C ends it",
+    )
+    sub.add_argument("--interval", type=seconds, metavar="S", help="of --watch: seconds between two looks (default 2)")
 
     sub = add("show", show_command, "print one adapter, or one version of it, as JSON")
     sub.add_argument("target", type=target, metavar="NAME[@VERSION]")
@@ -135,6 +158,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def list_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    if arguments.watch:
+        return _watch(client, arguments)
+    if arguments.interval is not None:
+        return _complain("--interval: it belongs to --watch", status=2)
     if arguments.name is not None:
         adapter = client.adapter(arguments.name)
         print(_json(adapter.model_dump()) if arguments.json else versions_table(adapter))
@@ -160,16 +187,27 @@ def push_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     given: HandedIn = arguments.path
     if given.violations:
         return _complain(f"{given.folder}: it is not clear which weights are the adapter's", given.violations)
-    pushed = client.push(arguments.name, given.folder, not arguments.no_activate, arguments.allowed_key)
+    total = sum(file.stat().st_size for file in files_of(given.folder).values())
+    with progress(arguments.name, total, then="checking") as sent:
+        pushed = client.push(arguments.name, given.folder, not arguments.no_activate, arguments.allowed_key, sent)
     for note in (*given.notes, *pushed.notes):
         print(f"note: {printable(note)}", file=sys.stderr)
     if pushed.version is None:
-        print(f"{pushed.adapter.name}: one of its {len(pushed.adapter.versions)} versions already has this content")
+        name = printable(pushed.adapter.name)
+        print(f"{name}: one of its {len(pushed.adapter.versions)} versions already has this content")
         return 0
     state = "new" if pushed.is_new else "existing"
     active = "active" if pushed.adapter.active == pushed.version.version else "not active"
-    print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active})")
+    users = _users(pushed.adapter.allowed_keys)
+    print(f"{printable(pushed.version.id)} {pushed.version.digest} ({state}, {active}{users})")
     return 0
+
+
+def _users(allowed_keys: list[str] | None) -> str:
+    """Who alone may use an adapter; nothing where every key may."""
+    if allowed_keys is None:
+        return ""
+    return f", for {printable(', '.join(allowed_keys))} alone" if allowed_keys else ", for the admin key alone"
 
 
 def activate_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
@@ -218,7 +256,8 @@ def verify_command(client: AdaptersClient, arguments: argparse.Namespace) -> int
     versions = adapter.versions if number is None else [_version_of(adapter, number)]
     wrong = 0
     for version in versions:
-        found = _downloaded_digest(client, name, version.version)
+        with progress(version.id, version.size_bytes) as received:
+            found = _downloaded_digest(client, name, version.version, received)
         if found == version.digest:
             print(f"{printable(version.id)} {version.digest} ok")
         else:
@@ -254,13 +293,23 @@ def report_on_store(place: str) -> int:
     return 1 if problems else 0
 
 
-def _downloaded_digest(client: AdaptersClient, name: str, version: int) -> str | None:
+def _watch(client: AdaptersClient, arguments: argparse.Namespace) -> int:
+    if not is_terminal():
+        return _complain(f"--watch: {NO_TERMINAL}; without --watch the table is printed once", status=2)
+    return watch(client, arguments.name, arguments.interval or INTERVAL_S)
+
+
+def _downloaded_digest(
+    client: AdaptersClient, name: str, version: int, received: Callable[[int], object]
+) -> str | None:
     with client.download(name, version, "config") as blocks:
         config = b"".join(blocks)
+    received(len(config))
     hashed = sha256()
     with client.download(name, version, "weights") as blocks:
         for block in blocks:
             hashed.update(block)
+            received(len(block))
     return content_digest(config, hashed.digest())
 
 

@@ -3,28 +3,56 @@
 Invariant: nothing a server sent reaches the terminal with control characters in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from server.api.schemas import AdapterObject, VersionObject
+from server.client.text import printable
 
 ADAPTER_COLUMNS = ("NAME", "ACTIVE", "VERSIONS", "STATE", "RESIDENT", "SIZE", "ROWS", "RUNNING", "LAST USED")
 VERSION_COLUMNS = ("VERSION", "ACTIVE", "STATE", "RESIDENT", "SIZE", "ROWS", "RUNNING", "LAST USED", "KIND", "DIGEST")
+EXPENDABLE = ("DIGEST", "KIND", "SIZE", "VERSIONS", "LAST USED", "ROWS", "RUNNING", "STATE", "RESIDENT")
+"""What a narrow terminal goes without, first to last."""
 
 
-def printable(text: str) -> str:
-    """The text with everything escaped that a terminal would interpret."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def adapters_table(adapters: Sequence[AdapterObject], width: int | None = None) -> str:
+    """A row per adapter: rows and residency of its active version, size, running and last used of all versions.
+
+    width: columns of the terminal, for which columns of the table are left out; None: none is.
+    """
+    rows = [_adapter_row(adapter) for adapter in adapters]
+    return "\n".join(table_lines(ADAPTER_COLUMNS, rows, width, expendable=EXPENDABLE))
 
 
-def adapters_table(adapters: Sequence[AdapterObject]) -> str:
-    """A row per adapter: rows and residency of its active version, size, running and last used of all versions."""
-    return _table(ADAPTER_COLUMNS, [_adapter_row(adapter) for adapter in adapters])
+def versions_table(adapter: AdapterObject, width: int | None = None) -> str:
+    """A row per version of one adapter. width: as above."""
+    rows = [_version_row(adapter, version) for version in adapter.versions]
+    return "\n".join(table_lines(VERSION_COLUMNS, rows, width, expendable=EXPENDABLE))
 
 
-def versions_table(adapter: AdapterObject) -> str:
-    """A row per version of one adapter."""
-    return _table(VERSION_COLUMNS, [_version_row(adapter, version) for version in adapter.versions])
+def table_lines(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    expendable: Sequence[str] = (),
+    right: Collection[str] = (),
+) -> list[str]:
+    """The titles and the rows, each a line. Columns that are `expendable` go, in that order, until the lines fit.
+
+    right: columns of numbers.
+    """
+    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+    kept = list(range(len(columns)))
+    for title in expendable:
+        if width is None or sum(widths[column] + 2 for column in kept) - 2 <= width:
+            break
+        kept = [column for column in kept if columns[column] != title]
+
+    def padded(line: Sequence[str], column: int) -> str:
+        return line[column].rjust(widths[column]) if columns[column] in right else line[column].ljust(widths[column])
+
+    return ["  ".join(padded(line, column) for column in kept).rstrip() for line in lines]
 
 
 def _adapter_row(adapter: AdapterObject) -> tuple[str, ...]:
@@ -62,13 +90,6 @@ def _version_row(adapter: AdapterObject, version: VersionObject) -> tuple[str, .
 
 def _resident(version: VersionObject, is_pinned: bool) -> str:
     return f"{version.resident} (pinned)" if is_pinned else version.resident
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
 
 
 def _size(size: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perft.errors import InputError
-from server.client.arguments import DEFAULT_SERVER, server_url
+from server.client.arguments import DEFAULT_SERVER, key_problem, server_url
 from server.commands.report import reported
 from server.evaluation.asking import Answered, Asking, ask_all, look
 from server.evaluation.connection import Server
@@ -62,9 +62,7 @@ def _usage_problem(given: argparse.Namespace) -> str | None:
         return f"--model: found {twice[0]!r} more than once, expected each model once"
     if given.overwrite and given.output is None:
         return "--overwrite: it belongs to --output FILE"
-    if given.key is not None and not (given.key.isascii() and given.key.isprintable() and " " not in given.key):
-        return "found a key with a space or a character outside ASCII, expected printable ASCII"
-    return None
+    return key_problem(given.key)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,5 @@
-"""Owns the command `perft store`: a store moved to an address that many servers share, or back; checked; swept.
+"""Owns the command `perft store`: a store moved to an address that many servers share, or back; checked; swept; what
+its servers have agreed on.
 
 Invariant: exit 0 means done and sound, 1 that it is not, with the reason, 2 wrong usage.
 """
@@ -46,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     sweeping = commands.add_parser("sweep", help="remove what broken-off uploads left in a shared store a day ago")
     sweeping.add_argument("place", metavar="ADDRESS")
     sweeping.set_defaults(run=_sweep)
+    timing = commands.add_parser("timing", help="what all servers of a shared store must be started with")
+    timing.add_argument("place", metavar="ADDRESS")
+    timing.add_argument(
+        "--forget", action="store_true", help="let the next server that starts choose anew; stop all of them first"
+    )
+    timing.set_defaults(run=_timing)
     return parser
 
 
@@ -74,4 +81,20 @@ def _sweep(given: argparse.Namespace) -> int:
             print(f"{given.place}: {store.sweep()} objects of broken-off uploads removed")
         finally:
             store.close()
+    return 0
+
+
+def _timing(given: argparse.Namespace) -> int:
+    from adapters.store.address import objects_at
+    from adapters.store.log.agreement import SERVERS_FILE, agreed
+    from adapters.store.log.store import read_log_file
+
+    objects = objects_at(given.place)
+    read_log_file(objects)
+    if given.forget:
+        objects.remove(SERVERS_FILE)
+        print(f"{given.place}: the next server that starts chooses --store-lag-s and --store-grace-s")
+        return 0
+    found = agreed(objects)
+    print(f"{given.place}: {found or 'no server has started there yet'}")
     return 0

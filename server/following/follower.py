@@ -91,7 +91,7 @@ class Follower:
                 "the store does not answer, without which this server cannot know what others changed; see its log"
             ) from error
         except TimeoutError:
-            silent_s = self._clock() - self.seen
+            silent_s = self.silent_s()
             raise StoreUnreachableError(
                 f"this server has not caught up with the store for {silent_s:.0f} s: what others changed is not known"
                 if self.seen < moment
@@ -112,10 +112,18 @@ class Follower:
 
     def problem(self) -> str | None:
         """Why this server is not ready: it was cut off from the store for too long."""
-        silent = self._clock() - self.seen
+        silent = self.silent_s()
         if silent <= self._grace_s:
             return None
         return f"the store has not answered for {silent:.0f} s, expected at most {self._grace_s:g} s"
+
+    def silent_s(self) -> float:
+        """Seconds since the look that the store answered last was sent."""
+        return self._clock() - self.seen
+
+    def names_behind(self) -> int:
+        """How many names others changed that are not taken over yet."""
+        return len(self._taking_over)
 
     async def _look(self) -> None:
         """One look, shared by all who wait for one. Raises StoreError."""

@@ -21,6 +21,12 @@ class Following(Protocol):
     def problem(self) -> str | None:
         """Why this server is not ready; None if it is."""
 
+    def silent_s(self) -> float | None:
+        """Seconds since the store last answered a look (from any thread); None of a store that is not shared."""
+
+    def names_behind(self) -> int | None:
+        """How many names others changed that are not taken over yet (from any thread); None as above."""
+
 
 class Alone:
     """Of a store that only this server changes."""
@@ -38,4 +44,10 @@ class Alone:
         return
 
     def problem(self) -> None:
+        return None
+
+    def silent_s(self) -> None:
+        return None
+
+    def names_behind(self) -> None:
         return None

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from adapters.errors import StoreError
 from adapters.ref import AdapterRef
-from adapters.store import Store, open_store
+from adapters.store import Store, Timing, open_store
 from adapters.store.log.log import clock
 from adapters.store.log.store import LogStore
 from server.engine.protocol import AdapterLoadError, ReadFiles
@@ -35,6 +35,7 @@ async def open_store_of(settings: Settings) -> Store:
     opening = partial(
         open_store, settings.adapter_store, settings.adapter_cache,
         cache_bytes=settings.adapter_cache_bytes, writer=socket.gethostname(),
+        timing=Timing(store_lag_s=settings.store_lag_s, store_grace_s=settings.store_grace_s),
     )  # fmt: skip
     try:
         return await asyncio.get_running_loop().run_in_executor(None, opening)

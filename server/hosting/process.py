@@ -128,9 +128,11 @@ def banner(args: Namespace, services: Services, port: int) -> str:
     shown = (": " if names else "") + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     count = f"{len(names)} adapter" + ("s" if len(names) != 1 else "")
     key = " -H 'Authorization: Bearer KEY'" if services.keys.needs_key else ""
+    has_page = services.settings.console and not args.uds
+    page = f"The console, in a browser: {url.removesuffix('v1')}\n" if has_page else ""
     return (
         f"\nPERFT is serving at {where}: base {base!r} and {count}{shown}. Try:\n\n"
         f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f'    -d \'{{"model": "{names[0] if names else base}", '
-        f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n'
+        f'"messages": [{{"role": "user", "content": "What is 27 + 58?"}}]}}\'\n\n{page}'
     )

@@ -31,7 +31,7 @@ FINISH_REASONS = (
 )
 # Their series exist from the adapter's first request on: `increase()` misses the step that creates a series.
 EXPECTED_FINISH_REASONS = ("stop", "length", "abort", "error", "adapter_deleted", "adapter_output_invalid")
-# 201 and 200, then the codes of uploads that passed access control (its rejections are in vLLM's HTTP metrics).
+# 201 and 200, then the codes of uploads that passed access control (its rejections are in `http_requests_total`).
 UPLOAD_RESULTS = (
     *("created", "existing", "invalid_adapter", "invalid_name", "invalid_request", "name_conflict"),
     *("adapter_too_large", "upload_timeout", "quota_exceeded", "storage_full", "device_full"),

@@ -23,22 +23,26 @@ class MetricsPage(Collector):
     def __init__(
         self, ours: CollectorRegistry, theirs: CollectorRegistry = REGISTRY, names: Iterable[str] | None = None
     ) -> None:
-        self._ours, self._theirs = ours, theirs
+        self.ours, self._theirs = ours, theirs
         self._names = None if names is None else frozenset(names)
 
     def collect(self) -> Iterator[Metric]:
         clear_vllms_adapter_lists(self._theirs)
         replaced = {LORA_INFO}
-        for family in self._ours.collect():
+        for family in self._asked_of(self.ours):
             replaced.add(family.name)
             yield from self._selected(family)
-        for family in self._theirs.collect():
+        for family in self._asked_of(self._theirs):
             if family.name not in replaced:
                 yield from self._selected(family)
 
     def restricted_registry(self, names: Iterable[str]) -> "MetricsPage":
         """A page with only the samples of these names (`name[]` in the query)."""
-        return MetricsPage(self._ours, self._theirs, names)
+        return MetricsPage(self.ours, self._theirs, names)
+
+    def _asked_of(self, registry: CollectorRegistry) -> Iterable[Metric]:
+        """The families asked for: what nobody asked for is not collected."""
+        return registry.collect() if self._names is None else registry.restricted_registry(self._names).collect()
 
     def _selected(self, family: Metric) -> Iterator[Metric]:
         """The family with only the samples asked for; ours without the creation time of each series."""

@@ -44,7 +44,8 @@ class AdapterState:
 class StateSnapshot:
     """What the server holds now. max_lora: adapters that the device holds at once (`device_capacity`).
 
-    store_free_bytes: free on the store's disk (None: not known, not shown).
+    store_free_bytes: free on the store's disk (None: not known, not shown). store_silent_s, store_names_behind: of a
+    store that others share (None: none do, not shown). is_ready: as /ready says, but for a server that is ending.
     """
 
     adapters: Mapping[str, AdapterState]
@@ -57,6 +58,9 @@ class StateSnapshot:
     store_free_bytes: int | None = None
     moe_layers: int = 0
     step_load_bytes: int = 0
+    is_ready: bool = False
+    store_silent_s: float | None = None
+    store_names_behind: int | None = None
 
 
 Totals = dict[tuple[str, ...], float]
@@ -70,7 +74,8 @@ class StateCollector(Collector):
 
     def describe(self) -> list[Metric]:
         """The families without samples, for the registry's check that no name is given twice."""
-        return list(self._families(StateSnapshot({}, 0, store_free_bytes=0)))
+        state = StateSnapshot({}, 0, store_free_bytes=0, store_silent_s=0, store_names_behind=0)
+        return list(self._families(state))
 
     def collect(self) -> Iterator[Metric]:
         yield from self._families(self._snapshot())
@@ -118,16 +123,22 @@ class StateCollector(Collector):
 
 
 def _server_families(state: StateSnapshot) -> Iterator[Metric]:
-    gauges = {
+    gauges: dict[str, tuple[str, float | None]] = {
+        "perft_ready": ("1 while the engine and a shared store answer, and layers carry the operator.", state.is_ready),
         "perft_device_rows_used": ("Rows of the device pool that hold an adapter.", state.device_rows_used),
         "perft_device_rows_total": ("Rows of the device pool.", state.device_rows_total),
         "perft_store_bytes": ("Bytes that the adapters take on disk.", state.store_bytes),
         "perft_moe_layers": ("MoE layers that carry the operator on every rank; must never be 0.", state.moe_layers),
+        "perft_store_free_bytes": ("Bytes free on the store's disk.", state.store_free_bytes),
+        "perft_store_silent_seconds": ("Seconds since the shared store last answered.", state.store_silent_s),
+        "perft_store_names_behind": (
+            "Names that other servers changed in the shared store and that this one has not taken over yet.",
+            state.store_names_behind,
+        ),
     }
     for name, (documentation, value) in gauges.items():
-        yield GaugeMetricFamily(name, documentation, value)
-    if state.store_free_bytes is not None:
-        yield GaugeMetricFamily("perft_store_free_bytes", "Bytes free on the store's disk.", state.store_free_bytes)
+        if value is not None:
+            yield GaugeMetricFamily(name, documentation, value)
     yield CounterMetricFamily(
         "perft_step_load_bytes",
         "Bytes of adapters read, hashed or packed inside an engine step; must stay 0.",

@@ -1,8 +1,8 @@
 """Owns the checks before every route: whether it exists, who may call it, and how many requests at once.
 
 The outermost ASGI middleware. Invariant: a request reaches the app only with scope["state"] holding its `caller`,
-`route`, `request_id` and `facts` (and `check_room`, where its sequences count among its key's), with the path and the
-client that were checked here, and it no longer counts among its key's requests when its last byte is sent.
+`route`, `request_id`, `asked` and `facts` (and `check_room`, where its sequences count among its key's), with the path
+and the client that were checked here, and it no longer counts among its key's requests when its last byte is sent.
 """
 
 import logging
@@ -18,17 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.dependencies import Services, services_of
 from server.api.error_responses import ApiError, error_response, internal_error
-from server.api.route_table import LOADING_ROUTES, Route, dialect_of, match, routes_at
-from server.auth.keys import ANONYMOUS, Caller
+from server.api.route_table import CONSOLE_ROUTES, Route, dialect_of, match, more_routes, routes_at
+from server.auth.access import Asked
+from server.auth.keys import ANONYMOUS
 from server.bodies.receive import check_encoding
-from server.errors import EngineUnavailableError, ForbiddenError, InvalidKeyError, ServerError
+from server.errors import EngineUnavailableError, ServerError
 from server.inference.request_context import RequestFacts
+from server.middleware.access_log import Polls
 from server.middleware.request_body import RequestBody
 from server.middleware.request_path import one_path, request_id_of, shown_path
 from server.middleware.unknown_route import not_found
 
 logger = logging.getLogger(__name__)
 _CLIENT_LEFT = 499
+POLLED = ("/v1/adapters", "/v1/adapters/{name}")
+"""What the console polls beside its own routes."""
 SMALL_BODY_BYTES = 64 * 1024
 
 
@@ -37,6 +41,7 @@ class AccessControl:
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock = app, clock
+        self._polls = Polls(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -60,7 +65,7 @@ class AccessControl:
                 await response(cycle.scope, receive, cycle.send)
             raise
         finally:
-            cycle.end()
+            cycle.end(self._polls)
 
 
 class _RequestCycle:
@@ -76,6 +81,7 @@ class _RequestCycle:
         self.status = 0
         self._headers, self._send, self._services, self._clock = headers, send, services, clock
         self._began = clock()
+        self._asked = _asked(scope, services)
         self._leave: Callable[[], None] | None = None
         self._body: RequestBody | None = None
         self._outer, self.scope = scope, self._inner_scope(scope)
@@ -84,7 +90,7 @@ class _RequestCycle:
         """The app's scope: with one path and the client's own address, the request ID as a header, and a GET in place
         of a HEAD."""
         state: dict[str, Any] = scope.setdefault("state", {})
-        state |= {"request_id": self.request_id, "facts": self.facts, "caller": self.caller}
+        state |= {"request_id": self.request_id, "facts": self.facts, "caller": self.caller, "asked": self._asked}
         state["is_head"] = self.method == "HEAD"
         others = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
         return {
@@ -114,11 +120,10 @@ class _RequestCycle:
     def admit(self) -> Response | None:
         """The response to a request that is rejected; None if the app gets it."""
         path, root_path = self.scope["path"], self.scope.get("root_path", "")
-        more = LOADING_ROUTES if self._services is None or self._services.settings.adapter_sources else ()
+        more = more_routes(None if self._services is None else self._services.settings)
         self.route = match(self.method, path, root_path, more)
         if self._services is not None:  # for the log of a rejected request
-            given = self._headers.get("authorization"), self._headers.get("x-api-key")
-            self.caller = self._services.keys.identify(*given) or ANONYMOUS
+            self.caller = self._services.keys.identify(*self._asked.key_headers) or ANONYMOUS
         try:
             if self.route is None:
                 return _no_route(self.method, self.scope, self._shown_path(), more)
@@ -139,13 +144,13 @@ class _RequestCycle:
     def _enter(self, route: Route) -> None:
         services = self._services
         if services is None:
-            if route.path != "/health":
+            if not route.answers_early:
                 raise EngineUnavailableError("the server is starting; retry in a few seconds", retry_after_s=5)
             return
-        if route.need == "metrics" and services.metrics_address is not None:
+        if route.path == "/metrics" and services.metrics_address is not None:
             raise not_found(self.method, self.scope, self._shown_path())
-        client, peer = ((scope.get("client") or (None,))[0] for scope in (self.scope, self._outer))
-        caller = caller_of(services, route, self._headers, services.settings.proxies.has(peer))
+        caller = services.access.caller(self._asked, route.need, route.method, route.path)
+        client = (self.scope.get("client") or (None,))[0]
         self.caller = replace(caller, client=client, request_id=self.request_id)
         check_encoding(self._headers)
         if route.selects_model and not self.caller.is_admin:
@@ -174,14 +179,29 @@ class _RequestCycle:
                 message = {**message, "body": b""}
         await self._send(message)
 
-    def end(self) -> None:
+    def end(self, polls: Polls) -> None:
         """The response has ended, one way or another."""
         self._free()
-        if self._services is not None:
+        if self._services is not None and not self._is_repeated_poll(polls):
             path = self.route.path if self.route else self._shown_path()
             status, seconds = self.status or _CLIENT_LEFT, self._clock() - self._began
             label = self.caller.label
             self._services.access_log.write(self.request_id, label, self.method, path, status, seconds, self.facts)
+
+    def _is_repeated_poll(self, polls: Polls) -> bool:
+        """Whether an open console asked once more what it asks every second, and got it."""
+        if self.route is None or self.route.method != "GET" or self.status not in (200, 304):
+            return False
+        is_own = self._asked.headers.get("sec-fetch-site") == ["same-origin"]
+        if not (self.route in CONSOLE_ROUTES or (is_own and self.route.path in POLLED)):
+            return False
+        if self.caller.label is None and any(self._asked.key_headers) and not self._has_metrics_key():
+            return False  # somebody may be guessing keys
+        client = (self.scope.get("client") or (None,))[0]
+        return polls.is_repeated(client, self.caller.label, self.route.path)
+
+    def _has_metrics_key(self) -> bool:
+        return self._services is not None and self._services.keys.may_read_metrics(*self._asked.key_headers)
 
     def _shown_path(self) -> str:
         """The path as it was asked for, without a key that it may hold."""
@@ -193,45 +213,14 @@ class _RequestCycle:
             leave()
 
 
-def caller_of(services: Services, route: Route, headers: Headers, is_trusted_proxy: bool = False) -> Caller:
-    """The caller of a request. Raises InvalidKeyError or ForbiddenError if the route needs more than the request
-    has. is_trusted_proxy: a proxy that the operator named sent it."""
-    keys = services.keys
-    given = headers.get("authorization"), headers.get("x-api-key")
-    known = keys.identify(*given)
-    if route.need == "none":
-        return known or ANONYMOUS
-    if route.need == "metrics" and keys.may_read_metrics(*given):
-        return known or ANONYMOUS
-    if known is not None and (known.is_admin or route.need == "inference"):
-        return known
-    if _needs_key(services, route, known):
-        raise _wrong_key(route, known, any(given))
-    plain = {name: headers.getlist(name) for name in headers}
-    origin = services.origin
-    is_inference = route.need == "inference"
-    problem = origin.page_problem(plain, is_trusted_proxy) if is_inference else origin.local_problem(plain)
-    if problem:
-        raise ForbiddenError(f"{route.method} {route.path}: {problem}")
-    return Caller(known.label if known else None, route.need == "admin")
-
-
-def _needs_key(services: Services, route: Route, known: Caller | None) -> bool:
-    """Whether a key is missing: the one that the route needs, or any if the server has some."""
-    if known is None and services.keys.needs_key:
-        return True
-    if route.need == "inference":
-        return False
-    return services.keys.has_admin or (route.need == "metrics" and services.keys.has_metrics_key)
-
-
-def _wrong_key(route: Route, known: Caller | None, is_given: bool) -> ServerError:
-    if known is not None:
-        return ForbiddenError(f"found the key {known.label!r}, expected the {route.need} key for {route.path}")
-    found = "an unknown key" if is_given else "no key"
-    return InvalidKeyError(
-        f"found {found}, expected the header `Authorization: Bearer KEY` with one of this server's keys"
-    )
+def _asked(scope: Scope, services: Services | None) -> Asked:
+    """What of a request counts for its access. scope: as it came, with the peer that connected."""
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    peer = (scope.get("client") or (None,))[0]
+    is_trusted = services is not None and services.settings.proxies.has(peer)
+    return Asked(headers, scope.get("scheme", "http"), is_trusted)
 
 
 def _no_route(method: str, scope: Scope, shown: str, more: tuple[Route, ...]) -> Response:

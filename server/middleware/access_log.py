@@ -1,4 +1,5 @@
-"""Owns the access log: one line per request, written when its response has ended.
+"""Owns the access log: one line per request, written when its response has ended; what an open console
+asks again and again has one a minute.
 
 Invariant: it never contains a key, a prompt or an answer, nor unchecked text of a client: the path is the route's
 template, the adapter the resolved one.
@@ -6,6 +7,7 @@ template, the adapter the resolved one.
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -15,6 +17,9 @@ from server.inference.request_context import RequestFacts
 from server.settings.model import LogFormat
 
 ACCESS_LOGGER = "perft.access"
+POLL_LOGGED_EVERY_S = 60.0
+MAX_POLLS = 1024
+"""Clients, keys and routes that are remembered; more only cost lines."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -66,6 +71,25 @@ class AccessLog:
         )
         self._logger.info("request", extra=asdict(record))
         return record
+
+
+class Polls:
+    """Which successful requests of open consoles leave no line: all but the first in POLL_LOGGED_EVERY_S of each
+    client, key and route. clock: monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._logged: dict[tuple[str | None, ...], float] = {}
+
+    def is_repeated(self, client: str | None, label: str | None, route: str) -> bool:
+        """Whether that client's requests for the route, with that key, have a line already."""
+        who, now = (client, label, route), self._clock()
+        if now - self._logged.get(who, -POLL_LOGGED_EVERY_S) < POLL_LOGGED_EVERY_S:
+            return True
+        if len(self._logged) >= MAX_POLLS:
+            self._logged.clear()
+        self._logged[who] = now
+        return False
 
 
 class _TextFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.dependencies import Lifecycle, Services, services_of
 from server.api.error_responses import error_response
-from server.api.route_table import Route
+from server.api.route_table import CONSOLE_ROUTES, Route
 from server.connections.limits import CLOSE_EXTENSION
 from server.errors import EngineUnavailableError
 
@@ -23,7 +23,7 @@ class DrainMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route: Route | None = scope.get("state", {}).get("route") if scope["type"] == "http" else None
         services: Services | None = services_of(scope["app"]) if route else None
-        if route is None or services is None or route.path in ("/health", "/metrics"):
+        if route is None or services is None or route.path in ("/health", "/metrics") or route in CONSOLE_ROUTES:
             return await self._app(scope, receive, send)
         lifecycle = services.lifecycle
         if lifecycle.is_draining:

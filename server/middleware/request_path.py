@@ -26,9 +26,13 @@ def request_id_of(headers: Headers) -> str:
 
 
 def one_path(scope: Scope) -> dict[str, str | bytes]:
-    """`path` and `raw_path` of the request's scope, with doubled slashes as one and none at the end."""
+    """`path` and `raw_path` of the request's scope, with doubled slashes as one and none at the end
+    (but at that of the root)."""
     path: str = scope["path"]
-    if (found := _without_slashes(path)) == path:
+    found = _without_slashes(path)
+    if found == scope.get("root_path"):
+        found += "/"  # the page at the root, below the prefix of a proxy
+    if found == path:
         return {}
     return {"path": found, "raw_path": quote(found, safe="/:@!$&'()*+,;=~", errors="replace").encode("ascii")}
 

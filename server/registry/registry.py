@@ -3,7 +3,8 @@
 Invariant: what a caller may not use does not exist for this caller. Only `registry/service` changes it.
 """
 
-from collections.abc import Iterator
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from server.errors import (
     VersionNotFoundError,
 )
 from server.registry.version import AdapterView, Version, VersionView, unservable
-from server.residency.state import Tier
+from server.residency.state import Loaded, Tier
 
 
 class Residency(Protocol):
@@ -31,6 +32,9 @@ class Residency(Protocol):
     def tier(self, adapter: AdapterRef) -> Tier: ...
 
     def failure(self, adapter: AdapterRef) -> str | None: ...
+
+    @property
+    def loaded(self) -> Loaded: ...
 
 
 class Registry:
@@ -41,6 +45,8 @@ class Registry:
         self._store, self._residency = store, residency
         self._versions: dict[str, dict[int, Version]] = {}
         self._records: dict[str, AdapterRecord] = {}
+        self._names: list[str] = []
+        self._active: dict[str, Version | None] = {}
         self._by_id: dict[str, Version] = {}
         self._by_digest: dict[str, dict[str, Version]] = {}
 
@@ -74,10 +80,12 @@ class Registry:
 
     # What a caller may see
 
-    def adapters(self, caller: Caller, after: str = "", limit: int | None = None) -> list[AdapterView]:
-        """The first `limit` adapters after the name `after`, by name. Only these are built."""
-        visible = sorted(name for name in self._records if name > after and self._may_use(name, caller))
-        return [self.view(name, caller) for name in visible[:limit]]
+    def visible_names(self, caller: Caller) -> list[str]:
+        """The names that the caller may use, sorted."""
+        if caller.is_admin:
+            return self.names()
+        records, label = self._records, caller.label
+        return [name for name in self._names if (keys := records[name].allowed_keys) is None or label in keys]
 
     def adapter(self, name: str, caller: Caller) -> AdapterView:
         """Raises AdapterNotFoundError."""
@@ -108,30 +116,48 @@ class Registry:
             raise AdapterNotFoundError(name)
         return self._records[name]
 
-    def view(self, name: str, caller: Caller) -> AdapterView:
-        """The adapter as it is now, without what `caller` may not know of other keys."""
+    def view(self, name: str, caller: Caller, active_only: bool = False) -> AdapterView:
+        """The adapter as it is now, without what `caller` may not know of other keys.
+
+        active_only: with its active version alone, or the newest if none is active.
+        """
         record = self._records[name]
+        if active_only:
+            numbers = [record.active or record.versions[-1].version]
+        else:
+            numbers = [stored.version for stored in record.versions]
         allowed = record.allowed_keys
         return AdapterView(
             name=name,
             active=record.active,
             allowed_keys=None if allowed is None else [k for k in allowed if caller.is_admin or k == caller.label],
             pinned=record.pinned,
-            versions=[self.version_view(self._versions[name][stored.version], caller) for stored in record.versions],
+            versions=[self.version_view(self._versions[name][number], caller) for number in numbers],
         )
 
     def version_view(self, version: Version, caller: Caller) -> VersionView:
         """One version as it is now. Whether other keys use it is not shown to one of them."""
         found = version.view(self._residency.tier(version.ref), self._residency.failure(version.ref))
-        is_callers = self._records[version.name].allowed_keys == (caller.label,)
-        if caller.is_admin or caller.label is None or is_callers:
+        if self.sees_use(version.name, caller):
             return found
         return replace(found, last_used=None, requests_running=None)
+
+    def version_count(self, name: str) -> int:
+        """How many versions an adapter has."""
+        return len(self._records[name].versions)
+
+    def sees_use(self, name: str, caller: Caller) -> bool:
+        """Whether the caller may know when and how much an adapter is used: it shares it with no other key."""
+        return caller.is_admin or caller.label is None or self._records[name].allowed_keys == (caller.label,)
+
+    def loaded(self) -> Mapping[str, Tier]:
+        """Where every content is that is on the device or the host, by its key."""
+        return self._residency.loaded.tiers()
 
     # What there is, whoever asks
 
     def names(self) -> list[str]:
-        return sorted(self._records)
+        return list(self._names)
 
     def count(self) -> int:
         """How many names there are."""
@@ -163,8 +189,11 @@ class Registry:
 
     def active(self, name: str) -> Version | None:
         """The active version of a name that exists."""
-        number = self._records[name].active
-        return None if number is None else self._versions[name][number]
+        return self._active[name]
+
+    def active_of(self, names: Iterable[str]) -> list[Version | None]:
+        """The active version of each name."""
+        return [self._active[name] for name in names]
 
     def by_id(self, version_id: str) -> Version | None:
         """The version with the id NAME@version."""
@@ -191,11 +220,16 @@ class Registry:
         """Add a version, or replace one that could not be served."""
         self._versions.setdefault(version.name, {})[version.number] = version
         self._by_id[version.id] = version
+        if (record := self._records.get(version.name)) is not None and record.active == version.number:
+            self._active[version.name] = version
         self._by_digest.setdefault(version.record.digest, {})[version.id] = version
 
     def put_record(self, record: AdapterRecord) -> None:
         """Take over what the store holds of a name; its versions are known."""
+        if record.name not in self._records:
+            insort(self._names, record.name)
         self._records[record.name] = record
+        self._active[record.name] = self._versions[record.name].get(record.active or 0)
         for stored in record.versions:
             self._versions[record.name][stored.version].record = stored
 
@@ -209,7 +243,8 @@ class Registry:
         if record is not None:
             self.put_record(record)
         else:
-            del self._records[version.name], self._versions[version.name]
+            del self._records[version.name], self._versions[version.name], self._active[version.name]
+            self._names.remove(version.name)
 
     def _may_use(self, name: str, caller: Caller) -> bool:
         allowed = self._records[name].allowed_keys

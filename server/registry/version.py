@@ -7,7 +7,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from adapters.ref import AdapterRef, Kind
@@ -17,6 +17,10 @@ from server.residency.state import Tier
 from server.uploads.validate import ValidatedAdapter
 
 VersionState = Literal["ready", "draining", "failed"]
+SEARCHED_CHARACTERS = 1000
+"""Of a description, from its beginning."""
+BETWEEN = "\0"
+"""What stands between name and description where both are searched; no search has it."""
 
 
 @dataclass(eq=False)
@@ -50,6 +54,18 @@ class Version:
     @property
     def number(self) -> int:
         return self.record.version
+
+    @property
+    def rows(self) -> int:
+        """Rows of the device pool that it takes."""
+        return 0 if self.accepted is None else self.accepted.need.rows
+
+    @cached_property
+    def searched(self) -> str:
+        """The text that a search of the list compares: the name, and its description from the beginning."""
+        config = None if self.accepted is None else self.accepted.config
+        description = "" if config is None else config.description or ""
+        return f"{self.name}{BETWEEN}{description[:SEARCHED_CHARACTERS].casefold()}"
 
     @property
     def is_draining(self) -> bool:
@@ -94,7 +110,7 @@ class Version:
             top_k=None if config is None else config.top_k,
             bottleneck=None if config is None else config.bottleneck,
             size_bytes=self.record.size_bytes,
-            rows=0 if self.accepted is None else self.accepted.need.rows,
+            rows=self.rows,
             created=self.record.created,
             resident=tier,
             requests_running=self.requests_running,

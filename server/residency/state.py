@@ -138,6 +138,10 @@ class Loaded:
         held = (*self.holding.values(), self.on_host, self.unsettled)
         return {resident for members in held for resident in members}
 
+    def tiers(self) -> dict[str, "Tier"]:
+        """Where every content is that is on the device or the host, by its key."""
+        return {each.key: each.tier for each in self.everywhere() if each.on_device or each.on_host}
+
     def watch(self) -> set[str]:
         """A set that from now on gets the keys of all that moves, with those that do already; `unwatch` ends it."""
         moving = {resident.key for resident in self.unsettled if resident.is_busy}

@@ -26,6 +26,7 @@ from adapters.store.address import is_shared
 from perft.back_ends import BackEnd
 from server.auth.keys import KeyRing, key_problem, labelled_keys
 from server.settings.connections import ConnectionSettings
+from server.settings.console import ConsoleSettings
 from server.settings.key_files import SECRET_FILE, read_admin_key, read_api_keys
 from server.settings.loading import LoadingSettings
 from server.settings.sharing import SharingSettings
@@ -49,7 +50,7 @@ def _shown(default: str) -> dict[str, Any]:
     return {"default": default}
 
 
-class Settings(LoadingSettings, SharingSettings, ConnectionSettings):
+class Settings(ConsoleSettings, LoadingSettings, SharingSettings, ConnectionSettings):
     """Named as in the TOML file; in the environment PERFT_ and capitals; flags --with-dashes (`api_keys`: --api-key).
 
     Read them with `server.settings.sources.load`, which also rejects unknown settings and explains every problem.

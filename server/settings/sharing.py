@@ -32,11 +32,11 @@ class SharingSettings(BaseSettings):
         ge=0.5,
         le=60,
         description="with a shared store: seconds that an activation, a restriction or a delete takes, after which no "
-        "server lets a request in that does not know it; the same on all servers",
+        "server lets a request in that does not know it; the same on all servers, which is checked at start",
     )
     store_grace_s: float = Field(
         60.0,
         ge=1,
         description="with a shared store: seconds without an answer of it after which /ready is 503; the same on all "
-        "servers",
+        "servers, which is checked at start",
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,6 +20,7 @@ from adapters.identity import content_digest
 from tests.server.processes import KEEP_ALIVE_S
 
 KEY = "the-admin-key"
+Api = TypeVar("Api", bound="AdapterApi")
 
 
 @dataclass
@@ -145,10 +146,10 @@ def _is_file(value: object) -> bool:
 
 
 @contextmanager
-def serving(api: AdapterApi) -> Iterator[AdapterApi]:
-    """`api` on a free port of this machine, in a thread, for the duration."""
+def serving(api: Api, port: int = 0) -> Iterator[Api]:
+    """`api` on a port of this machine (0: a free one), in a thread, for the duration."""
     server = uvicorn.Server(
-        uvicorn.Config(api.app(), port=0, log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
+        uvicorn.Config(api.app(), port=port, log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -23,6 +23,7 @@ from server.errors import AuditLogError
 from server.following.follower import Follower
 from server.following.following import Following
 from server.following.opening import reading
+from server.registry.listing.page import ListPage, ListQuery, list_adapters
 from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.registry.version import AdapterView, Version
@@ -140,6 +141,16 @@ class Desk:
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
         self.on_abort(request_id)
+
+    def adapters(self, caller: Caller) -> list[AdapterView]:
+        """All that the caller sees."""
+        work = list_adapters(self.registry, caller, ListQuery())
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                page: ListPage = done.value
+                return page.data
 
     async def upload(
         self,

@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from perft.logs import escape_records
 from server.api.dependencies import Services
 from server.api.error_responses import ContractRoute
-from server.api.route_table import LOADING_ROUTES, prune
+from server.api.route_table import more_routes, prune
 from server.app.connections import uvicorn_arguments
 from server.app.plugin import attach
 from server.app.services import EngineSide, build_services
@@ -105,7 +105,7 @@ def build_app(settings: Settings, engine: FakeEngine, processes: EngineProcesses
     app.router.add_api_route(
         "/v1/completions", complete, methods=["POST"], include_in_schema=False, route_class_override=ContractRoute
     )
-    prune(app, more=LOADING_ROUTES if settings.adapter_sources else ())
+    prune(app, more=more_routes(settings))
     return app
 
 

@@ -112,6 +112,20 @@ class ServerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
+def processes_of(server: ServerProcess) -> dict[int, str]:
+    """Every process of the session that the server was started as, by id; those that have ended do not count."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            name, _, fields = (entry / "stat").read_text().rpartition(")")
+        except OSError:  # no process, or gone
+            continue
+        state, _, _, session = fields.split()[:4]
+        if int(session) == server.process.pid and state != "Z":
+            found[int(entry.name)] = name
+    return found
+
+
 @contextmanager
 def unfinished_upload(port: int, key: str, store: Path) -> Iterator[None]:
     """A POST /v1/adapters that the server at work on `store` has begun to receive, and whose rest never comes."""

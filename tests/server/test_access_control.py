@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -218,20 +218,124 @@ def test_a_web_page_or_a_proxy_may_not(route: Route, headers: dict[str, str]) ->
         {"host": "127.9.8.7:1"},
         {"host": "[::1]:8000"},
         {"host": "[::ffff:127.0.0.1]"},
-        {"origin": "http://localhost:3000"},
-        {"origin": "https://127.0.0.1"},
-        {"origin": "http://[::1]:8000", "sec_fetch_site": "same-site"},
         {"sec_fetch_site": "none"},
+        {"sec_fetch_site": "same-origin"},
+        {"origin": "http://127.0.0.1:8000"},
+        {"origin": "HTTP://127.0.0.1:8000", "sec_fetch_site": "Same-Origin"},
+        {"host": "localhost", "origin": "http://localhost"},
+        {"host": "localhost", "origin": "http://localhost:80"},
+        {"host": "LOCALHOST:80", "origin": "http://localhost"},
+        {"host": "localhost:443", "origin": "https://localhost"},
+        {"host": "[::1]:8000", "origin": "http://[::1]:8000"},
+        {"host": "localhost:8000", "origin": "https://localhost:8000"},
     ],
     ids=str,
 )
-def test_this_machines_own_pages_may(headers: dict[str, str]) -> None:
-    assert Server().ask("POST", "/v1/adapters", **headers).status_code == 200
+def test_the_servers_own_pages_may(headers: dict[str, str]) -> None:
+    for method, path in (("POST", "/v1/adapters"), ("POST", "/v1/completions"), ("GET", "/metrics")):
+        assert Server().ask(method, path, **headers).status_code == 200
+
+
+OTHER_PAGES: list[dict[str, str]] = [
+    {"origin": "http://localhost:3000"},
+    {"origin": "http://127.0.0.1:3000", "sec_fetch_site": "same-site"},
+    {"origin": "http://127.0.0.1"},
+    {"origin": "http://127.0.0.1:80000"},
+    {"origin": "http://127.0.0.1:8000/"},
+    {"origin": "http://127.0.0.1:8000, http://127.0.0.1:8000"},
+    {"origin": "http://x@127.0.0.1:8000"},
+    {"origin": "ftp://127.0.0.1:8000"},
+    {"origin": "127.0.0.1:8000"},
+    {"origin": "http://localhost:8000"},
+    {"origin": "http://[::1]:8000"},
+    {"origin": "null"},
+    {"origin": "null", "sec_fetch_site": "none"},
+    {"origin": ""},
+    {"origin": "file://"},
+    {"origin": "chrome-extension://abc"},
+    {"origin": "https://evil.example"},
+    {"origin": "http://127.0.0.1:8000", "sec_fetch_site": "cross-site"},
+    {"origin": "http://127.0.0.1:8000", "sec_fetch_site": "same-site"},
+    {"sec_fetch_site": "same-site"},
+    {"sec_fetch_site": "cross-site"},
+    {"sec_fetch_site": "CROSS-SITE"},
+    {"sec_fetch_site": "none, same-origin"},
+    {"sec_fetch_site": ""},
+    {"sec_fetch_site": "anything"},
+    {"host": "localhost", "origin": "https://localhost:80"},
+    {"host": "localhost:80", "origin": "https://localhost"},
+]
+
+
+@pytest.mark.parametrize("headers", OTHER_PAGES, ids=str)
+@pytest.mark.parametrize("is_local", [True, False], ids=["local", "reachable"])
+def test_a_page_of_another_origin_gets_nothing_without_a_key(headers: dict[str, str], is_local: bool) -> None:
+    server = Server(is_local=is_local)
+    for route in (route for route in ROUTES if route.need != "none"):
+        assert error(server.ask(route.method, path_of(route), **headers)) == (403, "forbidden"), route
+    for path in ("/health", "/ready", "/version"):
+        assert server.ask("GET", path, **headers).status_code == 200
+    with_key = keyed()
+    assert with_key.ask("POST", "/v1/completions", TEAM, **headers).status_code == 200, "the key is enough"
+
+
+def test_the_operator_may_list_pages_that_may_use_inference_and_nothing_else() -> None:
+    listed = Server()
+    listed.app.state.services = replace(
+        listed.app.state.services,
+        origin=OriginPolicy(True, frozenset({"https://chat.example", "http://localhost:3000"})),
+    )
+    page = {"origin": "https://chat.example", "sec_fetch_site": "cross-site"}
+    for path in ("/v1/completions", "/tokenize"):
+        assert listed.ask("POST", path, **page).status_code == 200
+        assert listed.ask("POST", path, origin="http://localhost:3000").status_code == 200
+        for other in ("https://chat.example.evil", "http://chat.example", "https://chat.example:8443", "null"):
+            assert error(listed.ask("POST", path, origin=other)) == (403, "forbidden")
+        assert error(listed.ask("POST", path, host="chat.example", **page)) == (403, "forbidden"), (
+            "the Host still counts"
+        )
+    for route in [*CHANGES, FILES]:
+        assert error(listed.ask(route.method, path_of(route), **page)) == (403, "forbidden")
+    assert error(listed.ask("GET", "/metrics", **page)) == (403, "forbidden")
+    anybody = OriginPolicy(True, frozenset({"*"}))
+    local = {"host": ["localhost"]}
+    assert anybody.inference_problem(local | {"origin": ["null"], "sec-fetch-site": ["cross-site"]}) is None
+    assert anybody.inference_problem(local | {"origin": ["a", "b"]}) and anybody.local_problem(
+        local | {"origin": ["null"]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "origin", "is_same"),
+    [
+        ("http", "http://perft.example", True),
+        ("http", "https://perft.example", True),  # a proxy ends TLS
+        ("https", "https://perft.example", True),
+        ("https", "https://perft.example:443", True),
+        ("https", "http://perft.example", False),
+        ("https", "https://perft.example:80", False),
+        ("http", "http://perft.example:443", False),
+    ],
+)
+def test_whose_page_it_is_where_tls_ends(scheme: str, origin: str, is_same: bool) -> None:
+    server = Server(KeyRing(admin_key=ADMIN), is_local=False, base_url=f"{scheme}://perft.example")
+    answer = server.ask("POST", "/v1/completions", origin=origin, host="perft.example")
+    assert (answer.status_code == 200) == is_same
+    assert server.ask("POST", "/v1/adapters", ADMIN, origin=origin, host="perft.example").status_code == 200
+
+
+def test_two_origins_are_none() -> None:
+    own = "http://localhost:8000"
+    headers = {"host": ["localhost:8000"], "origin": [own, own]}
+    assert OriginPolicy(True).local_problem(headers) and OriginPolicy(False).inference_problem(headers)
+    sites = {"host": ["localhost:8000"], "sec-fetch-site": ["none", "same-origin"]}
+    assert OriginPolicy(True).local_problem(sites) and OriginPolicy(False).inference_problem(sites)
+    assert OriginPolicy(False).inference_problem({"host": [], "origin": [own]}), "no Host, no page of it"
 
 
 def test_two_hosts_are_none() -> None:
     two = {"host": ["localhost", "evil.example"]}
-    assert OriginPolicy(True).local_problem(two) and OriginPolicy(True).page_problem(two)
+    assert OriginPolicy(True).local_problem(two) and OriginPolicy(True).inference_problem(two)
     both = {"host": ["localhost"], "origin": ["http://localhost", "http://evil.example"]}
     assert "Origin" in (OriginPolicy(True).local_problem(both) or "")
 

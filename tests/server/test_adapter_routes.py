@@ -27,6 +27,7 @@ from server.app import monitor
 from server.auth.keys import Caller
 from server.engine.protocol import EngineCounters
 from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
+from server.registry.listing import page as listing
 from server.registry.version import AdapterView
 from server.uploads.validate import UploadValidator
 from tests.hostile import good
@@ -145,6 +146,15 @@ def test_lists_come_in_pages(client: TestClient, upload: Upload) -> None:
         ({"limit": "many"}, "limit"),
         ({"after": "../x"}, "after"),
         ({"before": "x"}, "before"),
+        ({"offset": -1}, "offset"),
+        ({"sort": "size"}, "sort"),
+        ({"sort": "--rows"}, "sort"),
+        ({"resident": "moon"}, "resident"),
+        ({"versions": "none"}, "versions"),
+        ({"search": "x" * 201}, "search"),
+        ({"after": "a", "offset": 1}, "after"),
+        ({"after": "a", "sort": "rows"}, "after"),
+        ({"after": "a", "sort": "-name"}, "after"),
     ],
 )
 def test_a_bad_page_names_the_parameter(client: TestClient, query: dict[str, Any], param: str) -> None:
@@ -157,14 +167,173 @@ def test_a_page_costs_what_it_shows(client: TestClient, upload: Upload, services
     built: list[str] = []
     build = services.registry.view
 
-    def watched(name: str, caller: Caller) -> AdapterView:
+    def watched(name: str, caller: Caller, active_only: bool = False) -> AdapterView:
         built.append(name)
-        return build(name, caller)
+        return build(name, caller, active_only)
 
     services.registry.view = watched  # type: ignore[method-assign]
     page = client.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
     assert [adapter["name"] for adapter in page["data"]] == ["c", "d"] and page["next"] == "d"
-    assert len(built) <= 3
+    page = client.get("/v1/adapters", params={"limit": 2, "sort": "-rows", "offset": 1}).json()
+    assert [adapter["name"] for adapter in page["data"]] == ["b", "c"] and page["total"] == 5
+    assert len(built) <= 6
+
+
+def listed(client: TestClient, key: str = "admin", **query: Any) -> list[str]:
+    answer = client.get("/v1/adapters", params=query, headers=bearer(key))
+    page = AdapterList.model_validate(answer.json())
+    assert page.total >= len(page.data) and page.has_more == (page.total > len(page.data) + query.get("offset", 0))
+    return [adapter.name for adapter in page.data]
+
+
+@pytest.fixture
+def several(client: TestClient, upload: Upload, services: Services) -> Services:
+    """Six names: b@2 is newest and not active, d has no active version; use and creation are made up."""
+    for seed, name in enumerate("abcdef"):
+        upload(name, seed, activate="false" if name == "d" else "true", config={"bottleneck": 4} if name == "c" else {})
+    upload("b", 9, activate="false")
+    for order, (name, running, used) in enumerate(
+        [("a", 2, 50), ("b", 0, 70), ("c", 2, None), ("e", 5, 60), ("f", 0, None)]
+    ):
+        version = services.registry.active(name)
+        assert version is not None
+        version.requests_running, version.last_used = running, used
+        version.record = version.record.model_copy(update={"created": 1000 - order})
+    for version in services.registry.versions("d"):
+        version.requests_running, version.last_used = 99, 99
+    return services
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"),
+    [
+        ("name", "abcdef"),
+        ("-name", "fedcba"),
+        ("running", "bfaced"),
+        ("-running", "eacbfd"),
+        ("last_used", "aebcfd"),
+        ("-last_used", "beacfd"),
+        ("created", "fecbad"),
+        ("-created", "abcefd"),
+        ("rows", "cabefd"),
+        ("-rows", "abefcd"),
+    ],
+)
+def test_a_list_is_in_the_order_asked_for(client: TestClient, several: Services, sort: str, expected: str) -> None:
+    """Those of the same value by name, then those without a value, then those without an active version."""
+    assert "".join(listed(client, sort=sort)) == expected
+    for offset in range(7):
+        assert "".join(listed(client, sort=sort, offset=offset, limit=2)) == expected[offset : offset + 2]
+    answer = client.get("/v1/adapters", params={"sort": sort, "limit": 2}).json()
+    assert answer["next"] == ("b" if sort == "name" else None) and answer["total"] == 6
+
+
+def test_the_order_tells_no_key_what_it_may_not_see(client: TestClient, several: Services) -> None:
+    """Of an adapter that alice shares she sees neither use nor requests, so they do not move it either."""
+    client.patch("/v1/adapters/f", json={"allowed_keys": ["alice"]})
+    client.patch("/v1/adapters/b", json={"allowed_keys": ["alice"]})
+    client.patch("/v1/adapters/e", json={"allowed_keys": ["alice", "bob"]})
+    for sort in ("running", "-running"):
+        assert listed(client, "alice", sort=sort) == ["b", "f", "a", "c", "e", "d"]
+        assert listed(client, "bob", sort=sort) == ["a", "c", "e", "d"]
+    for sort in ("last_used", "-last_used"):
+        assert listed(client, "alice", sort=sort) == ["b", "a", "c", "e", "f", "d"]
+    assert listed(client, "admin", sort="-running") == ["e", "a", "c", "b", "f", "d"]
+
+
+def test_a_list_of_what_matches(client: TestClient, upload: Upload, services: Services) -> None:
+    (
+        upload("poet", 0, config={"description": "Verse in the style of ÉMILE"}),
+        upload("clerk", 1, config={"description": "letters"}),
+    )
+    upload("poet-2", 2), upload("hidden", 3, config={"description": "verse too"})
+    client.patch("/v1/adapters/hidden", json={"allowed_keys": []})
+    assert listed(client, search="POET") == ["poet", "poet-2"]
+    assert listed(client, search="émile") == ["poet"] and listed(client, search="t\nv") == []
+    assert listed(client, search="verse") == ["hidden", "poet"] and listed(client, "bob", search="verse") == ["poet"]
+    assert listed(client, search="") == listed(client) and listed(client, search="\0") == []
+    page = client.get("/v1/adapters", params={"search": "poet", "limit": 1}).json()
+    assert (page["total"], page["has_more"], page["next"]) == (2, True, "poet")
+    after = client.get("/v1/adapters", params={"search": "poet", "limit": 1, "after": "poet"}).json()
+    assert [a["name"] for a in after["data"]] == ["poet-2"] and (after["total"], after["has_more"]) == (2, False)
+    upload("poet", 4, config={"description": "prose"}, activate="false")
+    assert listed(client, search="prose") == [], "of the active version alone"
+    client.patch("/v1/adapters/poet", json={"active": 2})
+    assert listed(client, search="prose") == ["poet"] and listed(client, search="émile") == []
+
+
+def test_a_list_of_what_is_somewhere(client: TestClient, several: Services) -> None:
+    tiers = {a["name"]: {v["version"]: v["resident"] for v in a["versions"]}.get(a["active"]) for a in
+             client.get("/v1/adapters").json()["data"]}  # fmt: skip
+    client.patch("/v1/adapters/a", json={"pinned": True})
+    tiers["a"] = "device"
+    for tier in ("device", "host", "disk"):
+        assert listed(client, resident=tier) == [name for name in "abcdef" if tiers[name] == tier]
+    assert listed(client, resident="device", search="b") == []
+
+
+def test_a_list_may_have_the_active_versions_alone(client: TestClient, several: Services) -> None:
+    data = client.get("/v1/adapters", params={"versions": "active"}).json()["data"]
+    assert {a["name"]: [v["version"] for v in a["versions"]] for a in data} == {name: [1] for name in "abcdef"}
+    assert [a["active"] for a in data if a["name"] == "d"] == [None]
+    assert client.get("/v1/adapters/b").json()["active"] == 1
+    whole = client.get("/v1/adapters", params={"versions": "all"}).json()
+    assert whole == client.get("/v1/adapters").json() and len(whole["data"][1]["versions"]) == 2
+    client.patch("/v1/adapters/b", json={"active": None})
+    (b,) = client.get("/v1/adapters", params={"versions": "active", "search": "b"}).json()["data"]
+    assert [v["version"] for v in b["versions"]] == [2], "the newest where none is active"
+
+
+def test_a_page_ends_before_it_has_too_many_versions(
+    client: TestClient, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_VERSIONS", 3)
+    for name, versions in {"a": 1, "b": 4, "c": 2, "d": 1, "e": 1}.items():
+        for seed in range(versions):
+            upload(name, seed)
+    pages: list[list[str]] = []
+    after: str | None = ""
+    while after is not None:
+        page = client.get("/v1/adapters", params={"after": after} if after else {}).json()
+        pages.append([adapter["name"] for adapter in page["data"]])
+        assert page["total"] == 5 and page["has_more"] == (page["next"] is not None)
+        after = page["next"]
+    assert pages == [["a"], ["b"], ["c", "d"], ["e"]]
+    assert listed(client, versions="active") == ["a", "b", "c"]
+
+
+def test_adapters_may_go_while_a_list_is_made(
+    client: TestClient, upload: Upload, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "STEP_S", 0.0)
+    names = [f"a-{number:02}" for number in range(40)]
+    for name in names:
+        upload(name, 0)
+    work = listing.list_adapters(services.registry, Caller("admin", True), listing.ListQuery(search="a-"))
+    for step in range(50):
+        if step < len(names):
+            client.delete(f"/v1/adapters/{names[-1 - step]}")
+            wait_until_gone(client, f"/v1/adapters/{names[-1 - step]}")
+        try:
+            next(work)
+        except StopIteration as done:
+            page: listing.ListPage = done.value
+            break
+    else:
+        raise AssertionError("the list has no end")
+    assert step > 10 and 10 < len(page.data) < 40
+    assert [adapter.name for adapter in page.data] == names[: len(page.data)]
+
+
+def test_the_list_follows_every_change(client: TestClient, upload: Upload, services: Services) -> None:
+    for name in ("c", "a", "b"):
+        upload(name, 0)
+    assert listed(client) == services.registry.names() == ["a", "b", "c"]
+    client.delete("/v1/adapters/b")
+    wait_until_gone(client, "/v1/adapters/b")
+    assert listed(client) == ["a", "c"] and listed(client, sort="-rows") == ["a", "c"]
+    upload("b", 1)
+    assert listed(client) == ["a", "b", "c"] and services.registry.active("b") is services.registry.by_id("b@2")
 
 
 def test_one_adapter_and_one_version(client: TestClient, upload: Upload) -> None:

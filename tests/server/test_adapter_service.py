@@ -309,9 +309,9 @@ async def test_after_a_restart_all_is_there_again(folder: Path) -> None:
             await desk.upload("poet", seed)
         await desk.upload("clerk", 3)
         await desk.patch("poet", active=1, allowed_keys=["alice"], pinned=True)
-        before = desk.registry.adapters(ADMIN)
+        before = desk.adapters(ADMIN)
     async with opened(folder, engine) as desk:
-        after = desk.registry.adapters(ADMIN)
+        after = desk.adapters(ADMIN)
         assert desk.is_on_device("poet@1") and not desk.is_on_device("clerk@1")
         assert [forget_places(asdict(a)) for a in after] == [forget_places(asdict(b)) for b in before]
         assert desk.followed.table == {"poet@1", "poet@2", "clerk@1"}
@@ -554,8 +554,8 @@ async def test_who_may_not_use_an_adapter_does_not_see_it(folder: Path) -> None:
         await desk.upload("poet", 1)
         await desk.upload("clerk", 2)
         await desk.patch("poet", allowed_keys=["alice"])
-        assert [a.name for a in desk.registry.adapters(BOB)] == ["clerk"] == [n for n, _ in desk.registry.servable(BOB)]
-        assert [a.name for a in desk.registry.adapters(ALICE)] == ["clerk", "poet"]
+        assert [a.name for a in desk.adapters(BOB)] == ["clerk"] == [n for n, _ in desk.registry.servable(BOB)]
+        assert [a.name for a in desk.adapters(ALICE)] == ["clerk", "poet"]
         nobodys = Caller(None, False)
         for caller in (BOB, nobodys):
             for model in ("poet", "poet@1"):

@@ -35,7 +35,8 @@ from adapters.store import FolderStore
 from server.api.error_responses import as_api_error
 from server.client import commands, http
 from server.client.commands import run
-from server.client.http import AdaptersClient, ClientError
+from server.client.connection import ClientError, Server
+from server.client.http import AdaptersClient
 from server.errors import AdapterNotFoundError, InvalidUploadError, ModelNotFoundError
 from tests.server.adapter_api import KEY, AdapterApi, serving
 from tests.server.fakes import BASE
@@ -68,8 +69,8 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def answering(answer: Callable[[httpx.Request], httpx.Response]) -> AdaptersClient:
-    return AdaptersClient("http://server:1", KEY, 5.0, transport=httpx.MockTransport(answer))
+def answering(answer: Callable[[httpx.Request], httpx.Response], address: str = "http://server:1") -> AdaptersClient:
+    return AdaptersClient(Server(address, KEY, 5.0), transport=httpx.MockTransport(answer))
 
 
 def test_push_sends_the_two_files_and_prints_the_version(api: AdapterApi, folder: Path, capsys: Any) -> None:
@@ -80,6 +81,20 @@ def test_push_sends_the_two_files_and_prints_the_version(api: AdapterApi, folder
     assert (sent["name"], sent["activate"]) == ("yes", "true")
     for field, name in (("config", "adapter_config.json"), ("weights", "adapter_model.safetensors")):
         assert sent[field] == (name, (folder / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [(None, "(new, active)"), ([], "for the admin key alone)"), (["ann", "bob"], "for ann, bob alone)")],
+)
+def test_push_says_who_alone_may_use_it(
+    api: AdapterApi, folder: Path, capsys: Any, allowed: list[str] | None, said: str
+) -> None:
+    """Also where a deleted name had that restriction before."""
+    api.add("yes", "0" * 64)
+    api.adapters["yes"]["allowed_keys"] = allowed
+    assert run(["push", "yes", str(folder)]) == 0
+    assert capsys.readouterr().out.strip().endswith(said)
 
 
 def test_push_of_what_is_there_says_so(api: AdapterApi, folder: Path, capsys: Any) -> None:
@@ -278,7 +293,7 @@ def test_push_makes_an_adapter_private_from_its_first_moment(
 ) -> None:
     given: list[Any] = []
 
-    def push(self: AdaptersClient, name: str, path: Path, activate: bool, allowed_keys: Any) -> Any:
+    def push(self: AdaptersClient, name: str, path: Path, activate: bool, allowed_keys: Any, *more: Any) -> Any:
         given.append(allowed_keys)
         raise ClientError("enough")
 
@@ -429,7 +444,8 @@ def test_the_address_may_have_the_start_of_a_route(api: AdapterApi, capsys: Any,
 def test_an_address_with_another_route_is_named(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = as_api_error(ModelNotFoundError("v1/adapters")).body()
     client = AdaptersClient(
-        "http://server:1/v1/models", KEY, 5.0, transport=httpx.MockTransport(lambda _: httpx.Response(404, json=model))
+        Server("http://server:1/v1/models", KEY, 5.0),
+        transport=httpx.MockTransport(lambda _: httpx.Response(404, json=model)),
     )
     expected = (
         "found no adapter routes at http://server:1/v1/models; expected --server (or PERFT_SERVER) to be the server's "
@@ -439,7 +455,7 @@ def test_an_address_with_another_route_is_named(capsys: Any, monkeypatch: pytest
         list(client.adapters())
     own = as_api_error(AdapterNotFoundError("x")).body()
     client = AdaptersClient(
-        "http://server:1/llm", KEY, 5.0, transport=httpx.MockTransport(lambda _: httpx.Response(404, json=own))
+        Server("http://server:1/llm", KEY, 5.0), transport=httpx.MockTransport(lambda _: httpx.Response(404, json=own))
     )
     with pytest.raises(ClientError, match=re.escape(own["error"]["message"])):
         client.adapter("x")
@@ -454,7 +470,7 @@ def test_a_prefix_of_a_proxy_stays(prefix: str) -> None:
         return httpx.Response(404)
 
     for ending in ("", "/", "/v1"):
-        client = AdaptersClient(f"http://server:1{prefix}{ending}", KEY, 5.0, transport=httpx.MockTransport(answer))
+        client = answering(answer, f"http://server:1{prefix}{ending}")
         with pytest.raises(ClientError):
             client.adapter("x")
     assert asked == [f"{prefix}/v1/adapters/x"] * 3

@@ -44,6 +44,11 @@ class Client:
         answer = self.http.get("/ready")
         return answer.status_code, answer.text
 
+    def measured(self, name: str) -> float:
+        """The value of a metric without labels."""
+        page = self.http.get("/metrics").text
+        return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
+
     def is_ready(self) -> bool:
         return self.ready()[0] == 200
 
@@ -92,9 +97,12 @@ def test_a_server_behind_a_cut_wire(s3: S3Process, tmp_path: Path, monkeypatch: 
                 assert answer.json()["error"]["code"] == "store_unavailable" and "http" not in answer.text
             status, text = two.ready()
             assert status == 503 and "the store has not answered for" in text
+            assert two.measured("perft_ready") == 0 and two.measured("perft_store_silent_seconds") > GRACE_S
+            assert one.measured("perft_ready") == 1
             assert one.is_ready() and one.said("poet") == (200, "poet@1")
             assert one.upload("painter", 3).status_code == 201
         wait_until(two.is_ready)
+        assert two.measured("perft_ready") == 1 and two.measured("perft_store_names_behind") >= 0
         assert two.said("poet") == (200, "poet@1") and two.said("painter") == (200, "painter@1")
         assert two.upload("painter", 4).status_code == 201 and one.said("painter") == (200, "painter@2")
 

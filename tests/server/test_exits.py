@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm.entrypoints.launchers.api_server import entry
 
 from server import cli
 from server.api.dependencies import Lifecycle
@@ -29,7 +28,9 @@ from tests.server.test_engine_health import FakeProcesses
 DEATH = "the engine died: process EngineCore (7) was killed by SIGKILL"
 ENDS: dict[str, tuple[BaseException | None, Run, int, str]] = {
     "asked": (None, Run(has_started=True), 0, ""),
-    "Ctrl-C during the start": (KeyboardInterrupt(), Run(), 0, ""),
+    "Ctrl-C": (KeyboardInterrupt(), Run(True), 0, ""),
+    "a signal during the start": (SystemExit(0), Run(), 0, ""),
+    "engine died, then a signal": (SystemExit(0), Run(False, DEATH), EXIT_DIED, DEATH),
     "refused": (StartError("no"), Run(), 1, "perft: refused to start:\nno"),
     "taken": (OSError(98, "in use"), Run(), 1, "perft: refused to start:\nport 8000 of 127.0.0.1 is taken"),
     "not started": (RuntimeError("core"), Run(), 1, "perft: failed to start:\nvLLM ended: core"),
@@ -47,7 +48,7 @@ def test_the_status_says_how_it_ended(
 ) -> None:
     (raised, run, status, said), settings = ENDS[what], settings_of(tmp_path / "store")
 
-    async def run_server(args: Namespace, **options: Any) -> None:
+    async def serve_vllm(args: Namespace, **options: Any) -> None:
         if raised is not None:
             raise raised
 
@@ -55,7 +56,7 @@ def test_the_status_says_how_it_ended(
         serve.run(Namespace(perft_run=run, perft_settings=settings, host="127.0.0.1", port=8000))
         raise SystemExit(0)
 
-    monkeypatch.setattr(entry, "run_server", run_server)
+    monkeypatch.setattr(serve, "serve_vllm", serve_vllm)
     monkeypatch.setattr(serve, "serve", only_run)
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "model"])
@@ -70,6 +71,24 @@ def test_a_process_that_cannot_end_is_ended() -> None:
     code += "threading.Event().wait(3600)"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=300)
     assert done.returncode == EXIT_DIED
+
+
+def test_a_signal_during_the_start_ends_it_though_its_exception_is_swallowed() -> None:
+    """And a second signal does not interrupt the end."""
+    code = """
+import os, signal, threading
+from server.hosting import starting
+starting.LAST_EXIT_S = 0.2
+starting.end_on_signals()
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+    try:
+        os.kill(os.getpid(), number)
+    except SystemExit:
+        print("asked", flush=True)
+threading.Event().wait(3600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", "")
 
 
 @pytest.fixture(autouse=True)

@@ -371,9 +371,11 @@ async def test_a_name_whose_change_waits_for_another_holds_up_no_other_name(fold
         assert (await found(two, "painter")).number == 1
         with pytest.raises(StoreUnreachableError, match="waits for a change under way on this one"):
             await selected(two, "poet", ADMIN)
+        assert two.following.names_behind() == 1
         await asyncio.sleep(31)
         assert (await found(two, "poet")).number == 1
-        assert two.following.problem() is None
+        assert two.following.problem() is None and two.following.names_behind() == 0
+        assert 0 <= (two.following.silent_s() or 0) <= LAG_S
 
 
 @on_a_loop

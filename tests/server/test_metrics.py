@@ -55,6 +55,9 @@ TYPES = {
     "perft_store_free_bytes": ("gauge", set()),
     "perft_expert_tokens_total": ("counter", {"adapter", "expert"}),
     "perft_moe_layers": ("gauge", set()),
+    "perft_ready": ("gauge", set()),
+    "perft_store_silent_seconds": ("gauge", set()),
+    "perft_store_names_behind": ("gauge", set()),
     "perft_step_load_bytes_total": ("counter", set()),
     "perft_residency_repairs_total": ("counter", {"tier"}),
     "vllm:lora_requests_info": ("gauge", {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}),
@@ -71,7 +74,7 @@ SNAPSHOT = StateSnapshot(
         "draft": AdapterState(tier=None),
     },
     max_lora=8, base_running=4, device_rows_used=30, device_rows_total=100, store_bytes=7_000,
-    store_free_bytes=93_000, moe_layers=2, step_load_bytes=0,
+    store_free_bytes=93_000, moe_layers=2, step_load_bytes=0, is_ready=True, store_silent_s=0.25, store_names_behind=2,
 )  # fmt: skip
 
 
@@ -341,8 +344,12 @@ def test_state_is_read_at_every_scrape(metrics: Metrics) -> None:
     assert metrics.value("perft_store_bytes") == 7_000 and metrics.value("perft_moe_layers") == 2
     assert metrics.value("perft_step_load_bytes_total") == 0
     assert metrics.value("perft_store_free_bytes") == 93_000
+    assert metrics.value("perft_ready") == 1
+    assert metrics.value("perft_store_silent_seconds") == 0.25 and metrics.value("perft_store_names_behind") == 2
     metrics.state = StateSnapshot({"poet": AdapterState(tier="disk")}, max_lora=8, step_load_bytes=9)
-    assert metrics.value("perft_store_free_bytes") is None, "not known, not shown"
+    for unknown in ("perft_store_free_bytes", "perft_store_silent_seconds", "perft_store_names_behind"):
+        assert metrics.value(unknown) is None, "not known, not shown"
+    assert metrics.value("perft_ready") == 0
     assert metrics.value("perft_adapter_requests_running", adapter="poet") == 0
     assert metrics.value("perft_adapter_resident", adapter="poet", tier="disk") == 1
     assert metrics.value("perft_adapter_resident", adapter="poet", tier="device") is None

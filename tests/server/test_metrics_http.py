@@ -1,6 +1,7 @@
 """GET /metrics of the real server against what a client counted itself, from what it sent and what it got."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -357,6 +358,39 @@ def test_the_page_is_the_admins(server: ServerProcess, admin: TinyClient, alice:
     page = admin.metrics()
     assert "vllm:request_success_total" in page and "vllm:prefix_cache_hits_total" in page
     nobody.close()
+
+
+def test_every_answer_is_counted_by_its_status(server: ServerProcess, admin: TinyClient, alice: TinyClient) -> None:
+    """What our middleware refuses too, which never reaches vLLM's; by route, so that no client makes a series."""
+    nobody = TinyClient(server.url, key=None)
+    before = samples(admin)
+    alice.complete(BASE_NAME, long_prompt(430, 20), 2)
+    assert nobody.refusal("POST", "/v1/completions", json={})[0] == 401
+    assert alice.refusal("POST", "/v1/completions", json=alice.body("nix", [5], 1))[0] == 404
+    assert admin.refusal("DELETE", "/v1/adapters/nix/versions/3")[0] == 404
+    assert admin.refusal("GET", "/v1/adapters/nix")[0] == 404
+    assert admin.refusal("GET", "/made/up")[0] == 404
+    assert admin.http.get("/health").status_code == 200
+    nobody.close()
+    counted = (samples(admin) - before).of_name("http_requests_total")
+    found = {(dict(labels)["handler"], dict(labels)["status"]): value for labels, value in counted.items() if value}
+    assert found == {
+        ("/v1/completions", "2xx"): 1, ("/v1/completions", "4xx"): 2, ("none", "4xx"): 1,
+        ("/v1/adapters/{name}", "4xx"): 1, ("/v1/adapters/{name}/versions/{version}", "4xx"): 1,
+    }  # fmt: skip
+
+
+def test_what_dashboard_alerts_and_documentation_name_is_on_the_page(admin: TinyClient) -> None:
+    """Of a server whose store is a folder of its own."""
+    root = Path(__file__).parents[2]
+    named: set[str] = set()
+    for file in ("deploy/grafana/dashboards/perft.json", "deploy/prometheus/alerts.yml", "docs/metrics.md"):
+        text = (root / file).read_text(encoding="utf-8")
+        named |= set(re.findall(r"\b(?:perft_|vllm:|http_requests_|process_)[a-z0-9_:]+", text))
+    assert len(named) > 40
+    said = set(re.findall(r"^# TYPE (\S+)", admin.metrics(), re.MULTILINE))
+    said |= {name + suffix for name in said for suffix in ("_bucket", "_sum", "_count")}
+    assert named - said == {"perft_store_silent_seconds", "perft_store_names_behind"}
 
 
 def test_vllms_counters_agree_with_ours(admin: TinyClient, alice: TinyClient) -> None:

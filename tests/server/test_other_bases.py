@@ -29,7 +29,7 @@ UNKNOWN = replace(BASE, fingerprint=None)
 
 
 def states(desk: Desk) -> dict[str, str]:
-    return {v.id: v.state for adapter in desk.registry.adapters(ADMIN) for v in adapter.versions}
+    return {v.id: v.state for adapter in desk.adapters(ADMIN) for v in adapter.versions}
 
 
 async def check_fails(desk: Desk, model: str, *words: str) -> None:

@@ -41,11 +41,19 @@ LISTED: dict[tuple[str, str], str] = {
     ("DELETE", VERSION): "admin",
     ("GET", VERSION + "/files/{file}"): "admin",
 }
+CONSOLE: dict[tuple[str, str], str] = {
+    ("GET", "/"): "nothing",
+    ("GET", "/console/session"): "nothing",
+    ("GET", "/console/metrics"): "admin",
+}
+"""Not in the OpenAPI document."""
+LISTED |= CONSOLE
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get", "GETS")
 # Of vLLM's dependencies, not in its own source: SageMaker's aliases, FastAPI's pages.
 OTHER_PATHS = {
-    "/ping", "/invocations", "/adapters", "/adapters/poet", "/docs", "/redoc", "/docs/oauth2-redirect", "/",
-    "/v1", "/v1/", "/static/x", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/load",
+    "/ping", "/invocations", "/adapters", "/adapters/poet", "/docs", "/redoc", "/docs/oauth2-redirect",
+    "/v1", "/v1/", "/static/x", "/console", "/index.html",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/load",
 }  # fmt: skip
 DECORATORS = {"get", "put", "post", "delete", "patch", "head", "api_route", "websocket", "mount", "add_api_route"}
 REFUSALS = {"invalid_api_key", "forbidden", "not_found", "method_not_allowed"}
@@ -108,7 +116,7 @@ def paths_of_vllm() -> set[str]:
 def test_the_running_app_has_what_is_listed_and_no_more(admin: TinyClient) -> None:
     paths = admin.http.get("/openapi.json").json()["paths"]
     running = {(method.upper(), path) for path, methods in paths.items() for method in methods}
-    assert running | {("GET", "/openapi.json")} == set(LISTED)
+    assert running | {("GET", "/openapi.json"), *CONSOLE} == set(LISTED)
 
 
 @pytest.mark.parametrize(("method", "template"), LISTED)
@@ -155,7 +163,7 @@ def test_vllms_other_routes_are_gone(server: ServerProcess) -> None:
 # Tricks
 
 GUARDED = [("POST", "/v1/adapters"), ("DELETE", "/v1/adapters/nobody"), ("GET", "/metrics"), ("GET", "/v1/models"),
-           ("POST", "/v1/completions"), ("POST", "/tokenize")]  # fmt: skip
+           ("POST", "/v1/completions"), ("POST", "/tokenize"), ("GET", "/console/metrics")]  # fmt: skip
 
 
 def spellings(path: str) -> Iterator[str]:

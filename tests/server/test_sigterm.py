@@ -10,7 +10,7 @@ from threading import Event
 import pytest
 
 from tests.server import tiny_server
-from tests.server.processes import LIMIT_S, ServerProcess, unfinished_upload, wait_until
+from tests.server.processes import LIMIT_S, ServerProcess, processes_of, unfinished_upload, wait_until
 from tests.server.streams import upload_version, watch
 from tests.server.tiny_server import BASE_NAME, KEYS, TinyClient
 
@@ -25,20 +25,6 @@ def own_server(tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest)
     yield running
     if running.process.poll() is None:
         os.killpg(running.process.pid, signal.SIGKILL)
-
-
-def processes_of(server: ServerProcess) -> dict[int, str]:
-    """Every process of the session that the server was started as, by id; those that have ended do not count."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            name, _, fields = (entry / "stat").read_text().rpartition(")")
-        except OSError:  # no process, or gone
-            continue
-        state, _, _, session = fields.split()[:4]
-        if int(session) == server.process.pid and state != "Z":
-            found[int(entry.name)] = name
-    return found
 
 
 SLOW_UPLOAD = ("--upload-timeout-s", "3600", "--upload-idle-timeout-s", "3600")

@@ -148,7 +148,9 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
     settings = load(Namespace(perft_api_keys=["a=first-key"]))
     async with opened(store) as desk:
         await desk.upload("poet")
-        services = partial_services(registry=desk.registry, base_names=["base"], keys=settings.key_ring)
+        services = partial_services(
+            registry=desk.registry, base_names=["base"], keys=settings.key_ring, settings=settings
+        )
         for flags, url, curl in (
             ([], "http://127.0.0.1:8000/v1", "curl http://127.0.0.1:8000/v1"),
             (["--host", "::1", "--port", "81"], "http://[::1]:81/v1", "curl http://[::1]:81/v1"),
@@ -161,6 +163,8 @@ async def test_the_banner_says_what_is_served_and_how_to_ask_it(store: Path) -> 
             assert f"PERFT is serving at {url}: base 'base' and 1 adapter: poet. Try:" in said
             assert f"  {curl}/chat/completions -H 'Authorization: Bearer KEY' -H" in said
             assert '"model": "poet"' in said and "first-key" not in said
+            page = f"The console, in a browser: {url.removesuffix('v1')}\n"
+            assert said.endswith(page) if "--uds" not in flags else "console" not in said
 
 
 def test_a_server_that_carries_the_operator_nowhere_does_not_start() -> None:

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.hosting.environment import is_installed
@@ -80,12 +81,15 @@ def run(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_wheel_holds_the_three_packages_their_types_and_the_demos_adapters(wheel: Path) -> None:
+def test_the_wheel_holds_the_three_packages_their_types_the_demos_adapters_and_the_console(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {*PACKAGES, "perft_server"}
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     shipped = [path for path in (PROJECT / "server" / "demo" / "adapters").rglob("*") if path.is_file()]
     assert len(shipped) == 9 and {str(path.relative_to(PROJECT)) for path in shipped} <= names
+    page = {path for path in names if path.startswith("server/console/page/")}
+    assert page == {str(f.relative_to(PROJECT)) for f in (PROJECT / "server/console/page").rglob("*") if f.is_file()}
+    assert "server/console/page/index.html" in page
 
 
 def test_the_environment_uses_the_wheels_packages(installed: Path, tmp_path: Path) -> None:
@@ -93,6 +97,11 @@ def test_the_environment_uses_the_wheels_packages(installed: Path, tmp_path: Pat
     done = run([installed / "bin" / "python", "-c", program], tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(Path(file).is_relative_to(installed) for file in done.stdout.split()), done.stdout
+
+
+def test_it_serves_its_console(server: ServerProcess) -> None:
+    answer = httpx.get(server.url + "/", timeout=LIMIT_S)
+    assert answer.status_code == 200 and answer.text.startswith("<!doctype html>")
 
 
 def test_it_serves_from_another_folder(server: ServerProcess) -> None:

@@ -143,7 +143,7 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
-    from server.api.route_table import prune
+    from server.api.route_table import more_routes, prune
     from server.app.plugin import _as_vllm_error
     from server.hosting.arguments import parse_arguments
 
@@ -158,7 +158,7 @@ async def running(model: Path, settings: Settings, engine: FakeEngine) -> AsyncI
             app = build_app(args, ("generate",), config.model_config)
         client = ScriptedClient(config)
         await init_app_state(client, app.state, args, ("generate",))  # type: ignore[arg-type]
-    prune(app)
+    prune(app, more=more_routes(settings))
     answer_in_our_shape(app)
     health = EngineHealth(settings.engine_timeout_s, Processes(client))
     served = app.state.openai_serving_models

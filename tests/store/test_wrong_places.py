@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from adapters.errors import StorageFullError, StoreError, StoreUnusableError
+from adapters.store import open_store
 from adapters.store.log import bounded, bucket, cache
 from adapters.store.log.bounded import MOST_HANGING, BoundedCalls
 from adapters.store.log.bucket import Bucket
 from adapters.store.log.entries import BLOBS, entry_key
 from adapters.store.log.shared_folder import SharedFolder
 from adapters.store.log.store import LogStore
+from tests.server.processes import free_port
 from tests.store import wrong_s3
 from tests.store.places import Shared
 from tests.store.test_log_store import SCRIPT, check_sound, entries, undisturbed
@@ -84,6 +86,23 @@ def test_a_change_that_is_refused_did_not_happen_and_says_why(
     assert store.update("a", pinned=True).active == 2
     store.close()
     check_sound(place)
+
+
+def test_a_bucket_without_credentials_says_which_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only what came of asking the machine for its own, which is all that obstore says."""
+    for name in [each for each in os.environ if each.startswith(("AWS_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    wanted = (
+        r"^opening in the store s3://adapters/x: .*found no credentials, in the environment or of the machine "
+        r"\(.*/latest/api/token .*\), expected either: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give .* role"
+    )
+    with pytest.raises(StoreUnusableError, match=wanted):
+        open_store("s3://adapters/x", tmp_path / "cache")
+    with pytest.raises(
+        StoreUnusableError, match=r"^[^\n]*: set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY$"
+    ):
+        open_store("az://adapters/x", tmp_path / "cache")
 
 
 class Patience:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,12 @@ DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "perft.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 ALERT_TESTS = DEPLOY / "prometheus" / "alerts_test.yml"
-METRIC = re.compile(r"\b(?:perft_|vllm:)[a-z0-9_:]+")
+METRICS_PAGE = ROOT / "docs" / "metrics.md"
+METRIC = re.compile(r"\b(?:perft_|vllm:|http_requests_|process_)[a-z0-9_:]+")
+LABELS = {"job", "adapter", "expert", "handler", "alertname", "alertstate"}
 LABEL_VALUES = {
+    "status": {"2xx", "3xx", "4xx", "5xx"},
+    "severity": {"critical", "warning", "info"},
     "tier": {*LOAD_TIERS, "disk"},
     "result": {*LOAD_RESULTS, *UPLOAD_RESULTS},
     "finish_reason": set(FINISH_REASONS),
@@ -62,7 +67,16 @@ def vllms_samples() -> set[str]:
     source = (Path(found.origin).parent / "v1" / "metrics" / "loggers.py").read_text(encoding="utf-8")
     names = set(re.findall(r'name="(vllm:[a-z0-9_:]+)"', source))
     assert len(names) > 20
-    return names | {f"{name}_total" for name in names} | {f"{name}_bucket" for name in names}
+    return names | {name + suffix for name in names for suffix in ("_total", "_bucket", "_sum", "_count")}
+
+
+OTHERS = {
+    "http_requests_total",
+    "process_start_time_seconds",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+}
+"""Not vLLM's own, but on its page: tests/server/test_metrics_http.py looks at a real one."""
 
 
 def dashboard_queries() -> Iterator[str]:
@@ -84,20 +98,20 @@ def test_every_yaml_file_parses(path: Path) -> None:
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_names_only_metrics_that_exist(query: str) -> None:
     named = set(METRIC.findall(query))
-    assert named or re.fullmatch(r"(sum\()?up\{.*", query), query
-    assert named <= our_samples() | vllms_samples()
+    assert named or re.search(r"\b(up|ALERTS)\{", query), query
+    assert named <= our_samples() | vllms_samples() | OTHERS
 
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_names_only_label_values_that_exist(query: str) -> None:
     for label, operator, values in re.findall(r'(\w+)(=|!=|=~|!~)"([^"$]*)"', query):
-        assert label in {*LABEL_VALUES, "job", "adapter", "expert"}, query
+        assert label in {*LABEL_VALUES, *LABELS}, query
         if label in LABEL_VALUES:
             assert set(values.split("|") if "~" in operator else [values]) <= LABEL_VALUES[label], query
 
 
 def test_every_metric_of_ours_is_watched() -> None:
-    """On the dashboard or by an alert; what is for routers is neither's."""
+    """On the dashboard or by an alert; what is for routers need not be."""
     watched = {re.sub(r"_bucket$", "", name) for query in QUERIES for name in METRIC.findall(query)}
     ours = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in our_samples()}
     assert {re.sub(r"_total$", "", name) for name in watched} >= {name for name in ours if not name.startswith("vllm:")}
@@ -127,6 +141,26 @@ def test_every_alert_is_tested_both_ways() -> None:
     assert fires == silent == set(named)
 
 
+def test_every_metric_of_ours_is_documented_and_no_other() -> None:
+    page = METRICS_PAGE.read_text(encoding="utf-8")
+    ours = {name for name in our_samples() if not name.endswith("_created")}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in ours}
+    documented = set(re.findall(r"`((?:perft_|vllm:)\w+)`", page))
+    assert documented >= {name for name in families if f"{name}_total" not in families}
+    assert set(METRIC.findall(page)) <= ours | families | vllms_samples() | OTHERS
+
+
+def test_every_alert_is_documented_with_its_severity() -> None:
+    rows = re.findall(r"^\| `(Perft\w+)` \| (\w+) \|", METRICS_PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted((rule["alert"], rule["labels"]["severity"]) for rule in rules())
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    script = DEPLOY / "grafana" / "dashboard.py"
+    written = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True).stdout
+    assert DASHBOARD.read_text(encoding="utf-8") == written, f"run python {script.relative_to(ROOT)}"
+
+
 def test_panels_are_whole_and_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     panels = dashboard()["panels"]
@@ -144,9 +178,11 @@ def test_panels_are_whole_and_do_not_overlap() -> None:
 
 def test_the_dashboard_filters_by_adapter_and_finds_its_data_source() -> None:
     variables = {variable["name"]: variable for variable in dashboard()["templating"]["list"]}
-    assert list(variables) == ["datasource", "instance", "adapter"]
+    assert list(variables) == ["datasource", "instance", "adapter", "top", "console"]
+    (console,) = dashboard()["links"]
+    assert console["url"] == "${console}" and variables["console"]["query"].endswith(":8000/")
     used = {name for query in dashboard_queries() for name in re.findall(r"\$\{?(\w+)", query)}
-    assert used <= {*variables, "__rate_interval"}
+    assert used <= {*variables, "__rate_interval", "__range"}
     (source,) = read_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"]
     assert variables["datasource"]["current"]["value"] == source["uid"]
     assert source["url"] == "http://prometheus:9090" and "prometheus" in read_yaml(DEPLOY / "compose.yaml")["services"]

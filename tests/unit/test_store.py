@@ -6,19 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapters.errors import StoreLockedError, StoreSchemaError, StoreUnusableError
-from adapters.store import UNCHANGED, FolderStore, Keys, Store, verify_folder
+from adapters.store import FolderStore, Store, verify_folder
 from adapters.store.folder import opening
 from adapters.store.folder.durable import Disk
 from adapters.store.records import record_file
@@ -467,45 +462,6 @@ def test_verify_of_no_store(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_verify_beside_writers(store: Store, folder: Path) -> None:
-    """It finds nothing wrong with a change under way."""
-    contents = [perft(seed) for seed in range(5)]
-    failures: list[BaseException] = []
-    done = threading.Event()
-
-    def guarded(work: Callable[[], None]) -> threading.Thread:
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                failures.append(error)
-
-        return threading.Thread(target=run)
-
-    def write(name: str) -> None:
-        for content in contents:
-            upload(store, name, content)
-            upload(store, "shared", content)
-        remove(store, name, 1)
-
-    def read() -> None:
-        while not done.is_set():
-            assert all(record.versions for record in store.adapters()) and store.bytes_used() >= 0
-            assert verify_folder(folder) == []
-
-    reader = guarded(read)
-    writers = [guarded(lambda name=name: write(name)) for name in "abc"]  # type: ignore[misc]
-    for thread in (reader, *writers):
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    reader.join()
-    assert not failures, failures
-    assert numbers(store, "shared") == [1, 2, 3, 4, 5] and numbers(store, "a") == [2, 3, 4, 5]
-    assert store.bytes_used() == bytes_of(folder) and verify_folder(folder) == []
-
-
 def test_an_old_store_opens_with_every_field(tmp_path: Path) -> None:
     """stores/v1 was written by schema 1 and stays as it is; v1.expected.json says what is in it."""
     folder = shutil.copytree(OLD / "v1", tmp_path / "v1")
@@ -538,107 +494,3 @@ def test_a_store_of_this_schema_opens_with_every_field(tmp_path: Path) -> None:
     store.finish_delete("pirate", 2)
     assert verify_folder(folder) == []
     store.close()
-
-
-NAMES = st.sampled_from(["a", "b", "c"])
-SEEDS = st.integers(0, 3)
-GIVEN: st.SearchStrategy[Keys] = st.just(UNCHANGED) | st.sampled_from([None, (), ("x",), ("y", "z")])
-
-
-class Model(RuleBasedStateMachine):
-    """Random changes against a dictionary; whatever was done, the folder is sound after it is opened again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(mkdtemp())
-        self.store = FolderStore.open(self.folder)
-        self.names: dict[str, dict[str, Any]] = {}
-        self.deleted: dict[str, tuple[int, tuple[str, ...] | None]] = {}
-
-    def teardown(self) -> None:
-        self.store.close()
-        shutil.rmtree(self.folder)
-
-    @rule(name=NAMES, seed=SEEDS, described=st.booleans(), activate=st.booleans(), keys=GIVEN)
-    def add(self, name: str, seed: int, described: bool, activate: bool, keys: Keys) -> None:
-        content = perft(seed, "described" if described else None)
-        highest, kept = self.deleted.get(name, (0, None))
-        new = {"active": None, "highest": highest, "keys": kept, "pinned": False, "versions": {}}
-        model = self.names.setdefault(name, new)
-        ready = [n for n, (digest, state) in model["versions"].items() if (digest, state) == (content.digest, "ready")]
-        number = ready[0] if ready else model["highest"] + 1
-        if not any(state == "ready" for _, state in model["versions"].values()):
-            model["pinned"] = False
-        model["keys"] = model["keys"] if keys is UNCHANGED else keys
-        model["versions"].setdefault(number, (content.digest, "ready"))
-        model["highest"] = max(number, model["highest"])
-        model["active"] = number if activate else model["active"]
-        record, version, created = upload(self.store, name, content, activate, keys)
-        assert (version.version, created) == (number, not ready) and record == self.store.get(name)
-
-    def some(self, name: str, number: int, state: str) -> bool:
-        return name in self.names and self.names[name]["versions"].get(number, ("", ""))[1] == state
-
-    @rule(name=NAMES, number=st.integers(1, 8))
-    def activate(self, name: str, number: int) -> None:
-        if self.some(name, number, "ready"):
-            self.store.update(name, active=number)
-            self.names[name]["active"] = number
-        else:
-            with pytest.raises((KeyError, ValueError)):
-                self.store.update(name, active=number)
-
-    @rule(name=NAMES, keys=st.none() | st.lists(st.sampled_from("xyz")).map(tuple), pinned=st.booleans())
-    def update(self, name: str, keys: tuple[str, ...] | None, pinned: bool) -> None:
-        if name in self.names:
-            self.store.update(name, allowed_keys=keys, pinned=pinned)
-            self.names[name] |= {"keys": keys, "pinned": pinned}
-
-    @rule(name=NAMES, number=st.none() | st.integers(1, 8))
-    def start_delete(self, name: str, number: int | None) -> None:
-        model = self.names.get(name, {"versions": {}})
-        chosen = list(model["versions"]) if number is None else [n for n in model["versions"] if n == number]
-        if not chosen:
-            with pytest.raises(KeyError):
-                self.store.start_delete(name, number)
-            return
-        self.store.start_delete(name, number)
-        for n in chosen:
-            model["versions"][n] = (model["versions"][n][0], "draining")
-        model["active"] = None if model["active"] in chosen else model["active"]
-
-    @rule(name=NAMES, number=st.integers(1, 8))
-    def finish_delete(self, name: str, number: int) -> None:
-        if not self.some(name, number, "draining"):
-            with pytest.raises((KeyError, ValueError)):
-                self.store.finish_delete(name, number)
-            return
-        self.store.finish_delete(name, number)
-        del self.names[name]["versions"][number]
-        if not self.names[name]["versions"]:
-            gone = self.names.pop(name)
-            self.deleted[name] = (gone["highest"], gone["keys"])
-
-    @rule()
-    def open_again(self) -> None:
-        self.store.close()
-        self.store = FolderStore.open(self.folder)
-        assert verify_folder(self.folder) == []
-
-    @invariant()
-    def same(self) -> None:
-        found = {
-            record.name: {
-                "active": record.active, "highest": record.highest, "keys": record.allowed_keys,
-                "pinned": record.pinned, "versions": {v.version: (v.digest, v.state) for v in record.versions},
-            }
-            for record in self.store.adapters()
-        }  # fmt: skip
-        assert found == self.names
-        digests = {digest for model in self.names.values() for digest, _ in model["versions"].values()}
-        assert {path.name for path in (self.folder / "blobs").iterdir()} == digests
-        assert self.store.bytes_used() == bytes_of(self.folder)
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

@@ -43,6 +43,14 @@ _REFUSALS: dict[str, tuple[int, str]] = {
 }
 """By a code in the answer, else its HTTP status: what kind of error it is, and what to do. Nothing was changed."""
 
+_KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+"""By the beginning of a scheme: the least that gives credentials in the environment."""
+_OF_THE_MACHINE = re.compile(r"://[^/]+/(latest/api/token|latest/meta-data/|computeMetadata/|metadata/identity/)")
+"""Where the machine of a cloud is asked for credentials of its own: done where the environment has none."""
 _CODE, _MESSAGE = re.compile(r"<Code>(\w+)</Code>"), re.compile(r"<Message>([^<]*)</Message>")
 _STATUS, _XML = re.compile(r"status code: (\d{3})"), '<?xml version="1.0" encoding="UTF-8"?>'
 
@@ -68,10 +76,15 @@ class Bucket:
                 self._store, self._files = made(_CLIENT, _RETRIES), made(_FILES, _RETRIES)
                 self._creating = made(_CLIENT, _NO_RETRY)  # the log asks again itself
         except (exceptions.BaseError, ValueError) as error:
-            raise ValueError(f"{address}: {error}") from None
+            advice = f": set {self._keys}" if "Account must be specified" in str(error) else ""
+            raise ValueError(f"{address}: {_first_line(error)}{advice}") from None
 
     def __str__(self) -> str:
         return self._address
+
+    @property
+    def _keys(self) -> str:
+        return next((keys for begins, keys in _KEYS.items() if self._address.startswith(begins)), _KEYS["az"])
 
     def create(self, key: str, data: bytes) -> bool:
         with self._os_errors():
@@ -128,9 +141,13 @@ class Bucket:
         except (FileNotFoundError, self._errors.BaseError) as error:
             found = [match[1] for pattern in (_CODE, _STATUS) if (match := pattern.search(str(error)))]
             number, advice = next((_REFUSALS[each] for each in found if each in _REFUSALS), (None, None))
+            summary = _summary(error)
+            if _OF_THE_MACHINE.search(summary):
+                number, advice = EAGAIN, f"set {self._keys}, or give the machine a role"
+                summary = f"found no credentials, in the environment or of the machine ({summary}), expected either"
             if number is None and isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f"{self._address}: {_first_line(error)}") from None
-            told = OSError(f"{self._address}: {_summary(error)}" + (f": {advice}" if advice else ""))
+            told = OSError(f"{self._address}: {summary}" + (f": {advice}" if advice else ""))
             told.errno = number
             raise told from error
 

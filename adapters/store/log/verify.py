@@ -7,6 +7,7 @@ from pathlib import Path
 from adapters.errors import StoreError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
 from adapters.identity import canonical_config, content_digest, file_hash, peft_type_of
+from adapters.store.log.agreement import SERVERS_FILE, agreed
 from adapters.store.log.entries import (
     BLOBS,
     LOG,
@@ -25,13 +26,14 @@ from adapters.store.log.state import State
 from adapters.store.log.store import read_log_file
 from adapters.store.records import VersionRecord, parse
 
-KNOWN = (STORE_FILE, LOG, SNAPSHOTS, BLOBS, PROBES)
+KNOWN = (STORE_FILE, SERVERS_FILE, LOG, SNAPSHOTS, BLOBS, PROBES)
 
 
 def verify_log(objects: Objects) -> list[str]:
     """One sentence for every problem found in the store at `objects`; empty if it is sound. Raises OSError."""
     try:
         read_log_file(objects)
+        agreed(objects)
     except StoreError as error:
         return [str(error)]
     found = [

@@ -1,0 +1,60 @@
+/** Does something again and again, while somebody looks: never while the page is hidden, never twice at once. */
+
+const LONGEST_PAUSE_S = 10;
+
+/** Run `work` (async) now and `seconds` after each end; after failures later and later. Returns {stop, now}: `now` runs it
+ * at once, or once more right after the run in progress. */
+export function every(seconds, work) {
+  let timer = null;
+  let failures = 0;
+  let running = false;
+  let again = false;
+  let stopped = false;
+
+  async function round() {
+    timer = null;
+    if (stopped || running || document.hidden) return;
+    running = true;
+    again = false;
+    try {
+      await work();
+      failures = 0;
+    } catch (error) {
+      if (!("status" in error) && error.name !== "AbortError") console.error(error);
+      if (error.name !== "AbortError") failures += 1;
+    }
+    running = false;
+    if (again) now();
+    else schedule();
+  }
+
+  function schedule() {
+    if (stopped || document.hidden || timer !== null) return;
+    timer = setTimeout(round, 1000 * (failures ? Math.min(LONGEST_PAUSE_S, seconds * 2 ** (failures - 1)) : seconds));
+  }
+
+  function now() {
+    clearTimeout(timer);
+    timer = null;
+    again = running;
+    return round();
+  }
+
+  function seen() {
+    if (document.hidden) {
+      clearTimeout(timer);
+      timer = null;
+    } else now();
+  }
+
+  document.addEventListener("visibilitychange", seen);
+  now();
+  return {
+    now,
+    stop() {
+      stopped = true;
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", seen);
+    },
+  };
+}

@@ -1,0 +1,128 @@
+"""Owns the part of the metrics that the console draws: a choice of all adapters', or every series of one.
+
+Invariant: only what is shown is collected, so that one adapter's series cost the same however many adapters there are.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
+
+from server.metrics.exposition import MetricsPage
+from server.metrics.snapshot import AdapterState
+
+
+def _histogram(name: str) -> tuple[str, ...]:
+    return f"{name}_bucket", f"{name}_sum", f"{name}_count"
+
+
+SUMMED = ("perft_adapter_time_to_first_token_seconds", "perft_adapter_inter_token_latency_seconds")
+"""Histograms of which only sum and count are shown, for every adapter."""
+COUNTED = ("perft_adapter_requests", "perft_adapter_prompt_tokens", "perft_adapter_generation_tokens")
+"""Counters of every adapter."""
+WHOLE = (
+    *("perft_adapter_requests_running", "perft_adapter_requests_waiting"),
+    *_histogram("perft_adapter_load_seconds"),
+    *("perft_adapter_loads_total", "perft_adapter_evictions_total", "perft_uploads_total"),
+    *("perft_device_rows_used", "perft_device_rows_total", "perft_store_bytes", "perft_store_free_bytes"),
+    *("perft_moe_layers", "perft_residency_repairs_total", "perft_step_load_bytes_total"),
+    *_histogram("vllm:time_to_first_token_seconds"),
+    *_histogram("vllm:inter_token_latency_seconds"),
+    *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
+    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "http_requests_total", "process_start_time_seconds"),
+)
+"""Samples that are shown as they are, those of vLLM where it has them."""
+OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)
+"""Families of one adapter, with all buckets."""
+
+StateOf = Callable[[str], AdapterState | None]
+"""The state of one adapter, or of the base by its name; None: there is no such name. It answers from memory."""
+
+
+def render_choice(page: MetricsPage, state_of: StateOf, adapter: str | None = None) -> bytes:
+    """The page's choice of all adapters' metrics, or all series of `adapter`, in Prometheus' text format.
+
+    Slow with many adapters: call it on a thread.
+    """
+    return generate_latest(_Choice(page) if adapter is None else _OneAdapter(page.ours, adapter, state_of(adapter)))
+
+
+class _Choice(Collector):
+    def __init__(self, page: MetricsPage) -> None:
+        self._page = page
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._page.restricted_registry(WHOLE).collect()
+        for name in COUNTED:
+            if isinstance(counter := _registered(self._page.ours, name), Counter):
+                yield _counts(counter)
+        for name in SUMMED:
+            if isinstance(histogram := _registered(self._page.ours, name), Histogram):
+                yield _sums(histogram)
+
+
+class _OneAdapter(Collector):
+    def __init__(self, registry: CollectorRegistry, adapter: str, state: AdapterState | None) -> None:
+        self._registry, self._adapter, self._state = registry, adapter, state
+
+    def collect(self) -> Iterator[Metric]:
+        for name in OF_ONE:
+            if isinstance(found := _registered(self._registry, name), Counter | Histogram):
+                family = _series(found, self._adapter)
+                yield from [family] if family.samples else []
+        if self._state is not None:
+            gauges = {"running": self._state.running, "waiting": self._state.waiting}
+            for name, value in gauges.items():
+                family = GaugeMetricFamily(f"perft_adapter_requests_{name}", f"Requests {name}.", labels=("adapter",))
+                family.add_metric((self._adapter,), value)
+                yield family
+
+
+def _registered(registry: CollectorRegistry, name: str) -> Collector | None:
+    return registry._names_to_collectors.get(name)
+
+
+def _children(metric: MetricWrapperBase) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of the labels and the value of every series that there is now."""
+    with metric._lock:
+        children: list[tuple[Any, Any]] = list(metric._metrics.items())
+    yield from children
+
+
+def _family(metric: MetricWrapperBase) -> Metric:
+    return Metric(metric._name, metric._documentation, metric._type or "untyped")
+
+
+def _counts(counter: Counter) -> Metric:
+    """Every series, without when it was created."""
+    family = _family(counter)
+    for values, child in _children(counter):
+        labels = dict(zip(counter._labelnames, values, strict=True))
+        family.add_sample(f"{family.name}_total", labels, child._value.get())
+    return family
+
+
+def _sums(histogram: Histogram) -> Metric:
+    """Sum and count of every series, without its buckets."""
+    family = _family(histogram)
+    for values, child in _children(histogram):
+        labels = dict(zip(histogram._labelnames, values, strict=True))
+        family.add_sample(f"{family.name}_sum", labels, child._sum.get())
+        family.add_sample(f"{family.name}_count", labels, sum(bucket.get() for bucket in child._buckets))
+    return family
+
+
+def _series(metric: MetricWrapperBase, adapter: str) -> Metric:
+    """The samples whose label `adapter` has that value, but for when each series was created."""
+    family = _family(metric)
+    place = list(metric._labelnames).index("adapter")
+    for values, child in _children(metric):
+        if values[place] == adapter:
+            labels = dict(zip(metric._labelnames, values, strict=True))
+            for sample in child._samples():
+                if sample.name != "_created":
+                    family.add_sample(f"{family.name}{sample.name}", labels | sample.labels, sample.value)
+    return family

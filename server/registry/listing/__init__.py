@@ -1,0 +1,1 @@
+"""Which adapters a list has, and in which order."""
