@@ -12,9 +12,9 @@ TRITON := .triton
 # OpenMP threads that wait asleep: with the default they spin, and a busy machine crawls.
 export OMP_WAIT_POLICY := PASSIVE
 # No test needs a C++ compiler: what vLLM would compile runs eagerly, as it does in `perft serve`.
-test integration soak bench: export TORCHDYNAMO_DISABLE ?= 1
+test integration soak bench quality-check: export TORCHDYNAMO_DISABLE ?= 1
 
-.PHONY: serve test check integration soak bench lock train clean
+.PHONY: serve test check integration soak bench quality-check lock train clean
 
 serve:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
@@ -55,6 +55,11 @@ bench:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
 	@for name in $(BENCHMARKS); do env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.targets
+
+# One tiny cell of docs/quality.md, end to end, in less than a minute; nothing is left behind but build/quality/check.
+quality-check:
+	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu test
+	@$(BIN)/python -m benchmarks.quality check
 
 train:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu

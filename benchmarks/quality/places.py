@@ -1,0 +1,17 @@
+"""Owns where the comparison's files are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "quality"
+"""What can be made again; ignored by git."""
+BASE = Path(__file__).parent / "base"
+"""The pretrained small OLMoE, committed in bfloat16."""
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+RUNS = RESULTS / "runs"
+"""A file for each run of the grid."""
+EXPERTS = RESULTS / "experts.json"
+MISTAKES = RESULTS / "mistakes.json"
+GEOMETRY = RESULTS / "adapter"
+"""The adapter whose geometry is shown."""
+PAGE = ROOT / "docs" / "quality.md"
