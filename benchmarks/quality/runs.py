@@ -67,6 +67,7 @@ def run_all(base: str | None, seconds: float) -> None:
 
 def write(run: Run, result: Mapping[str, Any], folder: Path = RUNS) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
     unfinished = BUILD / f"{run.name}.new"
     unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
     shutil.move(unfinished, folder / f"{run.name}.json")

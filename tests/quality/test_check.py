@@ -1,6 +1,7 @@
 """`make quality-check`: a tiny cell end to end, and a pretraining that is killed."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from benchmarks.quality.base import pretrain
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as many as `perft train` is told, before and after
-    return check.tiny_cell(tmp_path_factory.mktemp("quality") / "cell")
+    yield check.tiny_cell(tmp_path_factory.mktemp("quality") / "cell")
+    torch.set_num_threads(threads)
 
 
 def test_a_tiny_cell_runs_end_to_end(folder: Path) -> None:
