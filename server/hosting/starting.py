@@ -7,6 +7,7 @@ within LAST_EXIT_S; so do its engine and its workers (perft/engine/parent.py), a
 
 import os
 import signal
+import sys
 import threading
 import time
 from queue import SimpleQueue
@@ -27,12 +28,20 @@ def end_on_signals() -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # a second one would interrupt the end
         asked.put(number)
+        sys.unraisablehook = _end_if_lost
         os.write(2, f"perft: {signal.Signals(number).name}: the server is ending before it was ready\n".encode())
         raise SystemExit(0)
 
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
+
+
+def _end_if_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """End where Python drops the exception that was to do it: in a fork's hooks, in finalisers."""
+    if isinstance(lost.exc_value, SystemExit):
+        os._exit(0)
+    sys.__unraisablehook__(lost)
 
 
 def _end_at_last(asked: SimpleQueue[int]) -> None:

@@ -92,6 +92,24 @@ threading.Event().wait(3600)
     assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", said)
 
 
+def test_a_signal_during_the_start_ends_it_though_python_drops_its_exception() -> None:
+    """It does so in what runs at a fork: logging has such hooks."""
+    code = """
+import os, signal, threading
+from server.hosting import starting
+starting.LAST_EXIT_S = 3600
+starting.end_on_signals()
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+if os.fork() == 0:
+    os._exit(0)
+print("goes on", flush=True)
+threading.Event().wait(3600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)
+    said = "perft: SIGINT: the server is ending before it was ready\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", said)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_module, "TICK_S", 0.01)
