@@ -25,7 +25,7 @@ from server.api.dependencies import AdapterServiceOf, CallerOf, RegistryOf, Serv
 from server.api.error_responses import ContractRoute
 from server.api.openapi import ACCESS_ERRORS, FILE_SENT, KEY, PATCH_BODY, UPLOAD_BODY, UPLOADED, errors_of
 from server.api.schemas import AdapterList, AdapterObject, AdapterPatch, Tier, UploadedAdapter, VersionObject
-from server.bodies.turns import Turns
+from server.auth.keys import Caller
 from server.errors import (
     AdapterUnavailableError,
     DeviceFullError,
@@ -36,6 +36,7 @@ from server.errors import (
 from server.registry.listing.page import ListQuery, Order, list_adapters
 from server.registry.service import upload_result
 from server.registry.version import AdapterView, Version
+from server.sharing.turns import Turns
 from server.uploads.receive import ReceivedUpload, receive_upload
 
 router = APIRouter(route_class=ContractRoute, tags=["adapters"], dependencies=[KEY])
@@ -135,7 +136,7 @@ async def upload_adapter(
 async def get_adapters(
     page: Annotated[Page, Query()], caller: CallerOf, registry: RegistryOf, services: ServicesOf
 ) -> Response:
-    """The adapters that this key may see."""
+    """The adapters that this key may see. What use changes of them (tier, requests, last use) may be a second old."""
     if page.after is not None and (page.offset or page.sort != "name"):
         reason = "one of them" if page.offset else "after only in a list by name; use offset for the next page"
         message = f"found after with {'offset' if page.offset else 'sort'}, expected {reason}"
@@ -150,11 +151,19 @@ async def get_adapters(
         limit=page.limit,
         active_only=page.versions == "active",
     )
-    found = await _in_turns(list_adapters(registry, caller, query), services.list_turns)
-    next_name = found.data[-1].name if found.has_more and page.sort == "name" else None
+    key = caller, query, registry.changes
+    content = await services.lists.result(key, lambda: _list(query, caller, services))
+    return Response(content, media_type="application/json")
+
+
+async def _list(query: ListQuery, caller: Caller, services: Services) -> bytes:
+    """The body of the answer."""
+    found = await _in_turns(list_adapters(services.registry, caller, query), services.list_turns)
+    is_by_name = query.order == "name" and not query.is_descending
+    next_name = found.data[-1].name if found.has_more and is_by_name else None
     data = [_object(adapter) for adapter in found.data]
     content = AdapterList(data=data, has_more=found.has_more, next=next_name, total=found.total)
-    return Response(content.model_dump_json(), media_type="application/json")
+    return content.model_dump_json().encode()
 
 
 async def _in_turns(work: Generator[None, None, T], turns: Turns) -> T:

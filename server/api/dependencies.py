@@ -16,16 +16,18 @@ from server.auth.keys import Caller, KeyRing
 from server.auth.origin import OriginPolicy
 from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
-from server.bodies.turns import Turns
 from server.engine.health import EngineHealth
 from server.engine.protocol import Engine
 from server.following.following import Alone, Following
 from server.inference.request_context import RequestFacts
 from server.inference.timing import RequestMetrics
+from server.registry.listing.page import ListQuery
 from server.registry.registry import Registry
 from server.registry.service import AdapterService
 from server.residency.scheduler import ResidencyScheduler
 from server.settings.model import Settings
+from server.sharing.once import OncePerSecond
+from server.sharing.turns import Turns
 from server.sources.loading import AdapterSources
 from server.uploads.receive import UploadLimits
 
@@ -81,7 +83,7 @@ class Services:
 
     upload_slots: uploads received at once. cache_salt_secret: 32 random bytes of this store. max_model_len: tokens.
     metrics_address: HOST:PORT of the listener for /metrics alone; None if /metrics is served here. list_turns: of the
-    work for lists of adapters.
+    work for lists of adapters. lists: the latest answers, by caller, query, and what the registry's `changes` was.
     """
 
     settings: Settings
@@ -107,6 +109,7 @@ class Services:
     metrics_address: str | None = None
     bodies: RequestBodies = field(default_factory=RequestBodies)
     list_turns: Turns = field(default_factory=Turns)
+    lists: OncePerSecond[tuple[Caller, ListQuery, int], bytes] = field(default_factory=OncePerSecond)
     following: Following = field(default_factory=Alone)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 

@@ -20,7 +20,7 @@ from server.auth.rate_limits import RateLimits
 from server.bodies.check import RequestBodies
 from server.bodies.limits import BodyLimits
 from server.bodies.models import RequestModel
-from server.console.metrics import OncePerSecond
+from server.console.metrics import SharedMetrics
 from server.engine.health import EngineHealth, WatchedEngine
 from server.engine.protocol import Engine, EngineStatus
 from server.following.following import Following
@@ -138,7 +138,7 @@ async def build_services(side: EngineSide, settings: Settings) -> Services:
         scheduler=scheduler,
         metrics=metrics,
         metrics_page=fresh,
-        console_metrics=OncePerSecond(fresh),
+        console_metrics=SharedMetrics(fresh),
         keys=settings.key_ring,
         origin=OriginPolicy(side.is_local, side.allowed_origins),
         rate_limits=RateLimits(settings.key_max_requests, settings.key_tokens_per_minute),

@@ -23,8 +23,9 @@ from server.bodies.fields import (
 from server.bodies.limits import KEPT_BYTES, MAX_DEPTH, MAX_FIELD_VALUES, MAX_SCHEMA_VALUES, BodyLimits
 from server.bodies.models import CHUNK, MESSAGES, RequestModel, check_content
 from server.bodies.rules.unserved import CHAT, check_chat_options, check_served
-from server.bodies.turns import BodyBudget, Turns
 from server.errors import InvalidRequestError
+from server.sharing.budget import BodyBudget
+from server.sharing.turns import Turns
 
 SCHEMA_FIELDS = frozenset(
     {"messages", "input", "tools", "response_format", "structured_outputs", "text", "output_config", "system"}

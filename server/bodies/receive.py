@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from server.bodies.limits import KEPT_BYTES, BodyLimits
-from server.bodies.turns import BodyBudget
 from server.errors import InvalidRequestError, RequestTooLargeError, UnsupportedEncodingError
+from server.sharing.budget import BodyBudget
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")

@@ -4,12 +4,14 @@ Invariant: only what is shown is collected, so that one adapter's series cost th
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from server.metrics.exposition import MetricsPage
 from server.metrics.snapshot import AdapterState
@@ -38,6 +40,7 @@ WHOLE = (
 OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)
 """Families of one adapter, with all buckets."""
 
+_number: Callable[[float], str] = floatToGoString
 StateOf = Callable[[str], AdapterState | None]
 """The state of one adapter, or of the base by its name; None: there is no such name. It answers from memory."""
 
@@ -47,21 +50,41 @@ def render_choice(page: MetricsPage, state_of: StateOf, adapter: str | None = No
 
     Slow with many adapters: call it on a thread.
     """
-    return generate_latest(_Choice(page) if adapter is None else _OneAdapter(page.ours, adapter, state_of(adapter)))
+    if adapter is not None:
+        return generate_latest(_OneAdapter(page.ours, adapter, state_of(adapter)))
+    whole = generate_latest(page.restricted_registry(WHOLE))
+    return whole + "".join(_lines(page.ours)).encode()
 
 
-class _Choice(Collector):
-    def __init__(self, page: MetricsPage) -> None:
-        self._page = page
+def _lines(registry: CollectorRegistry) -> Iterator[str]:
+    """COUNTED and SUMMED as `generate_latest` writes them, in a fifth of the time: it would check and quote every name
+    and label anew."""
+    for name in COUNTED:
+        if isinstance(counter := _registered(registry, name), Counter):
+            yield _header(counter)
+            total, labels = f"{name}_total", tuple(counter._labelnames)
+            for values, child in _children(counter):
+                yield f"{_start(total, labels, values)}{_number(child._value.get())}\n"
+    for name in SUMMED:
+        if isinstance(histogram := _registered(registry, name), Histogram):
+            yield _header(histogram)
+            total, count, labels = f"{name}_sum", f"{name}_count", tuple(histogram._labelnames)
+            for values, child in _children(histogram):
+                yield f"{_start(total, labels, values)}{_number(child._sum.get())}\n"
+                yield f"{_start(count, labels, values)}{_number(sum(bucket.get() for bucket in child._buckets))}\n"
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._page.restricted_registry(WHOLE).collect()
-        for name in COUNTED:
-            if isinstance(counter := _registered(self._page.ours, name), Counter):
-                yield _counts(counter)
-        for name in SUMMED:
-            if isinstance(histogram := _registered(self._page.ours, name), Histogram):
-                yield _sums(histogram)
+
+def _header(metric: MetricWrapperBase) -> str:
+    name = f"{metric._name}_total" if metric._type == "counter" else metric._name
+    return f"# HELP {name} {metric._documentation}\n# TYPE {name} {metric._type}\n"
+
+
+@lru_cache(maxsize=50_000)
+def _start(name: str, labels: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """A line up to its value. labels: as many as values."""
+    quoted = [value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for value in values]
+    given = ",".join(f'{label}="{value}"' for label, value in sorted(zip(labels, quoted, strict=True)))
+    return f"{name}{{{given}}} "
 
 
 class _OneAdapter(Collector):
@@ -94,25 +117,6 @@ def _children(metric: MetricWrapperBase) -> Iterator[tuple[tuple[str, ...], Any]
 
 def _family(metric: MetricWrapperBase) -> Metric:
     return Metric(metric._name, metric._documentation, metric._type or "untyped")
-
-
-def _counts(counter: Counter) -> Metric:
-    """Every series, without when it was created."""
-    family = _family(counter)
-    for values, child in _children(counter):
-        labels = dict(zip(counter._labelnames, values, strict=True))
-        family.add_sample(f"{family.name}_total", labels, child._value.get())
-    return family
-
-
-def _sums(histogram: Histogram) -> Metric:
-    """Sum and count of every series, without its buckets."""
-    family = _family(histogram)
-    for values, child in _children(histogram):
-        labels = dict(zip(histogram._labelnames, values, strict=True))
-        family.add_sample(f"{family.name}_sum", labels, child._sum.get())
-        family.add_sample(f"{family.name}_count", labels, sum(bucket.get() for bucket in child._buckets))
-    return family
 
 
 def _series(metric: MetricWrapperBase, adapter: str) -> Metric:

@@ -38,7 +38,10 @@ class Residency(Protocol):
 
 
 class Registry:
-    """Names and versions in memory, as the store holds them. base_names: the names of the base model."""
+    """Names and versions in memory, as the store holds them. base_names: the names of the base model.
+
+    changes: how often anything of them has changed.
+    """
 
     def __init__(self, store: Store, residency: Residency, base_names: list[str]) -> None:
         self.base_names = base_names
@@ -49,6 +52,7 @@ class Registry:
         self._active: dict[str, Version | None] = {}
         self._by_id: dict[str, Version] = {}
         self._by_digest: dict[str, dict[str, Version]] = {}
+        self.changes = 0
 
     # What a request selects
 
@@ -218,6 +222,7 @@ class Registry:
 
     def put_version(self, version: Version) -> None:
         """Add a version, or replace one that could not be served."""
+        self.changes += 1
         self._versions.setdefault(version.name, {})[version.number] = version
         self._by_id[version.id] = version
         if (record := self._records.get(version.name)) is not None and record.active == version.number:
@@ -226,6 +231,7 @@ class Registry:
 
     def put_record(self, record: AdapterRecord) -> None:
         """Take over what the store holds of a name; its versions are known."""
+        self.changes += 1
         if record.name not in self._records:
             insort(self._names, record.name)
         self._records[record.name] = record
@@ -235,6 +241,7 @@ class Registry:
 
     def remove_version(self, version: Version, record: AdapterRecord | None) -> None:
         """Remove a version. record: what the store still holds of its name; None if the name went with it."""
+        self.changes += 1
         del self._by_id[version.id], self._versions[version.name][version.number]
         same = self._by_digest[version.record.digest]
         del same[version.id]

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from adapters.errors import StorageFullError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits
 from adapters.ref import AdapterRef
+from server.api import adapters as adapters_module
 from server.api.dependencies import Services
 from server.api.error_responses import ApiError
 from server.api.models import ModelList
@@ -28,7 +29,9 @@ from server.auth.keys import Caller
 from server.engine.protocol import EngineCounters
 from server.errors import EngineUnavailableError, QuotaExceededError, ServerError
 from server.registry.listing import page as listing
+from server.registry.registry import Registry
 from server.registry.version import AdapterView
+from server.sharing.once import MOST_KEPT
 from server.uploads.validate import UploadValidator
 from tests.hostile import good
 from tests.server.fake_server import bearer, build_app, settings_of
@@ -334,6 +337,35 @@ def test_the_list_follows_every_change(client: TestClient, upload: Upload, servi
     assert listed(client) == ["a", "c"] and listed(client, sort="-rows") == ["a", "c"]
     upload("b", 1)
     assert listed(client) == ["a", "b", "c"] and services.registry.active("b") is services.registry.by_id("b@2")
+
+
+def test_many_who_ask_for_one_list_get_one_answer(
+    client: TestClient, upload: Upload, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a second, and until anything changes; what one may see another does not get."""
+    upload("poet", 0), upload("clerk", 1)
+    now, made = [100.0], list[str | None]()
+    monkeypatch.setattr(services.lists, "_clock", lambda: now[0])
+    make = listing.list_adapters
+
+    def counted(registry: Registry, caller: Caller, query: listing.ListQuery) -> Any:
+        made.append(caller.label)
+        return make(registry, caller, query)
+
+    monkeypatch.setattr(adapters_module, "list_adapters", counted)
+    assert [listed(client) for _ in range(5)] == 5 * [["clerk", "poet"]] and made == ["admin"]
+    assert listed(client, "bob") == ["clerk", "poet"] and listed(client, sort="-name") == ["poet", "clerk"]
+    assert made == ["admin", "bob", "admin"]
+    client.patch("/v1/adapters/poet", json={"allowed_keys": []})
+    assert listed(client, "bob") == ["clerk"] and listed(client) == ["clerk", "poet"] and len(made) == 5
+    services.registry.versions("clerk")[0].requests_running = 3
+    assert listed(client, sort="-running") == ["clerk", "poet"] and listed(client) == ["clerk", "poet"]
+    assert client.get("/v1/adapters").json()["data"][0]["versions"][0]["requests_running"] == 0
+    now[0] += 1.0
+    assert client.get("/v1/adapters").json()["data"][0]["versions"][0]["requests_running"] == 3
+    for offset in range(200):
+        listed(client, offset=offset)
+    assert len(services.lists._latest) == MOST_KEPT
 
 
 def test_one_adapter_and_one_version(client: TestClient, upload: Upload) -> None:

@@ -23,9 +23,10 @@ from server.bodies.body_fields import BodyFields
 from server.bodies.check import RequestBodies
 from server.bodies.limits import KEPT_BYTES, MAX_DEPTH, BodyLimits
 from server.bodies.receive import receive_body
-from server.bodies.turns import BodyBudget, Turns
 from server.errors import InvalidRequestError, RequestTooLargeError
 from server.hosting.environment import limit_sequences
+from server.sharing.budget import BodyBudget
+from server.sharing.turns import Turns
 from tests.abuse.bodies import BODIES
 from tests.server import nasty, tiny_server
 from tests.server.fake_server import bearer, settings_of

@@ -14,12 +14,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.api.dependencies import Services
 from server.auth.origin import OriginPolicy
 from server.console import page
-from server.console.metrics import OncePerSecond
+from server.console.metrics import SharedMetrics
+from server.metrics.choice import render_choice
+from server.metrics.counters import EventCounters
+from server.metrics.exposition import MetricsPage
 from server.middleware.access_log import AccessLog
 from server.settings.model import Settings
 from tests.server import tiny_server, vllm_app
@@ -315,7 +319,7 @@ def test_twenty_viewers_cause_one_rendering_a_second() -> None:
     viewed, clock = Page(), Clock()
 
     async def watch() -> None:
-        shared = OncePerSecond(viewed, clock)
+        shared = SharedMetrics(viewed, clock)
         for second in range(10):
             for viewer in range(20):
                 clock.now = second + viewer / 25
@@ -323,33 +327,33 @@ def test_twenty_viewers_cause_one_rendering_a_second() -> None:
                 assert gzip.decompress(gzipped) == plain == f"None {second + 1}".encode()
 
     asyncio.run(watch())
-    assert viewed.rendered == [None] * 10 and viewed.refreshed == 10
+    assert viewed.rendered == [None] * 10 and viewed.refreshed == 0
 
 
 def test_those_who_ask_at_once_wait_for_one_rendering() -> None:
     viewed, clock = Page(), Clock()
 
     async def watch() -> None:
-        shared = OncePerSecond(viewed, clock)
+        shared = SharedMetrics(viewed, clock)
         viewed.gate.clear()
-        viewers = [asyncio.create_task(shared.text()) for _ in range(20)]
+        viewers = [asyncio.create_task(shared.text("poet")) for _ in range(20)]
         for _ in range(5):
             await asyncio.sleep(0)
             clock.now += 1  # slower than a second: none is begun beside the one that runs
-            viewers.append(asyncio.create_task(shared.text()))
+            viewers.append(asyncio.create_task(shared.text("poet")))
         viewers.pop(0).cancel()  # one who leaves takes nothing from the others
         viewed.gate.set()
-        assert {plain for plain, _ in await asyncio.gather(*viewers)} == {b"None 1"}
+        assert {plain for plain, _ in await asyncio.gather(*viewers)} == {b"poet 1"}
 
     asyncio.run(watch())
-    assert viewed.rendered == [None] and viewed.refreshed == 1
+    assert viewed.rendered == ["poet"] and viewed.refreshed == 1
 
 
 def test_one_adapter_is_rendered_once_a_second_and_the_workers_are_asked_once() -> None:
     viewed, clock = Page(), Clock()
 
     async def watch() -> None:
-        shared = OncePerSecond(viewed, clock)
+        shared = SharedMetrics(viewed, clock)
         for _ in range(3):
             for adapter in (None, "poet", "clerk"):
                 await shared.text(adapter)
@@ -365,7 +369,7 @@ def test_a_rendering_that_fails_is_tried_again_a_second_later() -> None:
     viewed, clock = Page(), Clock()
 
     async def watch() -> None:
-        shared = OncePerSecond(viewed, clock)
+        shared = SharedMetrics(viewed, clock)
         viewed.error = RuntimeError("no")
         for _ in range(3):
             with pytest.raises(RuntimeError):
@@ -380,7 +384,7 @@ def test_nothing_runs_while_nobody_asks() -> None:
     viewed, clock = Page(), Clock()
 
     async def watch() -> None:
-        shared = OncePerSecond(viewed, clock)
+        shared = SharedMetrics(viewed, clock)
         before = asyncio.all_tasks()
         await shared.text()
         await asyncio.sleep(0.01)
@@ -388,7 +392,7 @@ def test_nothing_runs_while_nobody_asks() -> None:
         assert asyncio.all_tasks() == before
 
     asyncio.run(watch())
-    assert viewed.refreshed == len(viewed.rendered) == 1
+    assert viewed.rendered == [None]
 
 
 def series(answer: httpx.Response) -> dict[str, list[dict[str, str]]]:
@@ -398,6 +402,20 @@ def series(answer: httpx.Response) -> dict[str, list[dict[str, str]]]:
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.labels)
     return found
+
+
+def test_the_choice_is_written_as_the_library_writes_it() -> None:
+    registry, base = CollectorRegistry(), 'a "base" \\ of\ntwo lines'
+    counters = EventCounters(registry, base_name=base)
+    for name in ("poet", None):
+        counters.request_finished(name, "stop", 3, 4, 0.5)
+        counters.first_token(name, 0.75)
+        counters.inter_token(name, 1e-7)
+    page = MetricsPage(registry, CollectorRegistry())
+    found = render_choice(page, lambda _: None).decode().splitlines()
+    expected = generate_latest(page.restricted_registry([line.split("{")[0].split(" ")[0] for line in found])).decode()
+    assert {*expected.splitlines()} <= {*found} and len(found) == len({*found})
+    assert len([line for line in found if "perft_adapter_requests_total{" in line]) > 10
 
 
 def test_the_choice_is_part_of_the_whole_page(client: TestClient, tmp_path: Path) -> None:
