@@ -33,8 +33,8 @@ NOBODY = "nobody looks"
 LIST = "/v1/adapters?limit=50&offset=0&sort=name&versions=active"
 POOL = "/v1/adapters?resident=device&sort=-rows&limit=200&versions=active"
 PAGES = {
-    "watch": (("/console/metrics", 1.0), ("/console/session", 5.0)),
-    "adapters": ((LIST, 3.0), (POOL, 3.0), ("/console/metrics", 2.0), ("/console/session", 5.0)),
+    "watch": (("/console/metrics", 2.0), ("/console/session", 10.0)),
+    "adapters": ((LIST, 5.0), (POOL, 5.0), ("/console/metrics", 4.0), ("/console/session", 10.0)),
 }
 """What a view asks, and how many seconds after each answer it asks again."""
 
@@ -55,7 +55,7 @@ def looked_at(client: Client, viewers: int) -> Iterator[None]:
         yield
     finally:
         closed.set()
-        process.join(30)
+        process.join(60)
     if not failed.empty():
         raise RuntimeError(failed.get())
 
@@ -64,7 +64,7 @@ def _view(url: str, headers: dict[str, str], viewers: int, opened: Event, closed
     _stand_back()
 
     async def ask(session: aiohttp.ClientSession, path: str, seconds: float, delay: float) -> None:
-        await asyncio.sleep(delay)
+        await asyncio.sleep(delay * seconds)
         while not closed.is_set():
             async with session.get(path) as response:
                 await response.read()
@@ -82,7 +82,7 @@ def _view(url: str, headers: dict[str, str], viewers: int, opened: Event, closed
                 for path, seconds in view
             ]
             running = asyncio.gather(*asks)
-            await asyncio.sleep(2)
+            await asyncio.sleep(5)
             opened.set()
             await running
 

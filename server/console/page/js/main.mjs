@@ -18,7 +18,7 @@ const VIEWS = new Map([
   ["playground", { title: "Playground", needs: "use", keys: USERS, mount: playground.mount }],
   ["watch", { title: "Watch", needs: "watch", keys: "the metrics key and the admin key", mount: watch.mount }],
 ]);
-const SESSION_S = 5;
+const SESSION_S = 10;
 const STALE = "The server does not know this tab's key any more. A server that was started again may have another admin key.";
 
 const main = document.getElementById("main");

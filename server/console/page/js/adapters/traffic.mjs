@@ -6,7 +6,7 @@ import { scrape } from "../scrape.mjs";
 
 /** Seconds over which rates and times are taken: long enough that a quiet adapter's figures do not flicker. */
 export const WINDOW_S = 30;
-const POLL_S = 2;
+const POLL_S = 4;
 const BEYOND_THE_CAP = "_other";
 const NOTHING_KNOWN = { running: NaN, waiting: NaN, perSecond: NaN, firstToken: NaN };
 

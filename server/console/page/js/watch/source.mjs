@@ -8,8 +8,8 @@ import { ofAdapter, ofAll, wasRestarted } from "./derive.mjs";
 import { GAP_S, Ring } from "./ring.mjs";
 
 /** How often to read: for a view that shows it, and to have the last minutes once somebody opens Watch. */
-export const SHOWN_S = 1;
-export const KEPT_S = 2;
+export const SHOWN_S = 2;
+export const KEPT_S = 4;
 const QUICK_S = 6;
 /** A rate over less than this says little. */
 const SHORTEST_S = 3;

@@ -17,7 +17,7 @@ import { AdapterTable } from "./table.mjs";
 import { Traffic, watchMetrics } from "../traffic.mjs";
 import { welcome } from "./welcome.mjs";
 
-const POLL_S = 3;
+const POLL_S = 5;
 const TYPING_MS = 180;
 
 /** Show the view in `root`; query: of the address. Returns a function that ends it. */
