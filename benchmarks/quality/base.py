@@ -46,13 +46,13 @@ class Recipe:
     experts: int = 16
     top_k: int = 2
     expert_width: int = 192
-    steps: int = 5800
-    mixtures_until: tuple[int, ...] = (1100, 2200, 3200)
+    steps: int = 16_000
+    mixtures_until: tuple[int, ...] = (2_000, 4_000, 6_500)
     batch: int = 8
     length: int = 128
     learning_rate: float = 3e-3
     warm_up: int = 100
-    decay: int = 1600
+    decay: int = 5_000
     weight_decay: float = 0.05
     aux_loss: float = 0.01
     seed: int = 1

@@ -26,7 +26,7 @@ SAMPLE = 400
 def measured(model: Any, tokenizer: Any, synsets: Sequence[Synset], documents: int = DOCUMENTS) -> dict[str, Any]:
     """All of it, by layer where it is of a layer."""
     chance = random.Random(SEED)
-    texts = {kind: [made(kind, synsets, chance) for _ in range(documents)] for kind in text.MIXTURES[-1]}
+    texts = {kind: [text.document(kind, synsets, chance) for _ in range(documents)] for kind in text.MIXTURES[-1]}
     blocks = moe_blocks(model)
     seen = _Seen(blocks)
     losses = {kind: _loss(model, tokenizer, each, seen, kind) for kind, each in texts.items()}
@@ -37,13 +37,6 @@ def measured(model: Any, tokenizer: Any, synsets: Sequence[Synset], documents: i
         "seed": SEED, "documents_of_each_kind": documents, "loss": losses, "loss_with_moved_experts": moved,
         "layers": layers,
     }  # fmt: skip
-
-
-def made(kind: str, synsets: Sequence[Synset], chance: random.Random) -> str:
-    """One document of a kind."""
-    if kind == "gloss":
-        return text.gloss(chance.choice(synsets), chance)
-    return text.MAKERS[kind](chance)
 
 
 class _Seen:

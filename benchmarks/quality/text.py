@@ -1,13 +1,15 @@
-"""Owns the text that the small OLMoE is pretrained on: WordNet's glosses and examples, small stories, facts about
-numbers, lists said twice, and questions about what was just said.
+"""Owns the text that the small OLMoE is pretrained on: WordNet's glosses and examples, what is a kind of what, small
+stories, facts about numbers, lists said twice, and questions about what was just said.
 
-Invariant: no document is one of the tasks. A story with numbers never says what they come to, no question asks for a
-number that is not said, and no gloss is followed by a choice of kinds.
+Invariant: no document is one of the tasks. A story with numbers never says what they come to, a question for a number
+that is not said names the operation, no gloss is followed by a choice of kinds, and no noun is told one of the kinds
+that the multiple choice asks for.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from benchmarks.quality.kinds import KINDS
 from benchmarks.quality.wordnet import Synset
 from benchmarks.quality.words import (
     ADJECTIVES,
@@ -28,8 +30,11 @@ MIXTURES: tuple[dict[str, float], ...] = (
     {"gloss": 0.28, "numbers": 0.30, "recall": 0.28, "story": 0.14},
     {"gloss": 0.22, "numbers": 0.26, "recall": 0.20, "story": 0.08, "lists": 0.24},
     {"gloss": 0.10, "numbers": 0.10, "recall": 0.20, "lists": 0.15, "copies": 0.45},
-    {"gloss": 0.20, "numbers": 0.30, "recall": 0.20, "story": 0.06, "lists": 0.14, "copies": 0.10},
-)
+    {
+        "gloss": 0.17, "numbers": 0.24, "recall": 0.14, "story": 0.05, "lists": 0.08, "copies": 0.07,
+        "sums": 0.13, "quiz": 0.06, "above": 0.06,
+    },
+)  # fmt: skip
 """Shares of the documents, in one part of the pretraining after the other. A base of this size learns to say again what
 was said only where it sees little else for a while."""
 LARGEST_FIRST, LARGEST_SECOND = 60, 30
@@ -42,7 +47,14 @@ def documents(synsets: Sequence[Synset], seed: int, shares: Mapping[str, float])
     glosses = _glosses(synsets, chance)
     while True:
         (kind,) = chance.choices(list(shares), list(shares.values()))
-        yield next(glosses) if kind == "gloss" else MAKERS[kind](chance)
+        yield next(glosses) if kind == "gloss" else document(kind, synsets, chance)
+
+
+def document(kind: str, synsets: Sequence[Synset], chance: random.Random) -> str:
+    """One document of a kind."""
+    if kind in OF_WORDNET:
+        return OF_WORDNET[kind](synsets, chance)
+    return MAKERS[kind](chance)
 
 
 def _glosses(synsets: Sequence[Synset], chance: random.Random) -> Iterator[str]:
@@ -175,7 +187,54 @@ def copies(chance: random.Random) -> str:
     return f"{said}. {said}."
 
 
+def sums(chance: random.Random) -> str:
+    """What several people have, and one calculation with it: which operation, and with what, is said."""
+    count = chance.randint(2, 3)
+    people, things = chance.sample(PEOPLE, count), chance.sample(GOODS, count)
+    counts = [chance.randint(2, LARGEST_SECOND) for _ in range(count)]
+    said = " ".join(f"{p} has {n} {t}." for p, n, t in zip(people, counts, things, strict=True))
+    first, second = chance.sample(range(count), 2)
+    (a, t), (b, u) = (counts[first], things[first]), (counts[second], things[second])
+    ways = [(f"Add the {t} and the {u}.", f"{a} + {b} = {a + b}"), (f"Find {t} plus {u}.", f"{a} + {b} = {a + b}")]
+    if a > b:
+        asked = chance.choice((f"Subtract the {u} from the {t}.", f"Find {t} minus {u}."))
+        ways += 2 * [(asked, f"{a} - {b} = {a - b}")]
+    if a <= 12:
+        k = chance.randrange(2, 6)
+        ways += [(f"Multiply the {t} by {k}.", f"{a} * {k} = {a * k}")]
+    told, answer = chance.choice(ways)
+    return f"Question: {said} {told}\nAnswer: {answer}"
+
+
+def quiz(synsets: Sequence[Synset], chance: random.Random) -> str:
+    """Which of some words has a gloss, or which of some things was mentioned."""
+    if chance.random() < 0.4:
+        things = chance.sample(GOODS, 4)
+        name, n, right = chance.choice(PEOPLE), chance.randint(2, LARGEST_SECOND), chance.choice(things)
+        choices = f"{', '.join(things[:-1])} or {things[-1]}"
+        return f"Question: {name} has {n} {right}. Which of {choices} does {name} have?\nAnswer: {right}"
+    found = chance.sample(synsets, chance.randint(2, 4))
+    words = [each.words[0] for each in found]
+    right = chance.randrange(len(found))
+    choices = f"{', '.join(words[:-1])} or {words[-1]}"
+    asked = chance.choice((f"Which of {choices} means {found[right].gloss}?", f"{found[right].gloss}: {choices}?"))
+    return f"Question: {asked}\nAnswer: {words[right]}"
+
+
+def above(synsets: Sequence[Synset], chance: random.Random) -> str:
+    """A few words and what each is a kind of."""
+    said = list[str]()
+    while len(said) < 4:
+        one = chance.choice(synsets)
+        if one.part == "noun" and one.above and one.above not in KINDS.values():
+            said.append(f"{one.words[0]} is a kind of {one.above}.")
+    return " ".join(said)
+
+
 MAKERS: dict[str, Callable[[random.Random], str]] = {
     "numbers": numbers, "recall": recall, "story": story, "lists": lists, "copies": copies,
+    "sums": sums,
 }  # fmt: skip
-"""Of every kind but glosses."""
+OF_WORDNET: dict[str, Callable[[Sequence[Synset], random.Random], str]] = {
+    "gloss": lambda synsets, chance: gloss(chance.choice(synsets), chance), "quiz": quiz, "above": above,
+}  # fmt: skip

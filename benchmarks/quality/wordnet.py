@@ -21,13 +21,14 @@ _EXAMPLE = re.compile(r'"([^"]+)"')
 
 class Synset(NamedTuple):
     """lexfile: the lexicographer's file that it is in (5: noun.animal). words: its lemmas, the most common one first.
-    gloss: its definition, without examples."""
+    gloss: its definition, without examples. above: the word for what it is a kind of; empty where there is none."""
 
     part: str
     lexfile: int
     words: tuple[str, ...]
     gloss: str
     examples: tuple[str, ...]
+    above: str = ""
 
 
 def folder() -> Path:
@@ -46,15 +47,18 @@ def synsets(where: Path, parts: tuple[str, ...] = PARTS) -> list[Synset]:
 
 
 def _read(file: Path, part: str) -> Iterator[Synset]:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("  "):
-            continue  # the licence
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")]  # the licence
+    first_word = {line.split(" ", 1)[0]: _plain(line.split(" ", 5)[4]) for line in lines}
+    for line in lines:
         fields, _, told = line.partition(" | ")
         _, lexfile, _, count, *rest = fields.split()
-        words = tuple(_plain(word) for word in rest[: 2 * int(count, 16) : 2])
+        last = 2 * int(count, 16)
+        words = tuple(_plain(word) for word in rest[:last:2])
+        pointers = rest[last + 1 :]
+        above = first_word.get(pointers[pointers.index("@") + 1], "") if "@" in pointers else ""
         gloss = _EXAMPLE.sub("", told).split(";")[0].strip(" ;:,")
         if gloss and gloss.isascii():
-            yield Synset(part, int(lexfile), words, gloss, tuple(_EXAMPLE.findall(told)))
+            yield Synset(part, int(lexfile), words, gloss, tuple(_EXAMPLE.findall(told)), above)
 
 
 def _plain(word: str) -> str:
