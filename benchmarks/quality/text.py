@@ -222,13 +222,15 @@ def quiz(synsets: Sequence[Synset], chance: random.Random) -> str:
 
 
 def above(synsets: Sequence[Synset], chance: random.Random) -> str:
-    """A few words and what each is a kind of."""
+    """A few words and what each is a kind of. Raises ValueError if hardly any noun of these is a kind of anything."""
     said = list[str]()
-    while len(said) < 4:
+    for _ in range(10_000):
         one = chance.choice(synsets)
         if one.part == "noun" and one.above and one.above not in KINDS.values():
             said.append(f"{one.words[0]} is a kind of {one.above}.")
-    return " ".join(said)
+        if len(said) == 4:
+            return " ".join(said)
+    raise ValueError("found hardly any noun that is a kind of another")
 
 
 MAKERS: dict[str, Callable[[random.Random], str]] = {

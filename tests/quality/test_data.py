@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks.quality import data, wordnet
+from benchmarks.quality import data, text, wordnet
 from benchmarks.quality.check import SYNSETS
 from benchmarks.quality.kinds import KINDS, Nouns
 from benchmarks.quality.problems import GOODS, PARTS, PEOPLE, QUANTITIES, Item
@@ -101,3 +101,32 @@ def test_the_same_items_come_again() -> None:
 
 def test_words_for_several_uses_are_not_mixed_up() -> None:
     assert not set(NAMES) & set(PLACES) and not set(THINGS) & set(PLACES)
+
+
+def test_no_noun_is_told_one_of_the_kinds_in_the_pretraining() -> None:
+    synsets, chance = wordnet.synsets(SYNSETS), random.Random(1)
+    told = [each for _ in range(300) for each in text.document("above", synsets, chance).split(". ")]
+    kinds = {each.rstrip(".").partition(" is a kind of ")[2] for each in told}
+    assert len(kinds) > 3 and not kinds & set(KINDS.values())
+    assert {each.above for each in synsets} & set(KINDS.values()), "there are some that could have been told"
+
+
+def test_a_calculation_of_the_pretraining_is_one_that_the_question_names() -> None:
+    chance = random.Random(1)
+    names = {"+": r"Add the|plus", "-": r"Subtract the|minus", "*": r"Multiply the"}
+    signs = set()
+    for _ in range(300):
+        question, answer = text.sums(chance).split("\nAnswer: ")
+        a, sign, b, result = re.fullmatch(r"(\d+) ([+*-]) (\d+) = (\d+)", answer).groups()
+        assert re.search(names[sign], question) and {a, b} <= set(re.findall(r"\d+", question))
+        assert int(result) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+        assert not re.search(r"How many|What is the number", question), "as the task asks"
+        signs.add(sign)
+    assert signs == {"+", "-", "*"}
+
+
+def test_a_quiz_of_the_pretraining_asks_for_one_of_its_choices_and_for_no_kind() -> None:
+    synsets, chance = wordnet.synsets(SYNSETS), random.Random(1)
+    for _ in range(200):
+        question, answer = text.quiz(synsets, chance).split("\nAnswer: ")
+        assert answer in question and "What kind" not in question
