@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import __doc__ as about
+from benchmarks.quality.data import TASKS
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     commands.add_parser("experts", help="measure how far the small OLMoE's experts differ")
     run = commands.add_parser("run", help="do the runs that have no result yet")
     run.add_argument("--base", choices=("small", "demo"), help="runs on this base alone (default: both)")
+    run.add_argument("--task", choices=TASKS, help="runs of this task alone (default: both)")
     run.add_argument("--minutes", type=float, default=24 * 60.0, help="begin no run after so long")
     commands.add_parser(
         "mistakes", help="count where wrong answers go wrong, of the runs whose adapters are still there"
@@ -56,7 +58,7 @@ def _experts(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.quality.runs import run_all
 
-    run_all(options.base, 60 * options.minutes)
+    run_all(options.base, 60 * options.minutes, options.task)
 
 
 def _mistakes(options: argparse.Namespace) -> None:

@@ -46,17 +46,17 @@ def results(folder: Path = RUNS) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def next_run(base: str | None, folder: Path = RUNS) -> Run | None:
-    """The first run of the grid that has no result; base: of this base alone."""
+def next_run(base: str | None, folder: Path = RUNS, task: str | None = None) -> Run | None:
+    """The first run of the grid that has no result; base, task: of these alone."""
     found = results(folder)
-    order = [part for part in ORDER if base in (None, part.base)]
+    order = [part for part in ORDER if base in (None, part.base) and task in (None, part.task)]
     return next((run for run in planned(found, order) if run.name not in found), None)
 
 
-def run_all(base: str | None, seconds: float) -> None:
+def run_all(base: str | None, seconds: float, task: str | None = None) -> None:
     """Do the runs that are left until `seconds` are over; the last one is finished."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and (run := next_run(base)) is not None:
+    while time.monotonic() < end and (run := next_run(base, task=task)) is not None:
         print(run.name, flush=True)
         usual = STEPS[run.base]
         steps = usual._replace(steps=run.longer * usual.steps)
