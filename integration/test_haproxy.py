@@ -79,7 +79,7 @@ def server_of(response: httpx.Response) -> str:
 
 
 def answers_of_all(ask: Callable[[], httpx.Response]) -> list[httpx.Response]:
-    """Ask until each of three servers has answered: one that missed a health check on a busy machine gets none at first."""
+    """Ask until each of three servers has answered: one that came back gets few requests at first (slowstart)."""
     answers = list[httpx.Response]()
 
     def all_have_answered() -> bool:
