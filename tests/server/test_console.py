@@ -21,6 +21,7 @@ from server.api.dependencies import Services
 from server.auth.origin import OriginPolicy
 from server.console import page
 from server.console.metrics import SharedMetrics
+from server.metrics import choice
 from server.metrics.choice import render_choice
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage
@@ -416,6 +417,19 @@ def test_the_choice_is_written_as_the_library_writes_it() -> None:
     expected = generate_latest(page.restricted_registry([line.split("{")[0].split(" ")[0] for line in found])).decode()
     assert {*expected.splitlines()} <= {*found} and len(found) == len({*found})
     assert len([line for line in found if "perft_adapter_requests_total{" in line]) > 10
+
+
+def test_a_rendering_rests_between_short_pieces_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, rests = CollectorRegistry(), list[float]()
+    counters = EventCounters(registry)
+    for number in range(50):
+        counters.first_token(f"poet-{number}", 0.75)
+    page = MetricsPage(registry, CollectorRegistry())
+    at_once = render_choice(page, lambda _: None)
+    monkeypatch.setattr(choice, "WORK_S", -1.0)  # each piece is long
+    monkeypatch.setattr(choice.time, "sleep", rests.append)
+    assert render_choice(page, lambda _: None) == at_once
+    assert len(rests) > 100 and {*rests} == {choice.REST_S}
 
 
 def test_the_choice_is_part_of_the_whole_page(client: TestClient, tmp_path: Path) -> None:
