@@ -12,6 +12,7 @@ machines.
 import asyncio
 import multiprocessing
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from benchmarks.common.report import Report, base_of, parser
 from benchmarks.common.rounds import interleaved, percentile, ratios, spread
@@ -36,7 +38,7 @@ PAGES = {
     "watch": (("/console/metrics", 2.0), ("/console/session", 10.0)),
     "adapters": ((LIST, 5.0), (POOL, 5.0), ("/console/metrics", 4.0), ("/console/session", 10.0)),
 }
-"""What a view asks, and how many seconds after each answer it asks again."""
+"""What a view asks, and about how many seconds after each answer it asks again."""
 
 
 def name_of(number: int) -> str:
@@ -71,7 +73,7 @@ def _view(url: str, headers: dict[str, str], viewers: int, opened: Event, closed
                 if response.status != 200:
                     failed.put(f"{path}: {response.status}")
                     return
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds * random.uniform(0.85, 1.15))
 
     async def run() -> None:
         async with aiohttp.ClientSession(url, headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -96,6 +98,18 @@ def _stand_back() -> None:
     autogroup = Path("/proc/self/autogroup")
     if autogroup.exists():
         autogroup.write_text("19", encoding="ascii")
+
+
+def keep_apart() -> None:
+    """Give the engine the last core for itself and everything else the others, as a GPU would leave them."""
+    cores = sorted(os.sched_getaffinity(0))
+    children = psutil.Process().children(recursive=True)
+    engines = {each.pid for each in children if "EngineCore" in " ".join(each.cmdline())}
+    if not engines or len(cores) < 2:
+        raise RuntimeError(f"found {len(engines)} engines and {len(cores)} cores, expected an engine and two cores")
+    for each in (psutil.Process(), *children):
+        for thread in each.threads():
+            os.sched_setaffinity(thread.id, cores[-1:] if each.pid in engines else cores[:-1])
 
 
 def measure(client: Client, requests: list[Request], viewers: int, rounds: int, seed: int) -> dict[str, list[Run]]:
@@ -136,12 +150,13 @@ def main() -> None:
     made = parser(__doc__, rounds=8)
     made.add_argument("--viewers", type=int, default=20)
     made.add_argument("--names", type=int, default=200)
+    made.add_argument("--apart", action="store_true", help="the engine has a core of its own")
     made.add_argument("--tokens", type=int, default=200, help="of each stream")
     options = made.parse_args()
     base = base_of(options)
     rounds, names = (1, 20) if options.quick else (options.rounds, options.names)
     shape, vocabulary = shape_of(base), vocabulary_of(base)
-    report = Report("viewers", options)
+    report = Report("apart_viewers" if options.apart else "viewers", options)
     with tempfile.TemporaryDirectory() as folder:
         folders = write(Path(folder) / "adapters", shape, ADAPTERS, SHAPE)
         rows = 2 * ADAPTERS * rows_of(shape, SHAPE)
@@ -149,6 +164,8 @@ def main() -> None:
             client.upload({name_of(number): folders[number % ADAPTERS] for number in range(names)})
             once = [Request(name_of(number), prompt(number, vocabulary), 1) for number in range(names)]
             client.at_most(once, STREAMS)
+            if options.apart:
+                keep_apart()
             requests = [
                 Request(name_of(number), prompt(number, vocabulary), options.tokens) for number in range(STREAMS)
             ]

@@ -43,7 +43,7 @@ WHOLE = (
 OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)
 """Families of one adapter, with all buckets."""
 
-WORK_S, REST_S = 0.001, 0.01
+WORK_S, REST_S = 0.001, 0.05
 _number: Callable[[float], str] = floatToGoString
 StateOf = Callable[[str], AdapterState | None]
 """The state of one adapter, or of the base by its name; None: there is no such name. It answers from memory."""

@@ -1,8 +1,10 @@
 /** Does something again and again, while somebody looks: never while the page is hidden, never twice at once. */
 
 const LONGEST_PAUSE_S = 10;
+/** A pause is longer or shorter by up to this share: pages that once got their answers together would go on asking together. */
+const SPREAD = 0.15;
 
-/** Run `work` (async) now and `seconds` after each end; after failures later and later. Returns {stop, now}: `now` runs it
+/** Run `work` (async) now and about `seconds` after each end; after failures later and later. Returns {stop, now}: `now` runs it
  * at once, or once more right after the run in progress. */
 export function every(seconds, work) {
   let timer = null;
@@ -30,7 +32,8 @@ export function every(seconds, work) {
 
   function schedule() {
     if (stopped || document.hidden || timer !== null) return;
-    timer = setTimeout(round, 1000 * (failures ? Math.min(LONGEST_PAUSE_S, seconds * 2 ** (failures - 1)) : seconds));
+    const pause = failures ? Math.min(LONGEST_PAUSE_S, seconds * 2 ** (failures - 1)) : seconds;
+    timer = setTimeout(round, 1000 * pause * (1 - SPREAD + 2 * SPREAD * Math.random()));
   }
 
   function now() {
