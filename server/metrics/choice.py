@@ -82,8 +82,8 @@ class _Only(Collector):
 
 
 def _lines(registry: CollectorRegistry) -> Iterator[str]:
-    """COUNTED and SUMMED as `generate_latest` writes them, without its checking and quoting of every name and label each
-    time, which is most of its time."""
+    """COUNTED and SUMMED as `generate_latest` writes them, without its checking and quoting of every name and label,
+    which is most of its time."""
     for name in COUNTED:
         if isinstance(counter := _registered(registry, name), Counter):
             yield _header(counter)
