@@ -1,8 +1,8 @@
 /** Reads the traffic of each adapter off the metrics: one poll for all views, none while nobody looks. No DOM. */
 
-import { Scrape, Scrapes } from "../metrics.mjs";
+import { Scrapes } from "../metrics.mjs";
 import { every } from "../poll.mjs";
-import { scrape } from "../scrape.mjs";
+import { reads, scrape } from "../scrape.mjs";
 
 /** Seconds over which rates and times are taken: long enough that a quiet adapter's figures do not flicker. */
 export const WINDOW_S = 30;
@@ -46,14 +46,25 @@ export class Traffic {
   }
 }
 
-/** Asks for the metrics again and again. path: `/console/metrics`, or with `?adapter=NAME`. told(scrapes) is called after
- * each answer. Returns {stop}. */
+/** Asks for the metrics again and again, and takes what other parts of the page read. path: `/console/metrics`, or with
+ * `?adapter=NAME`. told(scrapes) is called after each answer. Returns {stop}. */
 export function watchMetrics(path, told, windowSeconds = WINDOW_S) {
   const scrapes = new Scrapes(windowSeconds);
-  return every(POLL_S, async () => {
-    const asked = performance.now() / 1000;
-    if (scrapes.last !== null && asked - scrapes.last.at > windowSeconds) scrapes.clear();
-    scrapes.add(new Scrape(await scrape(path)));
+
+  function take(found) {
+    if (found === scrapes.last) return;
+    if (scrapes.last !== null && found.at - scrapes.last.at > windowSeconds) scrapes.clear();
+    scrapes.add(found);
     told(scrapes);
-  });
+  }
+
+  const took = ({ detail }) => detail.path === path && take(detail.scrape);
+  reads.addEventListener("read", took);
+  const poll = every(POLL_S, async () => take(await scrape(path, POLL_S - 1)));
+  return {
+    stop() {
+      poll.stop();
+      reads.removeEventListener("read", took);
+    },
+  };
 }

@@ -1,7 +1,7 @@
 /** Reads the metrics while somebody looks at the page, and keeps the points of the last 15 minutes. */
 
 import { connection } from "../connection.mjs";
-import { Scrape, Scrapes } from "../metrics.mjs";
+import { Scrapes } from "../metrics.mjs";
 import { every } from "../poll.mjs";
 import { ALL, reads, scrape } from "../scrape.mjs";
 import { ofAdapter, ofAll, wasRestarted } from "./derive.mjs";
@@ -56,7 +56,7 @@ class Source extends EventTarget {
   #start() {
     reads.addEventListener("read", this.#took);
     connection.addEventListener("back", this.#back);
-    this.#poll = every(SHOWN_S, () => this.#readIfDue());
+    this.#poll = every(SHOWN_S, () => this.#ask());
   }
 
   #stop() {
@@ -69,7 +69,7 @@ class Source extends EventTarget {
 
   /** Also what another part of the page has read. */
   #took = ({ detail }) => {
-    if (detail.path === this.path) this.#take(new Scrape(detail.text, detail.at));
+    if (detail.path === this.path) this.#take(detail.scrape);
   };
 
   #back = () => this.#poll?.now();
@@ -79,11 +79,10 @@ class Source extends EventTarget {
     this.#slow.clear();
   }
 
-  async #readIfDue() {
+  async #ask() {
     const pace = Math.min(...[...this.#readers].map(({ seconds }) => seconds));
-    if (this.last !== null && performance.now() / 1000 - this.last.at < pace - SHOWN_S / 2) return;
     try {
-      await scrape(this.path);
+      await scrape(this.path, pace - SHOWN_S / 2);
     } catch (error) {
       if (error.name !== "AbortError") this.#push(unixOf(performance.now() / 1000), {});
       throw error;
