@@ -62,7 +62,7 @@ Sorting = Literal[
 _ORDERS: dict[str, Order] = {f"{sign}{order}": order for sign in ("", "-") for order in get_args(Order)}
 
 
-def _version(name: Name, number: Number, caller: CallerOf, registry: RegistryOf) -> Version:
+async def _version(name: Name, number: Number, caller: CallerOf, registry: RegistryOf) -> Version:
     return registry.version(name, number, caller)
 
 

@@ -125,18 +125,18 @@ def services_of(app: FastAPI) -> Services | None:
     return services
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services = services_of(request.app)
     assert services is not None, "access control admits nothing before there are services"
     return services
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 
 
-def _asked(request: Request) -> Asked:
+async def _asked(request: Request) -> Asked:
     asked: Asked = request.state.asked
     return asked
 
@@ -152,7 +152,7 @@ async def _registry(request: Request, services: ServicesOf) -> Registry:
     return services.registry
 
 
-def _adapters(services: ServicesOf) -> AdapterService:
+async def _adapters(services: ServicesOf) -> AdapterService:
     return services.adapters
 
 

@@ -106,7 +106,7 @@ _PATCH_RULES = {"minProperties": 1, "dependentRequired": {"if_active": ["active"
 PATCH_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": _PATCH_RULES}}}}
 
 
-def _key(
+async def _key(
     bearer: Annotated[Any, Security(HTTPBearer(auto_error=False, scheme_name="key", description=_KEY_IS))],
     header: Annotated[Any, Security(APIKeyHeader(name="x-api-key", auto_error=False, scheme_name="x-api-key"))],
 ) -> None:

