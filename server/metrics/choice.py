@@ -24,10 +24,10 @@ def _histogram(name: str) -> tuple[str, ...]:
     return f"{name}_bucket", f"{name}_sum", f"{name}_count"
 
 
-SUMMED = ("perft_adapter_time_to_first_token_seconds", "perft_adapter_inter_token_latency_seconds")
-"""Histograms of which only sum and count are shown, for every adapter."""
+SUMMED = ("perft_adapter_time_to_first_token_seconds",)
+"""Histograms of which only sum and count are shown, for every adapter that has counted any."""
 COUNTED = ("perft_adapter_requests", "perft_adapter_prompt_tokens", "perft_adapter_generation_tokens")
-"""Counters of every adapter."""
+"""Counters of every adapter. What is 0, as most are, is left out: the page takes what is not there for 0."""
 WHOLE = (
     *("perft_adapter_requests_running", "perft_adapter_requests_waiting"),
     *_histogram("perft_adapter_load_seconds"),
@@ -40,7 +40,10 @@ WHOLE = (
     *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "http_requests_total", "process_start_time_seconds"),
 )
 """Samples that are shown as they are, those of vLLM where it has them."""
-OF_ONE = (*(*COUNTED, *SUMMED, "perft_adapter_e2e_seconds", "perft_expert_tokens"),)
+OF_ONE = (
+    *(*COUNTED, *SUMMED, "perft_adapter_inter_token_latency_seconds"),
+    *("perft_adapter_e2e_seconds", "perft_expert_tokens"),
+)
 """Families of one adapter, with all buckets."""
 
 WORK_S, REST_S = 0.001, 0.05
@@ -68,9 +71,14 @@ def render_choice(page: MetricsPage, state_of: StateOf, adapter: str | None = No
 
 
 def _families(page: MetricsPage) -> Iterator[str]:
-    """WHOLE, a family at a time."""
+    """WHOLE: gauges, of which each adapter has some, a line at a time, other families whole."""
     for family in page.restricted_registry(WHOLE).collect():
-        yield generate_latest(_Only(family)).decode()
+        if family.type == "gauge":
+            yield _header(family.name, family.documentation, family.type)
+            for name, labels, value, *_ in family.samples:
+                yield f"{_start(name, tuple(labels), tuple(labels.values()))}{_number(value)}\n"
+        else:
+            yield generate_latest(_Only(family)).decode()
 
 
 @dataclass(frozen=True)
@@ -82,31 +90,35 @@ class _Only(Collector):
 
 
 def _lines(registry: CollectorRegistry) -> Iterator[str]:
-    """COUNTED and SUMMED as `generate_latest` writes them, without its checking and quoting of every name and label,
-    which is most of its time."""
+    """COUNTED and SUMMED."""
     for name in COUNTED:
         if isinstance(counter := _registered(registry, name), Counter):
-            yield _header(counter)
+            yield _header(f"{name}_total", counter._documentation, counter._type)
             total, labels = f"{name}_total", tuple(counter._labelnames)
             for values, child in _children(counter):
-                yield f"{_start(total, labels, values)}{_number(child._value.get())}\n"
+                if counted := child._value.get():
+                    yield f"{_start(total, labels, values)}{_number(counted)}\n"
     for name in SUMMED:
         if isinstance(histogram := _registered(registry, name), Histogram):
-            yield _header(histogram)
+            yield _header(name, histogram._documentation, histogram._type)
             total, count, labels = f"{name}_sum", f"{name}_count", tuple(histogram._labelnames)
             for values, child in _children(histogram):
-                yield f"{_start(total, labels, values)}{_number(child._sum.get())}\n"
-                yield f"{_start(count, labels, values)}{_number(sum(bucket.get() for bucket in child._buckets))}\n"
+                if observed := sum(bucket.get() for bucket in child._buckets):
+                    yield f"{_start(total, labels, values)}{_number(child._sum.get())}\n"
+                    yield f"{_start(count, labels, values)}{_number(observed)}\n"
 
 
-def _header(metric: MetricWrapperBase) -> str:
-    name = f"{metric._name}_total" if metric._type == "counter" else metric._name
-    return f"# HELP {name} {metric._documentation}\n# TYPE {name} {metric._type}\n"
+def _header(name: str, documentation: str, kind: str) -> str:
+    told = documentation.replace("\\", r"\\").replace("\n", r"\n")
+    return f"# HELP {name} {told}\n# TYPE {name} {kind}\n"
 
 
 @lru_cache(maxsize=50_000)
 def _start(name: str, labels: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """A line up to its value. labels: as many as values."""
+    """A line up to its value, as `generate_latest` writes it, without its checking and quoting of every name and label
+    every time, which is most of its time. labels: as many as values."""
+    if not labels:
+        return f"{name} "
     quoted = [value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for value in values]
     given = ",".join(f'{label}="{value}"' for label, value in sorted(zip(labels, quoted, strict=True)))
     return f"{name}{{{given}}} "
