@@ -27,7 +27,8 @@ def _histogram(name: str) -> tuple[str, ...]:
 SUMMED = ("perft_adapter_time_to_first_token_seconds",)
 """Histograms of which only sum and count are shown, for every adapter that has counted any."""
 COUNTED = ("perft_adapter_requests", "perft_adapter_prompt_tokens", "perft_adapter_generation_tokens")
-"""Counters of every adapter. What is 0, as most are, is left out: the page takes what is not there for 0."""
+"""Counters of every adapter. What is 0, as most are, is left out, but for the first series: who reads them takes a
+series that is not there for 0, and a name that is not there for not known."""
 WHOLE = (
     *("perft_adapter_requests_running", "perft_adapter_requests_waiting"),
     *_histogram("perft_adapter_load_seconds"),
@@ -95,8 +96,8 @@ def _lines(registry: CollectorRegistry) -> Iterator[str]:
         if isinstance(counter := _registered(registry, name), Counter):
             yield _header(f"{name}_total", counter._documentation, counter._type)
             total, labels = f"{name}_total", tuple(counter._labelnames)
-            for values, child in _children(counter):
-                if counted := child._value.get():
+            for number, (values, child) in enumerate(_children(counter)):
+                if (counted := child._value.get()) or number == 0:
                     yield f"{_start(total, labels, values)}{_number(counted)}\n"
     for name in SUMMED:
         if isinstance(histogram := _registered(registry, name), Histogram):

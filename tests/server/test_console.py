@@ -419,6 +419,10 @@ def test_the_choice_is_written_as_the_library_writes_it() -> None:
     assert len(found) == len({*found}) and all(line.endswith(" 0.0") for line in missing)
     assert len([line for line in missing if "perft_adapter_requests_total{" in line]) > 10, "what never counted"
     assert len([line for line in found if "perft_adapter_requests_total{" in line]) == 2
+    fresh = CollectorRegistry()
+    EventCounters(fresh)
+    nothing = render_choice(MetricsPage(fresh, CollectorRegistry()), lambda _: None).decode()
+    assert 'perft_adapter_requests_total{adapter="_base",finish_reason="stop"} 0.0' in nothing, "0, and not unknown"
 
 
 def test_a_rendering_rests_between_short_pieces_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
