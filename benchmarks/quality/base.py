@@ -8,10 +8,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,8 +38,8 @@ SAVE_EVERY = 60.0
 class Recipe:
     """The shape of the base and how long it is trained; each step sees `batch` rows of `length` tokens.
 
-    mixtures_until: the step before which each mixture of text but the last ends. decay: steps at the end over which
-    the learning rate falls to 0.
+    mixtures_until: the step before which each mixture of text but the last ends. pieces: of each mixture, drawn at
+    once, each with a seed of its own. decay: steps at the end over which the learning rate falls to 0.
     """
 
     vocabulary: int = 2048
@@ -48,6 +51,7 @@ class Recipe:
     expert_width: int = 192
     steps: int = 16_000
     mixtures_until: tuple[int, ...] = (2_000, 4_000, 6_500)
+    pieces: int = 1
     batch: int = 8
     length: int = 128
     learning_rate: float = 3e-3
@@ -55,6 +59,8 @@ class Recipe:
     decay: int = 5_000
     weight_decay: float = 0.05
     aux_loss: float = 0.01
+    computed: str = "grouped_mm"
+    """transformers' `experts_implementation`."""
     seed: int = 1
 
 
@@ -83,6 +89,7 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
             num_experts=recipe.experts, num_experts_per_tok=recipe.top_k, max_position_embeddings=256,
             tie_word_embeddings=True, router_aux_loss_coef=recipe.aux_loss,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+            experts_implementation=recipe.computed,
         )
     )  # fmt: skip
 
@@ -98,7 +105,7 @@ def token_stream(source: Iterator[str], tokenizer: Any, count: int) -> torch.Ten
 
 
 def pretrain(
-    synsets: list[Synset], recipe: Recipe, folder: Path, work: Path, until: int | None = None
+    synsets: list[Synset], recipe: Recipe, folder: Path, work: Path, until: int | None = None, device: str = "cpu"
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write the base into `folder`, in bfloat16, with pretraining.json, which is returned. work: its checkpoints.
 
@@ -107,7 +114,7 @@ def pretrain(
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _once(work / "tokenizer", lambda: make_tokenizer(synsets, recipe))
     tokens = _stream(work / "tokens.pt", synsets, tokenizer, recipe)
-    model = make_model(recipe, tokenizer)
+    model = make_model(recipe, tokenizer).to(device)
     decayed = [each for each in model.parameters() if each.ndim > 1]
     plain = [each for each in model.parameters() if each.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -117,7 +124,7 @@ def pretrain(
     state = work / "state.pt"
     first, seconds, history = 0, 0.0, []
     if state.is_file():
-        kept = torch.load(state)
+        kept = torch.load(state, map_location=device)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         first, seconds, history = kept["step"], kept["seconds"], kept["history"]
@@ -127,9 +134,8 @@ def pretrain(
     for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        rows = (
-            tokens[step * recipe.batch * recipe.length :][: recipe.batch * recipe.length].view(recipe.batch, -1).long()
-        )
+        a_step = recipe.batch * recipe.length
+        rows = tokens[step * a_step :][:a_step].view(recipe.batch, -1).to(device).long()
         output = model(rows, labels=rows, output_router_logits=True)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -155,7 +161,7 @@ def pretrain(
         "tokens": recipe.steps * recipe.batch * recipe.length,
         "seconds": round(seconds + time.monotonic() - started), "history": history,
     }  # fmt: skip
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to("cpu", torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
     tokenizer.save_pretrained(folder)
     (folder / "pretraining.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
     return told
@@ -178,11 +184,28 @@ def _stream(file: Path, synsets: list[Synset], tokenizer: Any, recipe: Recipe) -
     found: torch.Tensor | None = torch.load(file) if file.is_file() else None
     if found is None or len(found) < recipe.steps * a_step:
         ends = [min(end, recipe.steps) for end in (*recipe.mixtures_until, recipe.steps)]
-        found = torch.cat(
-            [
-                token_stream(documents(synsets, recipe.seed + part, MIXTURES[part]), tokenizer, (end - start) * a_step)
-                for part, (start, end) in enumerate(pairwise((0, *ends)))
-            ]
-        )
+        pieces = [
+            _Piece(recipe.seed + part + len(MIXTURES) * number, part, -(-(end - start) * a_step // recipe.pieces))
+            for part, (start, end) in enumerate(pairwise((0, *ends)))
+            for number in range(recipe.pieces)
+        ]
+        draw = partial(_drawn, synsets=synsets, tokenizer=tokenizer)
+        if recipe.pieces == 1:
+            found = torch.cat(list(map(draw, pieces)))
+        else:
+            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                found = torch.cat(list(pool.map(draw, pieces)))
         torch.save(found, file)
     return found
+
+
+class _Piece(NamedTuple):
+    """A stretch of one mixture of text."""
+
+    seed: int
+    mixture: int
+    tokens: int
+
+
+def _drawn(piece: _Piece, synsets: list[Synset], tokenizer: Any) -> torch.Tensor:
+    return token_stream(documents(synsets, piece.seed, MIXTURES[piece.mixture]), tokenizer, piece.tokens)

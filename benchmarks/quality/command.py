@@ -8,15 +8,17 @@ import torch
 
 from benchmarks.quality import __doc__ as about
 from benchmarks.quality.data import TASKS
+from benchmarks.quality.grid import LIKE_LORA
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    commands.add_parser("pretrain", help="make the small OLMoE; goes on where it was stopped")
+    pretrain = commands.add_parser("pretrain", help="make the small OLMoE; goes on where it was stopped")
+    pretrain.add_argument("--larger-minutes", type=float, metavar="N", help="make the larger one, so long, on a GPU")
     commands.add_parser("experts", help="measure how far the small OLMoE's experts differ")
     run = commands.add_parser("run", help="do the runs that have no result yet")
-    run.add_argument("--base", choices=("small", "demo"), help="runs on this base alone (default: both)")
+    run.add_argument("--base", choices=tuple(LIKE_LORA), help="runs on this base alone (default: all)")
     run.add_argument("--task", choices=TASKS, help="runs of this task alone (default: both)")
     run.add_argument("--minutes", type=float, default=24 * 60.0, help="begin no run after so long")
     commands.add_parser(
@@ -38,6 +40,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     from benchmarks.quality.base import Recipe, pretrain
     from benchmarks.quality.places import BASE, BUILD
 
+    if options.larger_minutes is not None:
+        from benchmarks.quality.larger import pretrain_larger
+
+        pretrain_larger(60 * options.larger_minutes)
+        return
     pretrain(wordnet.synsets(wordnet.folder()), Recipe(), BASE, BUILD / "pretraining")
 
 

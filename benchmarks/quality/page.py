@@ -20,7 +20,7 @@ from benchmarks.quality.figures import Cell, accuracy, cells, comparisons
 from benchmarks.quality.grid import BASE, LONGER, METHODS, ORDER, Run, planned
 from benchmarks.quality.mistakes import KINDS
 from benchmarks.quality.places import BASE as SMALL_BASE
-from benchmarks.quality.places import EXPERTS, GEOMETRY, MISTAKES, PAGE, RUNS
+from benchmarks.quality.places import EXPERTS, GEOMETRY, LARGER_PRETRAINING, MISTAKES, PAGE, RUNS
 
 SECTION = re.compile(r"(<!-- quality:(\w+):begin -->\n).*?(<!-- quality:\2:end -->)", re.DOTALL)
 BASE_EXPERTS = Recipe().experts
@@ -58,23 +58,27 @@ def base_accuracy(results: Mapping[str, Any], task: str, base: str = "small") ->
     return accuracy(results[name]) if name in results else 0.0
 
 
-def _recipe() -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((SMALL_BASE / "pretraining.json").read_text(encoding="utf-8"))
-    return {**told, **told["recipe"]}
-
-
 def _base(results: Mapping[str, Any]) -> str:
-    if not SMALL_BASE.is_dir():
+    return _pretrained(results, "small", SMALL_BASE / "pretraining.json", "on one thread of a busy CPU")
+
+
+def _larger_base(results: Mapping[str, Any]) -> str:
+    return _pretrained(results, "larger", LARGER_PRETRAINING, "on an H200")
+
+
+def _pretrained(results: Mapping[str, Any], base: str, file: Path, where: str) -> str:
+    """What a base is, and how it was made."""
+    if not file.is_file():
         return ""
-    of = _recipe()
-    one = next((each for each in results.values() if each["base"] == "small"), None)
+    told = json.loads(file.read_text(encoding="utf-8"))
+    of = {**told, **told["recipe"]}
+    one = next((each for each in results.values() if each["base"] == base), None)
     used = f", of which a token activates {one['base_activated'] / 1e6:.1f} million" if one else ""
     return (
         f"{of['parameters'] / 1e6:.1f} million parameters{used}: {of['layers']} layers, hidden size {of['hidden']}, "
         f"{of['experts']} experts of width {of['expert_width']} of which a token uses {of['top_k']}, a vocabulary of "
         f"{of['vocabulary']:,}. Pretrained on {of['tokens'] / 1e6:.1f} million tokens ({of['steps']:,} steps) in "
-        f"{of['seconds'] / 60:.0f} minutes on one thread of a busy CPU; training loss at the end "
-        f"{of['history'][-1][1]:.2f}."
+        f"{of['seconds'] / 60:.0f} minutes {where}; training loss at the end {of['history'][-1][1]:.2f}."
     )
 
 
@@ -233,6 +237,8 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "rates": _rates,
     "arithmetic": _accuracies("small", "arithmetic"),
     "kinds": _accuracies("small", "kinds"),
+    "larger_base": _larger_base,
+    "larger": _accuracies("larger", "arithmetic"),
     "demo": _accuracies("demo", "arithmetic"),
     "longer": _accuracies("small", "arithmetic", LONGER),
     "aim": _aim,

@@ -18,7 +18,7 @@ from benchmarks.common.report import commit
 from benchmarks.quality import data, wordnet
 from benchmarks.quality.grid import BASE, METHODS, ORDER, Projections, Run, activated, planned, width_of
 from benchmarks.quality.places import BASE as SMALL_BASE
-from benchmarks.quality.places import BUILD, RUNS
+from benchmarks.quality.places import BUILD, LARGER_BASE, RUNS
 from perft.hf import attach, load, read_config, shape_of
 from perft.hf.base import load_model, load_tokenizer
 from perft.inspection.figures import base_figures
@@ -38,7 +38,9 @@ class Steps(NamedTuple):
     """Times that the tune part is looked at; the weights of the lowest loss are kept."""
 
 
-STEPS = {"small": Steps(), "demo": Steps(steps=60, looks=2)}
+STEPS = {"small": Steps(), "larger": Steps(), "demo": Steps(steps=40, batch=8, looks=1)}
+SIZES = {"demo": {"train": 4000, "tune": 50, "test": 200}}
+"""Of the parts of a task, where a base is too slow for all of them."""
 
 
 def results(folder: Path = RUNS) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def run_all(base: str | None, seconds: float, task: str | None = None) -> None:
         print(run.name, flush=True)
         usual = STEPS[run.base]
         steps = usual._replace(steps=run.longer * usual.steps)
-        result = do(run, base_folder(run.base), task_files(run.task), steps)
+        result = do(run, base_folder(run.base), task_files(run.task, run.base), steps)
         write(run, result)
         print(f"{run.name}: tune {result['tune']}, test {result['test']}, {result['seconds']} s", flush=True)
 
@@ -74,16 +76,23 @@ def write(run: Run, result: Mapping[str, Any], folder: Path = RUNS) -> None:
 
 
 def base_folder(base: str) -> Path:
+    """Raises FileNotFoundError: the larger base has to be made first."""
     if base == "small":
         return SMALL_BASE
+    if base == "larger":
+        if not (LARGER_BASE / "config.json").is_file():
+            raise FileNotFoundError(f"found no larger base in {LARGER_BASE}: make it with pretrain --larger-minutes")
+        return LARGER_BASE
     from server.demo.base.build import build, default_folder
 
     return build(default_folder())
 
 
-def task_files(task: str) -> dict[str, Path]:
+def task_files(task: str, base: str = "small") -> dict[str, Path]:
     """part -> file; written if they are not there."""
     synsets = wordnet.synsets(wordnet.folder(), ("noun",)) if task == "kinds" else []
+    if base in SIZES:
+        return data.write(task, BUILD / f"data-{base}", synsets, SIZES[base])
     return data.write(task, BUILD / "data", synsets)
 
 

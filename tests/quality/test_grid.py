@@ -9,6 +9,7 @@ import torch
 from benchmarks.quality import grid
 from benchmarks.quality.base import Recipe, make_model
 from benchmarks.quality.grid import LARGEST_DIFFERENCE, LIKE_LORA, METHODS, ORDER, Part, Run, activated, width_of
+from benchmarks.quality.larger import LARGER
 from benchmarks.quality.runs import Steps, projections_of, train_options
 from perft.hf import moe_blocks, shape_of
 from perft.training.baselines import with_baseline
@@ -29,8 +30,13 @@ def base() -> Any:
     return make_model(Recipe(), Tokens())
 
 
-@pytest.mark.parametrize("budget", LIKE_LORA["small"])
-def test_methods_of_a_budget_activate_equally_many_parameters(base: Any, budget: int) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "budget"),
+    [*((Recipe(), each) for each in LIKE_LORA["small"]), *((LARGER, each) for each in LIKE_LORA["larger"])],
+)
+def test_methods_of_a_budget_activate_equally_many_parameters(recipe: Recipe, budget: int) -> None:
+    with torch.device("meta"):
+        base = make_model(recipe, Tokens())
     shape, projections = shape_of(base), projections_of(base)
     counts = {m: activated(m, width_of(m, budget, shape, projections), shape, projections) for m in METHODS}
     assert max(counts.values()) / min(counts.values()) - 1 <= LARGEST_DIFFERENCE, counts
