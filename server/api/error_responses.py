@@ -133,7 +133,9 @@ class ApiError(Exception):
 
     def response(self, dialect: Dialect = "openai", request_id: str | None = None) -> JSONResponse:
         """The response itself."""
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        headers = {"X-Content-Type-Options": "nosniff"}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
         if self.code in NEVER_RETRIED:
             headers["x-should-retry"] = "false"
         if self.status == 401:

@@ -167,6 +167,7 @@ class _RequestCycle:
             message.setdefault("headers", [])  # ASGI lets an app leave them out
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.request_id
+            headers["X-Content-Type-Options"] = "nosniff"  # nothing that somebody uploaded or generated is a page
             if dialect_of(self.scope) == "anthropic":
                 headers["Request-Id"] = self.request_id  # where its clients look
             if headers.get("content-type", "").startswith("text/event-stream"):  # no proxy may hold an event back

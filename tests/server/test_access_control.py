@@ -446,6 +446,12 @@ def test_another_method_is_405_and_options_says_which() -> None:
     assert "x-request-id" in response.headers
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/adapters/poet", "/nowhere", "/health"])
+def test_no_answer_is_taken_for_a_page(path: str) -> None:
+    for server in (keyed(), Server()):
+        assert server.client.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
+
+
 def test_head_is_get_without_the_body() -> None:
     server = keyed()
     head, get = (server.ask(method, "/v1/models", TEAM) for method in ("HEAD", "GET"))

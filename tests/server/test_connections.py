@@ -96,6 +96,7 @@ def test_a_head_that_is_too_large_or_none_is_refused(server: LocalServer, head: 
         response = ask(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + head + end)
         assert (status_of(response), code_of(response)) == (status, code), end
         assert b"connection: close" in response.lower() and b"x-request-id: " in response.lower()
+        assert b"x-content-type-options: nosniff" in response.lower()
     assert_alive(server)
 
 
