@@ -9,18 +9,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from perft.reading import printable
+
 INDENT = "  "
 ACCESS_LOG_OF_UVICORN = "uvicorn.access"
 """Its formatter needs the arguments of each record, which uvicorn has quoted."""
 
 RecordFactory = Callable[..., logging.LogRecord]
-
-
-def one_line(text: str) -> str:
-    """The text with every character that is not printable escaped: line ends, control codes, marks of direction."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def escape_records() -> None:
@@ -55,8 +50,8 @@ class _EscapingFactory:
         except Exception:  # logging reports a message that does not fit its arguments
             return record
         if not text.isprintable():
-            record.msg, record.args = one_line(text), None
+            record.msg, record.args = printable(text), None
         if record.exc_info is not None and record.exc_info[0] is not None:
             lines = "".join(traceback.format_exception(*record.exc_info)).splitlines()
-            record.exc_text = "\n".join(INDENT + one_line(line) for line in lines)
+            record.exc_text = "\n".join(INDENT + printable(line) for line in lines)
         return record

@@ -58,8 +58,11 @@ def read_json(path: Path, most_bytes: int = CONFIG_BYTES) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text from outside as one line that a terminal shows and does not obey."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+    """Text from outside as one line that a terminal shows and does not obey: every character that does not print is
+    escaped, line ends, control codes and marks of direction too."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from adapters.archive.members import AdapterTooLargeError, Members
 from adapters.archive.tar import extract_tar_gz
 from adapters.archive.zip import extract_zip
 from adapters.format.recognize import START_BYTES, recognized
-from adapters.format.strict_json import on_one_line
+from perft.reading import printable
 
 __all__ = ["AdapterTooLargeError", "extract"]
 
@@ -34,9 +34,9 @@ def extract(archive: Path, into: Path, max_weights_bytes: int, notes: list[str] 
             elif start.startswith(GZIP_START):
                 extract_tar_gz(file, size, members)
             else:
-                return [on_one_line(f"the archive: {_no_archive(start)}")]
+                return [printable(f"the archive: {_no_archive(start)}")]
         except DamagedArchiveError as error:
-            return [*members.violations, on_one_line(f"the archive: {error}")]
+            return [*members.violations, printable(f"the archive: {error}")]
     ignored = members.finish()
     if notes is not None:
         notes += ignored

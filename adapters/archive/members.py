@@ -14,7 +14,7 @@ from pathlib import Path
 from adapters.archive.inflate import DamagedArchiveError
 from adapters.format.beside import MAX_NOTES, folded, ignored_notes, is_systems, weights_problem
 from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE, Limits, size_limits
-from adapters.format.strict_json import on_one_line
+from perft.reading import printable
 
 MAX_MEMBERS = 1024
 MAX_NAME_CHARACTERS = 1024
@@ -46,7 +46,7 @@ class Members:
 
     def refuse(self, name: str, problem: str) -> None:
         """Note a violation about the member `name`."""
-        self.violations.append(on_one_line(f"{name[:120]}: {problem}"))
+        self.violations.append(printable(f"{name[:120]}: {problem}"))
 
     def admit(self, name: str, kind: str, size: int) -> str | None:
         """The file to write for a member of that name, kind and declared size in bytes; None if there is none.
@@ -124,7 +124,7 @@ class Members:
                 self.refuse(path, problem)
         for own, folders in self._folders.items():
             if not folders:
-                self.violations.append(on_one_line(f"{own}: missing in the archive{self._instead(own)}"))
+                self.violations.append(printable(f"{own}: missing in the archive{self._instead(own)}"))
             elif len(folders) > 1:
                 self.refuse(own, f"found {_places(folders)}: keep one adapter in the archive")
         config, weights = (self._folders[own] for own in _REQUIRED)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adapters.format.files import CONFIG_FILE, README_FILE, WEIGHTS_FILE
 from adapters.format.recognize import PICKLE
-from adapters.format.strict_json import on_one_line
+from perft.reading import printable
 
 MAX_NOTES = 20
 SHOWN_CHARACTERS = 120
@@ -99,7 +99,7 @@ def _ignored(group: str, number: int) -> str:
 
 
 def _short(text: str) -> str:
-    return on_one_line(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "...")
+    return printable(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "...")
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from adapters.format.files import (
     is_plain_file,
 )
 from adapters.format.load import load_layers
-from adapters.format.strict_json import on_one_line
 from adapters.format.weights import check_weights
 from adapters.identity import digest_of
 from perft.base_model import BaseShape, fit_violations
 from perft.config import AdapterConfig
+from perft.reading import printable
 from perft.reference import LayerWeights
 
 
@@ -94,4 +94,4 @@ def _check(
     if is_plain_file(weights_file) and weights_file.stat().st_size <= limits.max_weights_bytes:
         weights_violations, weights_hash = check_weights(weights_file, config, base)
         violations += weights_violations
-    return config, [on_one_line(text) for text in foreign_first(violations)], weights_hash
+    return config, [printable(text) for text in foreign_first(violations)], weights_hash

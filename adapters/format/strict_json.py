@@ -71,8 +71,3 @@ def quote(value: object) -> str:
     except (RecursionError, ValueError):  # an int of more digits than Python prints
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def on_one_line(text: str) -> str:
-    """`text` with everything that does not print escaped, so that it can be sent and logged."""
-    return text if text.isprintable() else repr(text)[1:-1]

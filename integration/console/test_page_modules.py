@@ -188,13 +188,15 @@ def test_whoever_asks_for_the_same_metrics_shares_the_answer(call: Call) -> None
     code = """async () => {
       const { reads, scrape } = await import("/console/js/scrape.mjs");
       const told = [];
-      reads.addEventListener("read", ({ detail }) => told.push([new URL(detail.path, location).search, detail.scrape.at]));
+      const queryOf = (path) => new URL(path, location).search;
+      reads.addEventListener("read", ({ detail }) => told.push([queryOf(detail.path), detail.scrape.at]));
       const queries = ["", "", "?adapter=a", "?adapter=b", "?adapter=b"];
       const asked = queries.map((query) => scrape(`/console/metrics${query}`));
       const found = await Promise.allSettled(asked);
       const again = [];
       for (const query of ["?adapter=b", ""]) again.push(await scrape(`/console/metrics${query}`, 60));
-      return [told, found.map(({ value, reason }) => value?.sum("up") ?? reason.name), again.map((each) => each.sum("up"))];
+      const up = (scrape) => scrape.sum("up");
+      return [told, found.map(({ value, reason }) => (value ? up(value) : reason.name)), again.map(up)];
     }"""
     page: Page = call.page  # type: ignore[attr-defined]
     page.route(f"{ORIGIN}/console/metrics**", lambda route: route.fulfill(body="up 7\n", content_type="text/plain"))

@@ -66,7 +66,9 @@ def test_no_more_is_asked_in_other_views_so_that_watch_has_the_last_minutes(brow
         before = len(starts(page, 3))
         go(page, "#/adapters")
         found = starts(page, before + 4)
-        assert min(later - earlier for earlier, later in pairwise(found)) > 2.5, f"the views share what is read: {found}"
+        assert min(later - earlier for earlier, later in pairwise(found)) > 2.5, (
+            f"the views share what is read: {found}"
+        )
         go(page, "#/watch")
         page.get_by_role("button", name="Running and waiting as a table").click()
         times = page.get_by_role("region", name="Running and waiting", exact=True).locator("tbody th")

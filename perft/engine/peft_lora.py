@@ -26,11 +26,12 @@ from adapters.format.files import (
     is_plain_file,
 )
 from adapters.format.header import TensorEntry, UnreadableWeightsError, opened
-from adapters.format.strict_json import on_one_line, quote
+from adapters.format.strict_json import quote
 from adapters.format.values import DTYPES, read_values
 from adapters.format.weights import metadata_violations
 from adapters.identity import digest_of
 from perft.engine.peft_lora_config import parse_peft_config
+from perft.reading import printable
 
 QKV = ("q_proj", "k_proj", "v_proj")
 KNOWN_MODELS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
@@ -120,7 +121,7 @@ def check_peft_lora(
         weights_violations, weights_hash = _read_weights(weights, helper, target, values)
         found += weights_violations
     digest = None if weights_hash is None else digest_of(raw, weights_hash)
-    return [on_one_line(text) for text in found], digest
+    return [printable(text) for text in found], digest
 
 
 def peft_lora_violations(folder: Path, vllm_config: Any, limits: Limits = DEFAULT_LIMITS) -> list[str]:

@@ -19,6 +19,7 @@ from signal import SIGPIPE
 from adapters.errors import StoreError
 from adapters.format.beside import HandedIn
 from adapters.identity import content_digest
+from perft.reading import printable
 from server.api.schemas import AdapterObject, VersionObject
 from server.client.arguments import (
     adapter_name,
@@ -35,7 +36,6 @@ from server.client.live.screen import NO_TERMINAL, is_terminal
 from server.client.live.watch import watch
 from server.client.progress import progress
 from server.client.table import adapters_table, versions_table
-from server.client.text import printable
 
 POLL_S = 0.3
 INTERVAL_S, LIVE_TIMEOUT_S = 2.0, 10.0

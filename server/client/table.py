@@ -6,8 +6,8 @@ Invariant: nothing a server sent reaches the terminal with control characters in
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
+from perft.reading import printable
 from server.api.schemas import AdapterObject, VersionObject
-from server.client.text import printable
 
 ADAPTER_COLUMNS = ("NAME", "ACTIVE", "VERSIONS", "STATE", "RESIDENT", "SIZE", "ROWS", "RUNNING", "LAST USED")
 VERSION_COLUMNS = ("VERSION", "ACTIVE", "STATE", "RESIDENT", "SIZE", "ROWS", "RUNNING", "LAST USED", "KIND", "DIGEST")

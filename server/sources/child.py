@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE
-from adapters.format.strict_json import on_one_line
+from perft.reading import printable
 from server.sources.outcome import Outcome
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -53,7 +53,7 @@ def main() -> None:
     except Exception as error:
         said = f"{order['place']} cannot be fetched: {error}; check the place, the network and the server's credentials"
         answer = {"outcome": _outcome_of(error), "said": said}
-    answer["said"] = on_one_line(answer["said"][:_SAID_CHARACTERS])
+    answer["said"] = printable(answer["said"][:_SAID_CHARACTERS])
     print(json.dumps(answer), flush=True)
     os._exit(0)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from perft.logs import escape_records, log_as, one_line
+from perft.logs import escape_records, log_as
+from perft.reading import printable
 
 FORGED = "x\nINFO 01-01 00:00:00 forged"
 ODD = [
@@ -39,13 +40,13 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 @pytest.mark.parametrize("text", ODD, ids=ascii)
 def test_a_text_is_one_printable_line(text: str) -> None:
-    line = one_line(text)
+    line = printable(text)
     assert line.isprintable() and line[0] == "a" and line[-1] == "b" and "\\" in line
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Ünïcode 日本", "100 % {x} \\n"])
 def test_what_is_printable_stays(text: str) -> None:
-    assert one_line(text) == text
+    assert printable(text) == text
 
 
 @pytest.mark.parametrize("text", [*ODD, FORGED], ids=ascii)

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
+from perft.reading import printable
 from server.client.chat.parting import parting
 from server.client.live.rows import ORDERS, Row, age, in_order, number, seconds
 from server.client.live.samples import WINDOW_S, Change, History, Scrape, parse, quantile
-from server.client.text import printable, printable_lines
+from server.client.text import printable_lines
 
 
 def scrape(at: float, **counts: float) -> Scrape:

@@ -12,11 +12,11 @@ from contextlib import suppress
 
 import httpx
 
+from perft.reading import printable
 from server.client.arguments import add_connection, server_of
 from server.client.chat.asking import Wanted, base_model
 from server.client.chat.conversation import Conversation
 from server.client.connection import API_KEY, ClientError, Server
-from server.client.text import printable
 
 MOST_MODELS = 4
 MAX_TOKENS = 512

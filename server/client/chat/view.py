@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perft.reading import printable
 from server.client.chat.asking import Answer
 from server.client.chat.parting import parting
 from server.client.connection import ClientError
 from server.client.live.rows import number, seconds
-from server.client.text import printable, printable_lines
+from server.client.text import printable_lines
 
 NARROWEST = 24
 """Columns of the terminal that an answer beside others takes at least; with fewer they stand one below the other."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from perft.reading import printable
 from server.client.arguments import add_connection, server_of
 from server.client.connection import ClientError
 from server.client.http import AdaptersClient
@@ -18,7 +19,6 @@ from server.client.live.rows import ORDERS
 from server.client.live.screen import BACKSPACE, ENTER, ESCAPE, NO_TERMINAL, is_terminal, run_view
 from server.client.live.sources import Sources
 from server.client.live.view import Choice, Shown, lines_of
-from server.client.text import printable
 
 SCRAPE_S, ADAPTERS_S, READY_S = 1.0, 2.0, 2.0
 TIMEOUT_S = 10.0

@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 from rich.text import Text
 
+from perft.reading import printable
 from server.client.connection import ClientError
 from server.client.http import AdapterPage
 from server.client.live.polling import Polled
@@ -17,7 +18,6 @@ from server.client.live.samples import WINDOW_S, Change
 from server.client.live.sources import INTER_TOKEN, TTFT
 from server.client.live.watch import clock
 from server.client.table import table_lines
-from server.client.text import printable
 
 LABEL_WIDTH, BAR_WIDTH, HALF_WIDTH, PAIRS_WIDTH = 11, 14, 52, 116
 ENDED_WELL = frozenset(("stop", "length", "tool_calls", "content_filter", "repetition", "abort"))

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.text import Text
 
+from perft.reading import printable
 from server.api.schemas import AdapterObject
 from server.client.http import AdapterPage, AdaptersClient
 from server.client.live.polling import Polled, Poller
 from server.client.live.screen import run_view
 from server.client.table import adapters_table, versions_table
-from server.client.text import printable
 
 MOST_ROWS = 200
 RESERVED_LINES = 4
