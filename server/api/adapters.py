@@ -69,6 +69,16 @@ async def _version(name: Name, number: Number, caller: CallerOf, registry: Regis
 VersionOf = Annotated[Version, Depends(_version)]
 
 
+async def _no_query(request: Request) -> None:
+    """`DELETE /v1/adapters/poet?version=2` must not delete all of poet. Raises InvalidRequestError."""
+    for parameter in request.query_params:
+        message = f"found the query parameter {parameter[:100]!r}, expected none: a version is part of the path"
+        raise InvalidRequestError(message, param=parameter[:100])
+
+
+NO_QUERY = Depends(_no_query)
+
+
 class Page(BaseModel):
     """Which adapters, in which order, and which part of them."""
 
@@ -177,7 +187,12 @@ async def _in_turns(work: Generator[None, None, T], turns: Turns) -> T:
             return result
 
 
-@router.get("/v1/adapters/{name}", summary="One adapter", responses=errors_of(*ACCESS_ERRORS, 404))
+@router.get(
+    "/v1/adapters/{name}",
+    summary="One adapter",
+    dependencies=[NO_QUERY],
+    responses=errors_of(*ACCESS_ERRORS, 400, 404),
+)
 async def get_adapter(name: Name, caller: CallerOf, registry: RegistryOf) -> AdapterObject:
     """The adapter with its versions."""
     return _object(registry.adapter(name, caller))
@@ -186,6 +201,7 @@ async def get_adapter(name: Name, caller: CallerOf, registry: RegistryOf) -> Ada
 @router.patch(
     "/v1/adapters/{name}",
     summary="Activate, roll back, restrict or pin",
+    dependencies=[NO_QUERY],
     responses=errors_of(*ACCESS_ERRORS, 400, 404, 409, 413, 503, 507),
     openapi_extra=PATCH_BODY,
 )
@@ -210,14 +226,23 @@ async def patch_adapter(name: Name, change: AdapterPatch, caller: CallerOf, serv
 
 
 @router.delete(
-    "/v1/adapters/{name}", status_code=202, summary="Delete an adapter", responses=errors_of(*ACCESS_ERRORS, 404, 507)
+    "/v1/adapters/{name}",
+    status_code=202,
+    summary="Delete an adapter",
+    dependencies=[NO_QUERY],
+    responses=errors_of(*ACCESS_ERRORS, 400, 404, 507),
 )
 async def delete_adapter(name: Name, caller: CallerOf, service: AdapterServiceOf) -> AdapterObject:
     """All versions and the name: nothing new is admitted from now on, running requests may finish."""
     return _object(await service.delete(name, None, caller))
 
 
-@router.get("/v1/adapters/{name}/versions/{version}", summary="One version", responses=errors_of(*ACCESS_ERRORS, 404))
+@router.get(
+    "/v1/adapters/{name}/versions/{version}",
+    summary="One version",
+    dependencies=[NO_QUERY],
+    responses=errors_of(*ACCESS_ERRORS, 400, 404),
+)
 async def get_version(version: VersionOf, caller: CallerOf, registry: RegistryOf) -> VersionObject:
     """One version of the adapter."""
     return VersionObject.model_validate(registry.version_view(version, caller))
@@ -227,7 +252,8 @@ async def get_version(version: VersionOf, caller: CallerOf, registry: RegistryOf
     "/v1/adapters/{name}/versions/{version}",
     status_code=202,
     summary="Delete a version",
-    responses=errors_of(*ACCESS_ERRORS, 404, 409, 507),
+    dependencies=[NO_QUERY],
+    responses=errors_of(*ACCESS_ERRORS, 400, 404, 409, 507),
 )
 async def delete_version(name: Name, number: Number, caller: CallerOf, service: AdapterServiceOf) -> AdapterObject:
     """One version: nothing new is admitted from now on, running requests may finish. Not the active one of several."""
@@ -237,8 +263,9 @@ async def delete_version(name: Name, number: Number, caller: CallerOf, service: 
 @router.get(
     "/v1/adapters/{name}/versions/{version}/files/{file}",
     summary="The bytes of a version",
+    dependencies=[NO_QUERY],
     response_class=Response,
-    responses=FILE_SENT | errors_of(*ACCESS_ERRORS, 404),
+    responses=FILE_SENT | errors_of(*ACCESS_ERRORS, 400, 404),
 )
 async def get_file(
     version: VersionOf, file: Literal["config", "weights"], request: Request, registry: RegistryOf

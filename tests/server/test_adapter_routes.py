@@ -626,6 +626,28 @@ def test_an_empty_patch_is_told_what_may_be_changed(client: TestClient, upload: 
     assert all(key in message for key in ("active", "if_active", "allowed_keys", "pinned"))
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "poet"),
+        ("PATCH", "poet"),
+        ("DELETE", "poet"),
+        ("GET", "poet/versions/1"),
+        ("DELETE", "poet/versions/1"),
+        ("GET", "poet/versions/1/files/config"),
+    ],
+)
+def test_a_query_that_a_route_does_not_know_is_refused_and_nothing_is_lost(
+    client: TestClient, upload: Upload, method: str, path: str
+) -> None:
+    upload("poet", 0), upload("poet", 1)
+    before = client.get("/v1/adapters/poet").json()
+    body = {"json": {"pinned": True}} if method == "PATCH" else {}
+    answer = client.request(method, f"/v1/adapters/{path}?version=2", **body)
+    assert "query parameter 'version'" in refused(answer, 400, "invalid_request", "version")
+    assert client.get("/v1/adapters/poet").json() == before
+
+
 def test_delete_is_202_and_not_for_the_active_one_of_several(client: TestClient, upload: Upload) -> None:
     upload("poet", 0), upload("poet", 1)
     refused(client.delete("/v1/adapters/poet/versions/2"), 409, "version_active", "version")
