@@ -21,6 +21,7 @@ def main() -> None:
     run.add_argument("--base", choices=tuple(LIKE_LORA), help="runs on this base alone (default: all)")
     run.add_argument("--task", choices=TASKS, help="runs of this task alone (default: both)")
     run.add_argument("--minutes", type=float, default=24 * 60.0, help="begin no run after so long")
+    run.add_argument("--at-once", type=int, default=1, metavar="N", help="so many runs beside each other (default: 1)")
     commands.add_parser(
         "mistakes", help="count where wrong answers go wrong, of the runs whose adapters are still there"
     )
@@ -65,7 +66,7 @@ def _experts(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.quality.runs import run_all
 
-    run_all(options.base, 60 * options.minutes, options.task)
+    run_all(options.base, 60 * options.minutes, options.task, options.at_once)
 
 
 def _mistakes(options: argparse.Namespace) -> None:

@@ -7,7 +7,9 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +40,9 @@ class Steps(NamedTuple):
     """Times that the tune part is looked at; the weights of the lowest loss are kept."""
 
 
-STEPS = {"small": Steps(), "larger": Steps(), "demo": Steps(steps=40, batch=8, looks=1)}
-SIZES = {"demo": {"train": 4000, "tune": 50, "test": 200}}
-"""Of the parts of a task, where a base is too slow for all of them."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""As `perft train` chooses it."""
+STEPS = {"small": Steps(), "larger": Steps(), "demo": Steps(steps=100, looks=2)}
 
 
 def results(folder: Path = RUNS) -> dict[str, Any]:
@@ -48,23 +50,41 @@ def results(folder: Path = RUNS) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def next_run(base: str | None, folder: Path = RUNS, task: str | None = None) -> Run | None:
-    """The first run of the grid that has no result; base, task: of these alone."""
+def next_runs(base: str | None, folder: Path = RUNS, task: str | None = None) -> list[Run]:
+    """The runs of the grid that have no result and wait for none: learning rates to try, or else seeds, of the first
+    part where some are left. base, task: of these alone."""
     found = results(folder)
-    order = [part for part in ORDER if base in (None, part.base) and task in (None, part.task)]
-    return next((run for run in planned(found, order) if run.name not in found), None)
+    for part in ORDER:
+        if base in (None, part.base) and task in (None, part.task):
+            for seeds in ((), part.seeds):
+                runs = {run.name: run for run in planned(found, [part._replace(seeds=seeds)])}
+                if left := [run for name, run in runs.items() if name not in found]:
+                    return left
+    return []
 
 
-def run_all(base: str | None, seconds: float, task: str | None = None) -> None:
-    """Do the runs that are left until `seconds` are over; the last one is finished."""
+def run_all(base: str | None, seconds: float, task: str | None = None, at_once: int = 1) -> None:
+    """Do the runs that are left until `seconds` are over; those begun are finished. at_once: in processes beside each
+    other."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and (run := next_run(base, task=task)) is not None:
-        print(run.name, flush=True)
-        usual = STEPS[run.base]
-        steps = usual._replace(steps=run.longer * usual.steps)
-        result = do(run, base_folder(run.base), task_files(run.task, run.base), steps)
-        write(run, result)
-        print(f"{run.name}: tune {result['tune']}, test {result['test']}, {result['seconds']} s", flush=True)
+    while time.monotonic() < end and (left := next_runs(base, task=task)):
+        runs = left[:at_once]
+        base_folder(runs[0].base)  # made once, before several need it
+        if at_once == 1:
+            _do_and_tell(runs[0])
+        else:
+            with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+                list(pool.map(_do_and_tell, runs))
+
+
+def _do_and_tell(run: Run) -> None:
+    print(run.name, flush=True)
+    usual = STEPS[run.base]
+    steps = usual._replace(steps=run.longer * usual.steps)
+    torch.set_num_threads(1)
+    result = do(run, base_folder(run.base), task_files(run.task), steps)
+    write(run, result)
+    print(f"{run.name}: tune {result['tune']}, test {result['test']}, {result['seconds']} s", flush=True)
 
 
 def write(run: Run, result: Mapping[str, Any], folder: Path = RUNS) -> None:
@@ -88,11 +108,9 @@ def base_folder(base: str) -> Path:
     return build(default_folder())
 
 
-def task_files(task: str, base: str = "small") -> dict[str, Path]:
+def task_files(task: str) -> dict[str, Path]:
     """part -> file; written if they are not there."""
     synsets = wordnet.synsets(wordnet.folder(), ("noun",)) if task == "kinds" else []
-    if base in SIZES:
-        return data.write(task, BUILD / f"data-{base}", synsets, SIZES[base])
     return data.write(task, BUILD / "data", synsets)
 
 
@@ -104,7 +122,7 @@ def do(run: Run, base: Path, files: Mapping[str, Path], steps: Steps, work: Path
     whole = base_figures(model, shape)
     told: dict[str, Any] = {
         **run._asdict(), "steps": steps._asdict(), "commit": commit(), "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")}, "device": DEVICE,
         "base_fingerprint": shape.fingerprint, "base_parameters": whole.parameters, "base_activated": whole.activated,
     }  # fmt: skip
     if run.method != BASE:
@@ -158,7 +176,7 @@ def scored(model: Any, base: Path, file: Path, batch: int = 100) -> dict[str, An
     tokenizer = load_tokenizer(str(base))
     template = template_of(tokenizer, "auto")
     encoded = encode_all(tokenizer, read_examples([file]), template, "answer", 256, "error")
-    found = score(model, encoded, batch, tokenizer.pad_token_id, torch.device("cpu"))
+    found = score(model.to(DEVICE), encoded, batch, tokenizer.pad_token_id, torch.device(DEVICE))
     return {"loss": round(found.loss, 5), "right": found.right, "examples": found.examples}
 
 
