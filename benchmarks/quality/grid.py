@@ -36,7 +36,7 @@ METHODS = {
 BASE = "base"
 """The base as it is, which is evaluated once for each task."""
 
-LIKE_LORA = {"small": (4, 16), "larger": (4,), "demo": (4,)}
+LIKE_LORA = {"small": (4, 16), "larger": (4, 16), "demo": (4,)}
 """The budgets of each base: as many activated parameters as qvLoRA of this rank."""
 LARGEST_DIFFERENCE = 0.02
 LEARNING_RATES = (3e-2, 1e-2, 1e-1)
@@ -90,7 +90,8 @@ ORDER = (
     Part("small", "arithmetic", 16, (3, 4)),
     Part("small", "kinds", 4, (3, 4)),
     Part("small", "kinds", 16, (0, 1, 2, 3, 4)),
-    Part("larger", "arithmetic", 4, (0, 1, 2), LARGER_METHODS),
+    Part("larger", "arithmetic", 4, (0, 1, 2, 3, 4), LARGER_METHODS),
+    Part("larger", "arithmetic", 16, (0, 1, 2), LARGER_METHODS),
     Part("demo", "arithmetic", 4, (0, 1, 2), ("qvlora", "R2of4", "E")),
 )
 

@@ -117,7 +117,7 @@ def task_files(task: str) -> dict[str, Path]:
 def do(run: Run, base: Path, files: Mapping[str, Path], steps: Steps, work: Path = BUILD / "runs") -> dict[str, Any]:
     """Train and score; what the result file says. A run that was killed goes on from its last checkpoint."""
     began = time.monotonic()
-    model = load_model(str(base), torch.float32)
+    model = load_model(str(base), torch.float32).to(DEVICE)  # an adapter is made where its model is
     shape, projections = shape_of(model), projections_of(model)
     whole = base_figures(model, shape)
     told: dict[str, Any] = {
@@ -176,7 +176,7 @@ def scored(model: Any, base: Path, file: Path, batch: int = 100) -> dict[str, An
     tokenizer = load_tokenizer(str(base))
     template = template_of(tokenizer, "auto")
     encoded = encode_all(tokenizer, read_examples([file]), template, "answer", 256, "error")
-    found = score(model.to(DEVICE), encoded, batch, tokenizer.pad_token_id, torch.device(DEVICE))
+    found = score(model, encoded, batch, tokenizer.pad_token_id, torch.device(DEVICE))
     return {"loss": round(found.loss, 5), "right": found.right, "examples": found.examples}
 
 
