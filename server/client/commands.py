@@ -169,7 +169,7 @@ def list_command(client: AdaptersClient, arguments: argparse.Namespace) -> int:
     adapters = list(client.adapters())
     if arguments.json:
         data = [adapter.model_dump() for adapter in adapters]
-        print(_json({"object": "list", "data": data, "has_more": False, "next": None}))
+        print(_json({"object": "list", "data": data, "has_more": False, "next": None, "total": len(data)}))
     else:
         print(adapters_table(adapters))
     return 0

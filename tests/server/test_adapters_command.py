@@ -216,7 +216,8 @@ def test_list_as_json_is_the_api_s_list(api: AdapterApi, capsys: Any) -> None:
         api.add(name, "1" * 64)
     assert run(["list", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"object": "list", "data": list(api.adapters.values()), "has_more": False, "next": None}
+    data = list(api.adapters.values())
+    assert shown == {"object": "list", "data": data, "has_more": False, "next": None, "total": len(data)}
 
 
 def test_list_of_one_shows_its_versions(api: AdapterApi, capsys: Any) -> None:
