@@ -109,7 +109,8 @@ def pretrain(
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write the base into `folder`, in bfloat16, with pretraining.json, which is returned. work: its checkpoints.
 
-    until: stop before this step, as a kill would, with nothing in `folder`; None is returned.
+    until: stop before this step, as a kill would, with nothing in `folder`; None is returned. Raises ValueError if
+    `work` is of another recipe.
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _once(work / "tokenizer", lambda: make_tokenizer(synsets, recipe))
@@ -125,6 +126,8 @@ def pretrain(
     first, seconds, history = 0, 0.0, []
     if state.is_file():
         kept = torch.load(state, map_location=device)
+        if kept.get("recipe", asdict(recipe)) != asdict(recipe):
+            raise ValueError(f"found another recipe's pretraining in {work}: remove it to begin anew")
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         first, seconds, history = kept["step"], kept["seconds"], kept["history"]
@@ -149,8 +152,8 @@ def pretrain(
         if now - saved > SAVE_EVERY or step + 1 == last:
             saved = now
             kept = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
-                "seconds": seconds + now - started, "history": history,
+                "recipe": asdict(recipe), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "step": step + 1, "seconds": seconds + now - started, "history": history,
             }  # fmt: skip
             torch.save(kept, state.with_suffix(".new"))
             os.replace(state.with_suffix(".new"), state)
@@ -179,7 +182,7 @@ def _once(folder: Path, make: Any) -> Any:
 
 
 def _stream(file: Path, synsets: list[Synset], tokenizer: Any, recipe: Recipe) -> torch.Tensor:
-    """The tokens of the whole pretraining; a longer stream begins with the shorter one."""
+    """The tokens of the whole pretraining. Of a mixture drawn in one piece a longer stream begins with the shorter."""
     a_step = recipe.batch * recipe.length
     found: torch.Tensor | None = torch.load(file) if file.is_file() else None
     if found is None or len(found) < recipe.steps * a_step:

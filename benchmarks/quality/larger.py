@@ -3,6 +3,7 @@
 It is not committed, and a GPU does not give the same weights twice: its results say of which base they are.
 """
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from benchmarks.quality import wordnet
 from benchmarks.quality.base import Recipe, make_model, pretrain
 from benchmarks.quality.places import BASE, BUILD, LARGER_BASE, LARGER_PRETRAINING
-from perft.hf.base import load_tokenizer
+from perft.hf import shape_of
+from perft.hf.base import load_model, load_tokenizer
 
 LARGER = Recipe(
     hidden=256, layers=6, heads=8, expert_width=256, batch=128, pieces=4, learning_rate=2e-3, warm_up=200,
@@ -36,7 +38,10 @@ def pretrain_larger(seconds: float) -> None:
     tokenizer.save_pretrained(work / "tokenizer")
     recipe = replace(with_steps(int(seconds / took[computed])), computed=computed)
     pretrain(wordnet.synsets(wordnet.folder()), recipe, LARGER_BASE, work, device="cuda")
-    LARGER_PRETRAINING.write_bytes((LARGER_BASE / "pretraining.json").read_bytes())
+    told = json.loads((LARGER_BASE / "pretraining.json").read_text(encoding="utf-8"))
+    model = load_model(str(LARGER_BASE), torch.float32)
+    told |= {"device": torch.cuda.get_device_name(), "fingerprint": shape_of(model).fingerprint}
+    LARGER_PRETRAINING.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def with_steps(steps: int) -> Recipe:

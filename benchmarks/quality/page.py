@@ -59,15 +59,15 @@ def base_accuracy(results: Mapping[str, Any], task: str, base: str = "small") ->
 
 
 def _base(results: Mapping[str, Any]) -> str:
-    return _pretrained(results, "small", SMALL_BASE / "pretraining.json", "on one thread of a busy CPU")
+    return _pretrained(results, "small", SMALL_BASE / "pretraining.json", "one thread of a busy CPU")
 
 
 def _larger_base(results: Mapping[str, Any]) -> str:
-    return _pretrained(results, "larger", LARGER_PRETRAINING, "on an H200")
+    return _pretrained(results, "larger", LARGER_PRETRAINING)
 
 
-def _pretrained(results: Mapping[str, Any], base: str, file: Path, where: str) -> str:
-    """What a base is, and how it was made."""
+def _pretrained(results: Mapping[str, Any], base: str, file: Path, where: str = "") -> str:
+    """What a base is, and how it was made. where: on a device that the file does not name."""
     if not file.is_file():
         return ""
     told = json.loads(file.read_text(encoding="utf-8"))
@@ -78,7 +78,8 @@ def _pretrained(results: Mapping[str, Any], base: str, file: Path, where: str) -
         f"{of['parameters'] / 1e6:.1f} million parameters{used}: {of['layers']} layers, hidden size {of['hidden']}, "
         f"{of['experts']} experts of width {of['expert_width']} of which a token uses {of['top_k']}, a vocabulary of "
         f"{of['vocabulary']:,}. Pretrained on {of['tokens'] / 1e6:.1f} million tokens ({of['steps']:,} steps) in "
-        f"{of['seconds'] / 60:.0f} minutes {where}; training loss at the end {of['history'][-1][1]:.2f}."
+        f"{of['seconds'] / 60:.0f} minutes on {of.get('device', where)}; training loss at the end "
+        f"{of['history'][-1][1]:.2f}."
     )
 
 

@@ -51,12 +51,12 @@ def results(folder: Path = RUNS) -> dict[str, Any]:
 
 
 def next_runs(base: str | None, folder: Path = RUNS, task: str | None = None) -> list[Run]:
-    """The runs of the grid that have no result and wait for none: learning rates to try, or else seeds, of the first
-    part where some are left. base, task: of these alone."""
+    """The runs of the grid that have no result and wait for none: learning rates to try, or else those of one seed, of
+    the first part where some are left. base, task: of these alone."""
     found = results(folder)
     for part in ORDER:
         if base in (None, part.base) and task in (None, part.task):
-            for seeds in ((), part.seeds):
+            for seeds in ((), *((seed,) for seed in part.seeds)):
                 runs = {run.name: run for run in planned(found, [part._replace(seeds=seeds)])}
                 if left := [run for name, run in runs.items() if name not in found]:
                     return left

@@ -206,6 +206,30 @@ def test_whoever_asks_for_the_same_metrics_shares_the_answer(call: Call) -> None
     assert found == [7, 7, "AbortError", 7, 7] and again == [7, 7]
 
 
+def test_what_was_read_just_before_is_shown_at_once(call: Call) -> None:
+    """Of the view that is left, by the one that is opened: without a question of its own."""
+    code = """async () => {
+      const { scrape } = await import("/console/js/scrape.mjs");
+      const { sourceOf } = await import("/console/js/watch/source.mjs");
+      await scrape("/console/metrics?adapter=just-read");
+      const source = sourceOf("just-read");
+      const point = new Promise((resolve) => source.addEventListener("point", () => resolve(source.last.sum("up"))));
+      const stop = source.read(60);
+      const found = await point;
+      stop();
+      return found;
+    }"""
+    page: Page = call.page  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(body="up 7\n", content_type="text/plain")
+
+    page.route(f"{ORIGIN}/console/metrics?adapter=just-read", answer)
+    assert page.evaluate(code) == 7 and len(asked) == 1
+
+
 def test_pages_that_began_together_do_not_go_on_together(call: Call) -> None:
     """A pause between two polls is 15 % shorter to 15 % longer than what was asked for."""
     code = """async () => {

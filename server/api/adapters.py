@@ -72,8 +72,9 @@ VersionOf = Annotated[Version, Depends(_version)]
 async def _no_query(request: Request) -> None:
     """`DELETE /v1/adapters/poet?version=2` must not delete all of poet. Raises InvalidRequestError."""
     for parameter in request.query_params:
-        message = f"found the query parameter {parameter[:100]!r}, expected none: a version is part of the path"
-        raise InvalidRequestError(message, param=parameter[:100])
+        shown = ascii(parameter)[1:-1][:100]
+        message = f"found the query parameter {shown!r}, expected none: a version is part of the path"
+        raise InvalidRequestError(message, param=shown)
 
 
 NO_QUERY = Depends(_no_query)

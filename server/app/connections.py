@@ -109,4 +109,5 @@ class _MetricsApp:
             async with self._renders:
                 body, headers = await run_in_threadpool(render, self._page, names, encoding)
             response = Response(body, headers=headers)
+        response.headers["X-Content-Type-Options"] = "nosniff"
         await response(scope, receive, send)

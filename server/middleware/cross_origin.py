@@ -42,6 +42,7 @@ class CrossOrigin(CORSMiddleware):
             response = error_response(ForbiddenError(message, param="Origin"), scope)
             response.headers["Vary"] = "Origin"
         response.headers["X-Request-Id"] = request_id
+        response.headers["X-Content-Type-Options"] = "nosniff"
         if dialect_of(scope) == "anthropic":
             response.headers["Request-Id"] = request_id
         return response

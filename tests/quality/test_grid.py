@@ -1,5 +1,6 @@
 """The grid compares like with like, and goes on where it was stopped."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from benchmarks.quality import grid
 from benchmarks.quality.base import Recipe, make_model
 from benchmarks.quality.grid import LARGEST_DIFFERENCE, LIKE_LORA, METHODS, ORDER, Part, Run, activated, width_of
 from benchmarks.quality.larger import LARGER
-from benchmarks.quality.runs import Steps, projections_of, train_options
+from benchmarks.quality.runs import Steps, next_runs, projections_of, train_options
 from perft.hf import moe_blocks, shape_of
 from perft.training.baselines import with_baseline
 from perft.training.options import read_options
@@ -94,6 +95,22 @@ def finished(found: dict[str, Any], order: list[Part], best: float = 3e-2) -> li
         found[run.name] = {"tune": {"loss": abs(run.learning_rate - best)}}
         done.append(run)
     return done
+
+
+def test_of_runs_beside_each_other_none_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the base and the learning rates, then one seed after the other, each with all methods."""
+    part = Part("small", "arithmetic", 4, (0, 1, 2), ("qvlora", "E"))
+    monkeypatch.setattr("benchmarks.quality.runs.ORDER", (part,))
+    batches = []
+    while left := next_runs("small", tmp_path):
+        batches.append([(run.method, run.seed) for run in left])
+        for run in left:
+            result = {"tune": {"loss": abs(run.learning_rate - 3e-2)}}
+            (tmp_path / f"{run.name}.json").write_text(json.dumps(result))
+    assert batches == [
+        [(grid.BASE, 0), *[("qvlora", 0), ("E", 0)] * 3], [("qvlora", 1), ("E", 1)], [("qvlora", 2), ("E", 2)],
+    ]  # fmt: skip
+    assert next_runs("demo", tmp_path) == []
 
 
 def test_the_names_of_all_runs_differ() -> None:

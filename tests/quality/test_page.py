@@ -1,5 +1,6 @@
 """docs/quality.md says what the result files say, and nothing else in numbers."""
 
+import json
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks.quality import page
 from benchmarks.quality.figures import Cell, cells, comparisons, half_interval
-from benchmarks.quality.places import PAGE, RUNS
+from benchmarks.quality.places import LARGER_PRETRAINING, PAGE, RUNS
 from benchmarks.quality.runs import STEPS, results
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -37,7 +38,11 @@ def test_every_result_is_of_a_run_of_the_grid_on_one_base(found: dict[str, Any])
     for name, each in found.items():
         assert page.Run(**{field: each[field] for field in page.Run._fields if field in each}).name == name
         assert each["steps"]["steps"] == STEPS[each["base"]].steps * each.get("longer", 1)
-    assert len({each["base_fingerprint"] for each in found.values() if each["base"] == "small"}) == 1
+    fingerprints = {
+        base: {each["base_fingerprint"] for each in found.values() if each["base"] == base} for base in STEPS
+    }
+    assert {len(each) for each in fingerprints.values()} == {1}
+    assert fingerprints["larger"] == {json.loads(LARGER_PRETRAINING.read_text(encoding="utf-8"))["fingerprint"]}
 
 
 def result(method: str, seed: int, right: int, rate: float = 1e-3, loss: float = 1.0) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from server.api.dependencies import Services
@@ -25,6 +25,7 @@ from server.metrics import choice
 from server.metrics.choice import render_choice
 from server.metrics.counters import EventCounters
 from server.metrics.exposition import MetricsPage
+from server.metrics.snapshot import AdapterState, StateCollector, StateSnapshot
 from server.middleware.access_log import AccessLog
 from server.settings.model import Settings
 from tests.server import tiny_server, vllm_app
@@ -412,11 +413,18 @@ def test_the_choice_is_written_as_the_library_writes_it() -> None:
         counters.request_finished(name, "stop", 3, 4, 0.5)
         counters.first_token(name, 0.75)
         counters.inter_token(name, 1e-7)
-    page = MetricsPage(registry, CollectorRegistry())
+    registry.register(StateCollector(counters, lambda: StateSnapshot({base: AdapterState(running=2)}, 1)))
+    theirs = CollectorRegistry()
+    Gauge("vllm:num_requests_running", f"What is {base}", registry=theirs).set(3)
+    page = MetricsPage(registry, theirs)
     found = render_choice(page, lambda _: None).decode().splitlines()
     expected = generate_latest(page.restricted_registry([line.split("{")[0].split(" ")[0] for line in found])).decode()
     missing = {*expected.splitlines()} - {*found}
-    assert len(found) == len({*found}) and all(line.endswith(" 0.0") for line in missing)
+    assert {*found} <= {*expected.splitlines()} and len(found) == len({*found})
+    assert all(line.startswith((*choice.COUNTED, *choice.SUMMED)) and line.endswith(" 0.0") for line in missing)
+    assert {"perft_adapter_requests_running", "vllm:num_requests_running"} <= {
+        line.split(" ")[0].split("{")[0] for line in found
+    }
     assert len([line for line in missing if "perft_adapter_requests_total{" in line]) > 10, "what never counted"
     assert len([line for line in found if "perft_adapter_requests_total{" in line]) == 2
     fresh = CollectorRegistry()

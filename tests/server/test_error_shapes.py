@@ -233,6 +233,7 @@ def test_a_page_of_another_site_is_refused_in_our_shape(asker: Asker) -> None:
         error = refused(response, route, 403, "forbidden")
         assert error["param"] == "Origin" and "--allowed-origins" in error["message"]
         assert response.headers["x-request-id"] == "mine" and "access-control-allow-origin" not in response.headers
+        assert response.headers["x-content-type-options"] == "nosniff"
     assert asker.ask("OPTIONS", "/v1/completions", None).status_code == 204
 
 

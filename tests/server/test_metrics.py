@@ -498,7 +498,8 @@ def test_a_free_port_is_found_and_said(metrics: Metrics, capsys: pytest.CaptureF
     async def test() -> None:
         listener = await listening(Settings(metrics_bind="127.0.0.1:0"), metrics)
         url = f"http://{listener.address}/metrics"
-        assert (await asyncio.to_thread(httpx.get, url)).status_code == 200
+        answer = await asyncio.to_thread(httpx.get, url)
+        assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff"
         assert f"/metrics is at {url}" in capsys.readouterr().out and ":0/" not in url
         await listener.close()
 

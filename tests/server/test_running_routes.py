@@ -236,8 +236,11 @@ def test_a_method_in_a_header_is_not_the_method(server: ServerProcess, admin: Ti
     assert admin.upload("kept", tiny_server.adapter(tmp_path / "kept", seed=21)).status_code == 201
     try:
         override = [("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "DELETE"), ("X-Method-Override", "DELETE")]
-        for target in ("/v1/adapters/kept", "/v1/adapters/kept?_method=DELETE"):
-            assert ask(server, "GET", target, [*bearer("alice"), *override]) == (200, None)
+        for target, read in (
+            ("/v1/adapters/kept", (200, None)),
+            ("/v1/adapters/kept?_method=DELETE", (400, "invalid_request")),
+        ):
+            assert ask(server, "GET", target, [*bearer("alice"), *override]) == read
             assert ask(server, "POST", target, [*bearer("admin"), *override], b"_method=DELETE")[0] == 405
         assert admin.adapter("kept")["versions"][0]["state"] == "ready"
     finally:

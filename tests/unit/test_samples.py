@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from perft.reading import printable
 from server.client.chat.parting import parting
-from server.client.live.rows import ORDERS, Row, age, in_order, number, seconds
+from server.client.live.rows import ORDERS, Row, age, in_order, number, rows_of, seconds
 from server.client.live.samples import WINDOW_S, Change, History, Scrape, parse, quantile
 from server.client.text import printable_lines
 
@@ -22,6 +22,16 @@ def test_a_rate_is_what_was_added_for_each_second() -> None:
     assert change.rate("x_total") == 7.0 and change.rate("x_total", adapter="a") == 5.0
     assert change.rates("x_total", "adapter") == {"a": 5.0, "b": 0.0, "new": 2.0}
     assert change.rate("unknown_total") is None
+
+
+def test_a_counter_that_is_left_out_beside_others_is_0() -> None:
+    """As /console/metrics leaves out what is 0; TTFT stays unknown, and so does all where the name is not there."""
+    running = 'perft_adapter_requests_running{adapter="a"} 1\nperft_adapter_requests_running{adapter="b"} 1\n'
+    counted = 'perft_adapter_requests_total{adapter="b"} 3\n'
+    first, second = parse(running + counted, 10.0), parse(running + counted, 12.0)
+    rows = {row.name: (row.requests, row.tokens, row.ttft) for row in rows_of(None, Change(first, second), "")}
+    assert rows == {"a": (0.0, None, None), "b": (0.0, None, None)}
+    assert {row.requests for row in rows_of(None, Change(first, first), "")} == {None}, "of one scrape there is no rate"
 
 
 def test_of_one_scrape_nothing_is_known_but_its_values() -> None:

@@ -118,10 +118,14 @@ class _Told:
         self._tokens = change.rates("perft_adapter_generation_tokens_total", "adapter") if change else {}
         self._ttft = change.means(ADAPTER_TTFT, "adapter") if change else {}
 
+    def _rate(self, rates: dict[str, float], name: str) -> float | None:
+        """A counter that is 0 may be left out, where others of its name are there."""
+        return rates.get(name, 0.0 if rates and name in self.running else None)
+
     def row(self, name: str, state: str, where: str, rows: Number, running: Number, last_used: Number) -> Row:
         return Row(
             name, state, where, rows, self.running.get(name, running), self._waiting.get(name),
-            self._requests.get(name), self._tokens.get(name), self._ttft.get(name), last_used,
+            self._rate(self._requests, name), self._rate(self._tokens, name), self._ttft.get(name), last_used,
         )  # fmt: skip
 
 

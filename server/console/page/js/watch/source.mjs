@@ -82,7 +82,8 @@ class Source extends EventTarget {
   async #ask() {
     const pace = Math.min(...[...this.#readers].map(({ seconds }) => seconds));
     try {
-      await scrape(this.path, pace - SHOWN_S / 2);
+      const found = await scrape(this.path, pace - SHOWN_S / 2);
+      if (found !== this.last) this.#take(found);
     } catch (error) {
       if (error.name !== "AbortError") this.#push(unixOf(performance.now() / 1000), {});
       throw error;
