@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks.quality.figures import cells
-from benchmarks.quality.grid import Run
-from benchmarks.quality.places import BASE, BUILD
+from benchmarks.quality.grid import BASE, Run
+from benchmarks.quality.places import BASE as SMALL_BASE
+from benchmarks.quality.places import BUILD, LARGER_BASE
 from benchmarks.quality.runs import task_files, with_adapter
 from perft.hf.base import load_model, load_tokenizer
 from perft.training.data import read_examples
@@ -22,6 +23,7 @@ from perft.training.encoding import IGNORED, Encoded, encode_all
 from perft.training.order import collated
 from perft.training.scoring import next_tokens, score
 
+FOLDERS = {"small": SMALL_BASE, "larger": LARGER_BASE}
 KINDS = ("quantity", "sign", "result", "end")
 BATCH = 100
 FACTS, FACTS_SEED = 400, 3
@@ -30,22 +32,29 @@ PROBLEMS = 200
 
 
 def measured(results: Mapping[str, Any], runs: Path = BUILD / "runs") -> dict[str, dict[str, Any]]:
-    """Name of a run -> how many test problems first go wrong where; of the runs on the page that are still there."""
-    tokenizer = load_tokenizer(str(BASE))
+    """Name of a run -> how many test problems first go wrong where; of the runs on the page that are still there.
+
+    Of a base as it is the bare calculations alone, by the name of its run.
+    """
     examples = read_examples([task_files("arithmetic")["test"]])
-    encoded = encode_all(tokenizer, examples, "chat", "answer", 256, "error")[:PROBLEMS]
-    base = load_model(str(BASE), torch.float32)
-    found: dict[str, dict[str, Any]] = {"base": {"facts": facts_right(base, tokenizer)}}
-    for cell in cells(results, "small", "arithmetic"):
-        for seed in cell.seeds:
-            name = Run("small", "arithmetic", cell.method, cell.budget, cell.rate, seed).name
-            if (runs / name / "adapter_config.json").is_file():
-                model = with_adapter(load_model(str(BASE), torch.float32), cell.method, runs / name)
-                found[name] = {
-                    "method": cell.method, "budget": cell.budget, "seed": seed, "problems": len(encoded),
-                    "first_mistakes": first_mistakes(model, tokenizer, encoded),
-                    "facts": facts_right(model, tokenizer),
-                }  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
+    for base, folder in FOLDERS.items():
+        if not folder.is_dir():
+            continue  # the larger base, where nobody made it
+        tokenizer = load_tokenizer(str(folder))
+        encoded = encode_all(tokenizer, examples, "chat", "answer", 256, "error")[:PROBLEMS]
+        plain = load_model(str(folder), torch.float32)
+        found[Run(base, "arithmetic", BASE).name] = {"facts": facts_right(plain, tokenizer)}
+        for cell in cells(results, base, "arithmetic"):
+            for seed in cell.seeds:
+                name = Run(base, "arithmetic", cell.method, cell.budget, cell.rate, seed).name
+                if (runs / name / "adapter_config.json").is_file():
+                    model = with_adapter(load_model(str(folder), torch.float32), cell.method, runs / name)
+                    found[name] = {
+                        "base": base, "method": cell.method, "budget": cell.budget, "seed": seed,
+                        "problems": len(encoded), "first_mistakes": first_mistakes(model, tokenizer, encoded),
+                        "facts": facts_right(model, tokenizer),
+                    }  # fmt: skip
     return found
 
 

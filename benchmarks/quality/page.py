@@ -191,25 +191,29 @@ def _aim(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mistakes(results: Mapping[str, Any]) -> str:
+def _mistakes(base: str) -> Callable[[Mapping[str, Any]], str]:
     """Where wrong answers go wrong first: the mean over seeds."""
-    if not MISTAKES.is_file():
-        return ""
-    kept = json.loads(MISTAKES.read_text(encoding="utf-8"))
-    found = [each for name, each in kept.items() if name in results]
-    rows = []
-    for budget in sorted({each["budget"] for each in found}):
-        for method, of in METHODS.items():
-            ours = [each for each in found if (each["method"], each["budget"]) == (method, budget)]
-            if ours:
-                whole = sum(each["problems"] for each in ours)
-                shares = [sum(each["first_mistakes"][kind] for each in ours) / whole for kind in KINDS]
-                facts = sum(each["facts"] for each in ours) / len(ours)
-                rows.append(
-                    (str(budget), of.label, *(f"{share:.1%}" for share in shares), f"{facts:.1%}", str(len(ours)))
-                )
-    table = markdown(("budget", "method", *KINDS, "bare calculations right", "seeds"), rows)
-    return f"{table}\n\nThe base without an adapter has {kept['base']['facts']:.1%} of the bare calculations right."
+
+    def section(results: Mapping[str, Any]) -> str:
+        kept = json.loads(MISTAKES.read_text(encoding="utf-8")) if MISTAKES.is_file() else {}
+        found = [each for name, each in kept.items() if name in results and each.get("base") == base]
+        if not found:
+            return ""
+        rows = []
+        for budget in sorted({each["budget"] for each in found}):
+            for method, of in METHODS.items():
+                ours = [each for each in found if (each["method"], each["budget"]) == (method, budget)]
+                if ours:
+                    whole = sum(each["problems"] for each in ours)
+                    shares = [sum(each["first_mistakes"][kind] for each in ours) / whole for kind in KINDS]
+                    facts = sum(each["facts"] for each in ours) / len(ours)
+                    told = (*(f"{share:.1%}" for share in shares), f"{facts:.1%}", str(len(ours)))
+                    rows.append((str(budget), of.label, *told))
+        table = markdown(("budget", "method", *KINDS, "bare calculations right", "seeds"), rows)
+        plain = kept[Run(base, "arithmetic", BASE).name]["facts"]
+        return f"{table}\n\nThe base without an adapter has {plain:.1%} of the bare calculations right."
+
+    return section
 
 
 def _missing(results: Mapping[str, Any]) -> str:
@@ -243,7 +247,8 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "demo": _accuracies("demo", "arithmetic"),
     "longer": _accuracies("small", "arithmetic", LONGER),
     "aim": _aim,
-    "mistakes": _mistakes,
+    "mistakes": _mistakes("small"),
+    "larger_mistakes": _mistakes("larger"),
     "geometry": lambda results: geometry.told() if GEOMETRY.is_dir() else "",
     "missing": _missing,
 }
