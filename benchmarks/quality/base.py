@@ -132,12 +132,12 @@ def pretrain(
         optimizer.load_state_dict(kept["optimizer"])
         first, seconds, history = kept["step"], kept["seconds"], kept["history"]
     last = recipe.steps if until is None else until
+    a_step = recipe.batch * recipe.length
     started = saved = time.monotonic()
     model.train()
     for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        a_step = recipe.batch * recipe.length
         rows = tokens[step * a_step :][:a_step].view(recipe.batch, -1).to(device).long()
         output = model(rows, labels=rows, output_router_logits=True)
         output.loss.backward()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(folder: Path,
     synsets = wordnet.synsets(check.SYNSETS)
     assert pretrain(synsets, check.RECIPE, tmp_path / "base", tmp_path / "work", until=12) is None
     assert not (tmp_path / "base").exists()
+    with pytest.raises(ValueError, match="another recipe's pretraining"):
+        pretrain(synsets, replace(check.RECIPE, learning_rate=1e-4), tmp_path / "base", tmp_path / "work")
     assert pretrain(synsets, check.RECIPE, tmp_path / "base", tmp_path / "work") is not None
     whole, resumed = (load_file(each / "model.safetensors") for each in (folder / "base", tmp_path / "base"))
     assert whole.keys() == resumed.keys()
