@@ -6,8 +6,8 @@ Scores are of answers that greedy decoding would give exactly, token for token (
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,31 +50,45 @@ def results(folder: Path = RUNS) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def next_runs(base: str | None, folder: Path = RUNS, task: str | None = None) -> list[Run]:
+def next_runs(base: str | None, folder: Path = RUNS, task: str | None = None, begun: Collection[Run] = ()) -> list[Run]:
     """The runs of the grid that have no result and wait for none: learning rates to try, or else those of one seed, of
-    the first part where some are left. base, task: of these alone."""
+    the first part where some are left. base, task: of these alone. begun: runs that go on at the moment."""
     found = results(folder)
     for part in ORDER:
         if base in (None, part.base) and task in (None, part.task):
             for seeds in ((), *((seed,) for seed in part.seeds)):
                 runs = {run.name: run for run in planned(found, [part._replace(seeds=seeds)])}
-                if left := [run for name, run in runs.items() if name not in found]:
+                unfinished = [run for name, run in runs.items() if name not in found]
+                left = [run for run in unfinished if run not in begun]
+                if left or (unfinished and not seeds):  # the seeds wait for the learning rate
                     return left
     return []
 
 
 def run_all(base: str | None, seconds: float, task: str | None = None, at_once: int = 1) -> None:
     """Do the runs that are left until `seconds` are over; those begun are finished. at_once: in processes beside each
-    other."""
+    other. Raises what a run raises, once those beside it are finished."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and (left := next_runs(base, task=task)):
-        runs = left[:at_once]
-        base_folder(runs[0].base)  # made once, before several need it
-        if at_once == 1:
-            _do_and_tell(runs[0])
-        else:
-            with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
-                list(pool.map(_do_and_tell, runs))
+
+    def left(begun: Collection[Run]) -> list[Run]:
+        return next_runs(base, task=task, begun=begun) if time.monotonic() < end else []
+
+    with ProcessPoolExecutor(at_once, get_context("spawn"), max_tasks_per_child=1) as pool:
+        keep_busy(pool, at_once, left)
+
+
+def keep_busy(pool: Executor, at_once: int, left: Callable[[Collection[Run]], Sequence[Run]]) -> None:
+    """Do runs until none is left. left: those that can be done now, beside those that have begun."""
+    begun = dict[Future[None], Run]()
+    while True:
+        for run in left(begun.values())[: at_once - len(begun)]:
+            base_folder(run.base)  # made once, before several need it
+            begun[pool.submit(_do_and_tell, run)] = run
+        if not begun:
+            return
+        for done in wait(begun, return_when=FIRST_COMPLETED).done:
+            del begun[done]
+            done.result()
 
 
 def _do_and_tell(run: Run) -> None:

@@ -1,6 +1,9 @@
 """The grid compares like with like, and goes on where it was stopped."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ from benchmarks.quality import grid
 from benchmarks.quality.base import Recipe, make_model
 from benchmarks.quality.grid import LARGEST_DIFFERENCE, LIKE_LORA, METHODS, ORDER, Part, Run, activated, width_of
 from benchmarks.quality.larger import LARGER
-from benchmarks.quality.runs import Steps, next_runs, projections_of, train_options
+from benchmarks.quality.runs import Steps, keep_busy, next_runs, projections_of, results, train_options
 from perft.hf import moe_blocks, shape_of
 from perft.training.baselines import with_baseline
 from perft.training.options import read_options
+from tests.server.processes import LIMIT_S
 
 
 class Tokens:
@@ -97,6 +101,13 @@ def finished(found: dict[str, Any], order: list[Part], best: float = 3e-2) -> li
     return done
 
 
+def end(run: Run, folder: Path, best: float = 3e-2) -> None:
+    """As if it had been done; the loss is lowest at `best`."""
+    file = folder / f"{run.name}.json"
+    file.with_suffix(".new").write_text(json.dumps({"tune": {"loss": abs(run.learning_rate - best)}}))
+    file.with_suffix(".new").replace(file)
+
+
 def test_of_runs_beside_each_other_none_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First the base and the learning rates, then one seed after the other, each with all methods."""
     part = Part("small", "arithmetic", 4, (0, 1, 2), ("qvlora", "E"))
@@ -105,12 +116,51 @@ def test_of_runs_beside_each_other_none_waits_for_another(tmp_path: Path, monkey
     while left := next_runs("small", tmp_path):
         batches.append([(run.method, run.seed) for run in left])
         for run in left:
-            result = {"tune": {"loss": abs(run.learning_rate - 3e-2)}}
-            (tmp_path / f"{run.name}.json").write_text(json.dumps(result))
+            end(run, tmp_path)
     assert batches == [
         [(grid.BASE, 0), *[("qvlora", 0), ("E", 0)] * 3], [("qvlora", 1), ("E", 1)], [("qvlora", 2), ("E", 2)],
     ]  # fmt: skip
     assert next_runs("demo", tmp_path) == []
+
+
+def test_a_core_is_not_idle_while_a_run_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, beside the last run of one seed goes on the first of the next, but nothing beside the last learning rate.
+    The last run of a seed ends here only once the next seed has begun."""
+    part = Part("small", "kinds", 4, (0, 1, 2), ("qvlora", "S", "E"))
+    monkeypatch.setattr("benchmarks.quality.runs.ORDER", (part,))
+    order, going, next_seed = list[tuple[str, int]](), set[Run](), threading.Event()
+
+    def do(run: Run) -> None:
+        order.append((run.method, run.seed))
+        going.add(run)
+        assert len(going) <= 2
+        if run.seed == 2:
+            next_seed.set()
+        assert (run.method, run.seed) != ("E", 1) or next_seed.wait(LIMIT_S)
+        end(run, tmp_path)
+        going.remove(run)
+
+    monkeypatch.setattr("benchmarks.quality.runs._do_and_tell", do)
+    with ThreadPoolExecutor(2) as pool:
+        keep_busy(pool, 2, lambda begun: next_runs("small", tmp_path, begun=begun))
+    seeds = [seed for _, seed in order]
+    tried, seeded = 3 * [(method, 0) for method in part.methods], product(part.methods, (1, 2))
+    assert sorted(order) == sorted([(grid.BASE, 0), *tried, *seeded])
+    assert seeds == sorted(seeds)
+
+
+def test_a_run_that_fails_is_told_and_those_beside_it_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.quality.runs.ORDER", (Part("small", "kinds", 4, (0,), ("qvlora", "S")),))
+
+    def do(run: Run) -> None:
+        if run.method == "qvlora":
+            raise ValueError("found no adapter")
+        end(run, tmp_path)
+
+    monkeypatch.setattr("benchmarks.quality.runs._do_and_tell", do)
+    with pytest.raises(ValueError, match="found no adapter"), ThreadPoolExecutor(3) as pool:
+        keep_busy(pool, 3, lambda begun: next_runs("small", tmp_path, begun=begun))
+    assert Run("small", "kinds", "S", 4, 3e-2).name in results(tmp_path)
 
 
 def test_the_names_of_all_runs_differ() -> None:
