@@ -1,13 +1,16 @@
 """What an open page costs: nothing while it is hidden, and at most one scrape a second while it is looked at."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
-from integration.console.local import local_server
+from integration.console.local import LocalServer, local_server
 from integration.console.pages import RawTabs, go, watched_page
 from tests.server.processes import wait_until
 
@@ -15,27 +18,46 @@ QUIET_S = 12
 """Longer than the longest pause between two polls."""
 SCRAPES = """() => performance.getEntriesByType("resource")
     .filter(({name}) => new URL(name).pathname === "/console/metrics").map(({startTime}) => startTime)"""
-VIEWS = ["#/watch", "#/watch/pirate", "#/adapters", "#/adapters/pirate", "#/playground"]
+SCRAPING = ("#/watch", "#/watch/pirate", "#/adapters", "#/adapters/pirate")
+VIEWS = (*SCRAPING, "#/playground")
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_hidden_page_asks_nothing(browser: Browser, tmp_path: Path, view: str) -> None:
-    with local_server(tmp_path) as server:
-        tabs = RawTabs(browser)
-        try:
-            console = tabs.open(f"{server.url}/{view}")
-            wait_until(lambda: ("GET", "/console/session") in server.asked)
-            wait_until(lambda: len(server.asked) > 40 or server.asked.count(("GET", "/console/session")) > 1)
-            other = tabs.open("about:blank")
-            tabs.bring_to_front(other)
-            time.sleep(2)  # what was asked just before may still come
-            before = len(server.asked)
-            time.sleep(QUIET_S)
-            assert server.asked[before:] == []
-            tabs.bring_to_front(console)
-            wait_until(lambda: len(server.asked) > before)
-        finally:
-            tabs.close()
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[dict[str, LocalServer]]:
+    """One for each view, so that what a page asks is known to be its."""
+    with ExitStack() as stack:
+        started = {}
+        for number, view in enumerate(VIEWS):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            started[view] = stack.enter_context(local_server(folder))
+        yield started
+
+
+def test_hidden_pages_ask_nothing(browser: Browser, servers: dict[str, LocalServer]) -> None:
+    """Each is hidden once the next one is in front."""
+    tabs = RawTabs(browser)
+    try:
+        pages = {}
+        for view, server in servers.items():
+            pages[view] = tabs.open(f"{server.url}/{view}")
+            wait_until(partial(has_polled, server))
+        tabs.bring_to_front(tabs.open("about:blank"))
+        time.sleep(2)  # what was asked just before may still come
+        before = {view: len(server.asked) for view, server in servers.items()}
+        time.sleep(QUIET_S)
+        asked = {view: server.asked[before[view] :] for view, server in servers.items()}
+        assert not any(asked.values()), asked
+        for view, server in servers.items():
+            tabs.bring_to_front(pages[view])
+            wait_until(lambda view=view, server=server: len(server.asked) > before[view])
+    finally:
+        tabs.close()
+
+
+def has_polled(server: LocalServer) -> bool:
+    """Whether its page has asked for what changes once more than when it came."""
+    return len(server.asked) > 40 or server.asked.count(("GET", "/console/session")) > 1
 
 
 def starts(page: Page, count: int) -> list[float]:
@@ -44,11 +66,12 @@ def starts(page: Page, count: int) -> list[float]:
     return [each / 1000 for each in page.evaluate(SCRAPES)]
 
 
-@pytest.mark.parametrize("view", ["#/watch", "#/watch/pirate", "#/adapters", "#/adapters/pirate"])
-def test_a_viewer_scrapes_at_most_once_a_second(browser: Browser, tmp_path: Path, view: str) -> None:
-    with local_server(tmp_path) as server, watched_page(browser, server.url, place=view) as page:
-        found = starts(page, 6)
-        assert min(later - earlier for earlier, later in pairwise(found)) > 0.95, found
+def test_a_viewer_scrapes_at_most_once_a_second(browser: Browser, servers: dict[str, LocalServer]) -> None:
+    with ExitStack() as stack:
+        pages = {view: stack.enter_context(watched_page(browser, servers[view].url, place=view)) for view in SCRAPING}
+        for view, page in pages.items():
+            found = starts(page, 6)
+            assert min(later - earlier for earlier, later in pairwise(found)) > 0.95, (view, found)
 
 
 def test_nor_does_one_who_goes_from_view_to_view(browser: Browser, tmp_path: Path) -> None:
