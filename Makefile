@@ -20,9 +20,14 @@ serve:
 	@$(PYTHON) requirements/bootstrap.py $(VENV) cpu
 	@env -u OMP_WAIT_POLICY $(BIN)/python -m server.demo --port $(PORT)
 
+# The kernels' tests, in Triton's interpreter, need one core for minutes: they run beside the others and are shown last.
 test: check $(TRITON)/ready
-	@PYTHONPATH=$(CURDIR)/$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
-	@$(BIN)/python -m pytest tests
+	@mkdir -p build
+	@PYTHONPATH=$(CURDIR)/$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton > build/triton.log 2>&1 & \
+	  kernels=$$!; trap 'kill $$kernels 2> /dev/null' EXIT; trap 'exit 130' INT TERM; \
+	  $(BIN)/python -m pytest tests; others=$$?; \
+	  echo "perft: waiting for the kernels' tests (build/triton.log)"; wait $$kernels; kernels_are=$$?; \
+	  cat build/triton.log; exit $$((others | kernels_are))
 
 $(TRITON)/ready: requirements/triton.txt | check
 	@echo "perft: installing requirements/triton.txt into $(TRITON) (0.2 GB to download)"
