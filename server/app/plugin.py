@@ -20,7 +20,8 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from perft.engine.grammar_probe import install_validation, pack_setup
 from perft.engine.peft_lora import check_peft_lora, lora_problem
 from perft.logs import escape_records
-from server.api import adapters, health, metrics, models
+from server.api import health, metrics, models
+from server.api.adapters import changes, files, reading, upload
 from server.api.control_planes import loading
 from server.api.error_responses import answer_invalid, as_api_error
 from server.api.openapi import describe
@@ -185,7 +186,7 @@ def tell_before_shutdown(client: EngineClient, health: EngineHealth) -> None:
 
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to an app; the middleware added last is the outermost."""
-    for module in (adapters, models, metrics, health, loading, console):
+    for module in (reading, upload, changes, files, models, metrics, health, loading, console):
         app.include_router(module.router)
     describe(app)
     for middleware in (AdapterRouting, DrainMiddleware, AccessControl):

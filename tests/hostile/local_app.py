@@ -17,7 +17,7 @@ from adapters.errors import InvalidAdapterError
 from adapters.format.files import Limits
 from adapters.format.folder import read_folder
 from perft.base_model import BaseShape
-from server.api.adapters import _body
+from server.api.adapters.upload import _body
 from server.api.error_responses import as_api_error
 from server.errors import ServerError
 from server.registry.registry import check_name

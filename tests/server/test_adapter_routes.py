@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from adapters.errors import StorageFullError
 from adapters.format.files import CONFIG_FILE, WEIGHTS_FILE, Limits
 from adapters.ref import AdapterRef
-from server.api import adapters as adapters_module
+from server.api.adapters import reading
 from server.api.dependencies import Services
 from server.api.error_responses import ApiError
 from server.api.models import ModelList
@@ -352,7 +352,7 @@ def test_many_who_ask_for_one_list_get_one_answer(
         made.append(caller.label)
         return make(registry, caller, query)
 
-    monkeypatch.setattr(adapters_module, "list_adapters", counted)
+    monkeypatch.setattr(reading, "list_adapters", counted)
     assert [listed(client) for _ in range(5)] == 5 * [["clerk", "poet"]] and made == ["admin"]
     assert listed(client, "bob") == ["clerk", "poet"] and listed(client, sort="-name") == ["poet", "clerk"]
     assert made == ["admin", "bob", "admin"]
@@ -758,7 +758,7 @@ def test_a_download_keeps_its_file_in_a_cache_that_is_too_small(
             services.registry.weights_file(services.registry.by_id("painter@1"))
             return found
 
-        monkeypatch.setattr("server.api.adapters.os", Mock(stat=stat_and_fetch_another))
+        monkeypatch.setattr("server.api.adapters.files.os", Mock(stat=stat_and_fetch_another))
         assert client.get("/v1/adapters/poet/versions/1/files/weights").content == weights
 
 
@@ -773,7 +773,7 @@ def test_an_upload_that_fails_unforeseen_is_counted(
         return next(float(line.split()[-1]) for line in lines if line.startswith('perft_uploads_total{result="error"'))
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.api.adapters.receive_upload", fail)
+        patch.setattr("server.api.adapters.upload.receive_upload", fail)
         refused(upload("poet", 0), 500, "internal_error")
     assert counted() == 1
     services.adapters.stage = fail  # type: ignore[method-assign]
