@@ -81,9 +81,9 @@ def keep_busy(pool: Executor, at_once: int, left: Callable[[Collection[Run]], Se
     """Do runs until none is left. left: those that can be done now, beside those that have begun."""
     begun = dict[Future[None], Run]()
     while True:
-        for run in left(begun.values())[: at_once - len(begun)]:
-            base_folder(run.base)  # made once, before several need it
-            begun[pool.submit(_do_and_tell, run)] = run
+        while len(begun) < at_once and (runs := left(begun.values())):
+            base_folder(runs[0].base)  # made once, before several need it
+            begun[pool.submit(_do_and_tell, runs[0])] = runs[0]
         if not begun:
             return
         for done in wait(begun, return_when=FIRST_COMPLETED).done:

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,12 @@ def test_a_core_is_not_idle_while_a_run_can_be_done(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("benchmarks.quality.runs.ORDER", (part,))
     order, going, next_seed = list[tuple[str, int]](), set[Run](), threading.Event()
 
+    class Pool(ThreadPoolExecutor):
+        def submit(self, do: Callable[[Run], None], run: Run) -> Future[None]:  # type: ignore[override]
+            order.append((run.method, run.seed))
+            return super().submit(do, run)
+
     def do(run: Run) -> None:
-        order.append((run.method, run.seed))
         going.add(run)
         assert len(going) <= 2
         if run.seed == 2:
@@ -141,7 +146,7 @@ def test_a_core_is_not_idle_while_a_run_can_be_done(tmp_path: Path, monkeypatch:
         going.remove(run)
 
     monkeypatch.setattr("benchmarks.quality.runs._do_and_tell", do)
-    with ThreadPoolExecutor(2) as pool:
+    with Pool(2) as pool:
         keep_busy(pool, 2, lambda begun: next_runs("small", tmp_path, begun=begun))
     seeds = [seed for _, seed in order]
     tried, seeded = 3 * [(method, 0) for method in part.methods], product(part.methods, (1, 2))
