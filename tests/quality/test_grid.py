@@ -125,8 +125,7 @@ def test_of_runs_beside_each_other_none_waits_for_another(tmp_path: Path, monkey
 
 
 def test_a_core_is_not_idle_while_a_run_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two, beside the last run of one seed goes on the first of the next, but nothing beside the last learning rate.
-    The last run of a seed ends here only once the next seed has begun."""
+    """Of two, beside the last run of one seed goes on the first of the next: here that run ends only then."""
     part = Part("small", "kinds", 4, (0, 1, 2), ("qvlora", "S", "E"))
     monkeypatch.setattr("benchmarks.quality.runs.ORDER", (part,))
     order, going, next_seed = list[tuple[str, int]](), set[Run](), threading.Event()
@@ -152,6 +151,17 @@ def test_a_core_is_not_idle_while_a_run_can_be_done(tmp_path: Path, monkeypatch:
     tried, seeded = 3 * [(method, 0) for method in part.methods], product(part.methods, (1, 2))
     assert sorted(order) == sorted([(grid.BASE, 0), *tried, *seeded])
     assert seeds == sorted(seeds)
+
+
+def test_the_seeds_wait_for_the_last_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("small", "kinds", 4, (0, 1), ("qvlora", "E"))
+    monkeypatch.setattr("benchmarks.quality.runs.ORDER", (part,))
+    *others, last = next_runs("small", tmp_path)
+    for run in others:
+        end(run, tmp_path)
+    assert next_runs("small", tmp_path, begun=[last]) == []
+    end(last, tmp_path)
+    assert [run.seed for run in next_runs("small", tmp_path)] == [1, 1]
 
 
 def test_a_run_that_fails_is_told_and_those_beside_it_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
